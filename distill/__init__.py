@@ -1,0 +1,45 @@
+"""Knowledge distillation: a frozen timm teacher, a compact timm student, honest numbers.
+
+The public names are imported on first use, so that `import distill` and the commands' `--help`
+cost nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from distill import _torchvision
+
+_torchvision.install()
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Annealing": "distill.callbacks.annealing",
+    "Distiller": "distill.module",
+    "Objective": "distill.objectives",
+    "Teacher": "distill.models.teacher",
+    "load_student": "distill.models.bundle",
+    "save_student": "distill.models.bundle",
+}
+__all__ = [*_HOME, "__version__"]
+
+if TYPE_CHECKING:
+    from distill.callbacks.annealing import Annealing
+    from distill.models.bundle import load_student, save_student
+    from distill.models.teacher import Teacher
+    from distill.module import Distiller
+    from distill.objectives import Objective
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'distill' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

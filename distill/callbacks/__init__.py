@@ -1,0 +1,1 @@
+"""Lightning callbacks: what moves or watches a run from outside the module."""

@@ -1,0 +1,98 @@
+"""Annealing: move the objective's temperature, or a weight, as training goes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytorch_lightning as pl
+
+from distill.objectives import Objective
+from distill.schedules import SCHEDULES
+
+
+class Annealing(pl.Callback):
+    """Move one value of the objective along a schedule.
+
+    The value is a function of the trainer's position alone (epoch, or optimiser step), so a resumed
+    run continues exactly where it would have been, also in the middle of an epoch. It holds `start`
+    for `warmup` units, then reaches `end` at the last unit (or `duration` units after the warm-up).
+    Every change is logged.
+
+    Args:
+        schedule: `linear`, `cosine`, `exponential` or `step`.
+        end: the value reached at the end.
+        start: the value at the beginning; None takes the objective's own.
+        unit: `epoch` or `step` (one optimiser step).
+        warmup: units during which `start` is held.
+        duration: units from the end of the warm-up to `end`; None lasts until training ends.
+        value: what is moved: `temperature`, `alpha` or `terms.NAME.weight`.
+
+    Raises:
+        ValueError: for an unknown schedule or unit, or values the objective would refuse.
+    """
+
+    def __init__(
+        self,
+        schedule: str = "cosine",
+        end: float = 1.0,
+        start: float | None = None,
+        unit: str = "epoch",
+        warmup: int = 0,
+        duration: int | None = None,
+        value: str = "temperature",
+    ) -> None:
+        if schedule not in SCHEDULES:
+            raise ValueError(f"unknown annealing {schedule!r}; there are {', '.join(SCHEDULES)}")
+        if unit not in ("epoch", "step"):
+            raise ValueError(f"annealing.unit must be epoch or step, got {unit!r}")
+        if warmup < 0 or (duration is not None and duration < 1):
+            raise ValueError(
+                "annealing.warmup must be at least 0 and annealing.duration at least 1"
+            )
+        for name, number in (("start", start), ("end", end)):
+            if number is not None and not math.isfinite(number):
+                raise ValueError(f"annealing.{name} must be finite, got {number}")
+            if number is not None and value == "temperature" and number <= 0:
+                raise ValueError(f"annealing.{name} must be a positive temperature, got {number}")
+        self.schedule, self.start, self.end = schedule, start, end
+        self.unit, self.warmup, self.duration, self.value = unit, warmup, duration, value
+
+    def at(self, position: int, total: int) -> float:
+        """Return the value at unit `position` of `total` (the last is `total − 1`)."""
+        assert self.start is not None
+        length = self.duration or max(total - 1 - self.warmup, 1)
+        progress = min(max((position - self.warmup) / length, 0.0), 1.0)
+        return SCHEDULES[self.schedule](progress, self.start, self.end)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Take the starting value from the objective, before a checkpoint moves it."""
+        objective = objective_of(pl_module)
+        if self.start is None:
+            self.start = objective.get(self.value)
+        for end in (self.start, self.end):  # refuse now what would be refused in the last epoch
+            objective.set(self.value, end)
+        objective.set(self.value, self.start)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Set the value for this batch; log it when it changes."""
+        if self.unit == "epoch":
+            position, total = trainer.current_epoch, trainer.max_epochs or 1
+        else:
+            position, total = trainer.global_step, int(trainer.estimated_stepping_batches)
+        value = self.at(position, total)
+        objective = objective_of(pl_module)
+        if value != objective.get(self.value) or trainer.global_step == 0:
+            objective.set(self.value, value)
+            for logger in trainer.loggers:
+                logger.log_metrics({self.value: value}, step=trainer.global_step)
+
+
+def objective_of(module: pl.LightningModule) -> Objective:
+    """Return the module's objective."""
+    objective = getattr(module, "objective", None)
+    if not isinstance(objective, Objective):
+        raise ValueError("Annealing needs a Distiller, a module with an `objective`")
+    return objective

@@ -1,0 +1,125 @@
+"""The installed commands: thin, instant to start, and their errors are one line.
+
+Nothing heavy is imported before a task runs, so that `--help` and tab completion are instant.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+PACKAGE = Path(__file__).resolve().parent
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+USER_ERROR = 2
+
+
+def train() -> None:
+    """`distill`: train a student under its teacher."""
+    run_command("train", "train")
+
+
+def evaluate() -> None:
+    """`distill-eval`: judge a trained student."""
+    run_command("eval", "evaluate")
+
+
+def run_command(config_name: str, task: str) -> None:
+    """Run a task of `distill.run` under Hydra, ending mistakes in one line and exit code 2."""
+    # Hydra is told to raise, so that the explaining is ours; the second variable tells the processes
+    # that a run starts (one per device) that it was not the user who asked for tracebacks.
+    if os.environ.get("HYDRA_FULL_ERROR") == "1" and "DISTILL_EXPLAIN" not in os.environ:
+        return hydra_main(config_name, task, explain=False)
+    os.environ["HYDRA_FULL_ERROR"] = os.environ["DISTILL_EXPLAIN"] = "1"
+    try:
+        hydra_main(config_name, task, explain=True)
+    except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
+        refuse(error)
+    except KeyboardInterrupt:
+        print("distill: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def hydra_main(config_name: str, task: str, explain: bool) -> None:
+    """Hand the command line to Hydra."""
+
+    def run_task(cfg: DictConfig) -> Any:
+        function: Callable[[DictConfig], Any] = getattr(import_run(), task)
+        if not explain:
+            return function(cfg)
+        try:
+            return function(cfg)
+        except (OmegaConfBaseException, ValueError, OSError) as error:
+            if HydraConfig.get().mode != RunMode.MULTIRUN:
+                refuse(error)
+            print(f"distill: job {HydraConfig.get().job.num}: {one_line(error)}", file=sys.stderr)
+            return float("nan")  # the other jobs of the sweep go on
+
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(run_task)()
+
+
+def import_run() -> ModuleType:
+    """Import what runs, and silence its libraries' advice that a user of this one cannot act on."""
+    import logging
+
+    run = importlib.import_module("distill.run")
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (r".*does not have many workers.*", r".*LeafSpec.*", r".*log_every_n_steps.*"):
+        warnings.filterwarnings("ignore", message=message)
+    return run
+
+
+def refuse(error: Exception) -> None:
+    """Print what went wrong in one line and exit with code 2."""
+    print(f"distill: {one_line(error)}", file=sys.stderr)
+    raise SystemExit(USER_ERROR)
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error as one line that says what, where and, for a misspelt key, what instead."""
+    cause = error.__cause__
+    if isinstance(error, HydraException) and isinstance(cause, OmegaConfBaseException):
+        return f"{first_sentence(str(error))}{nearest_key(str(error), cause)}"
+    text = str(error).strip() or type(error).__name__
+    if "Original Traceback" in text:  # raised in a data worker: its last line is the error
+        text = text.splitlines()[-1].partition(": ")[2] or text.splitlines()[-1]
+    if isinstance(error, OmegaConfBaseException):
+        text = f"{first_sentence(text)} ({getattr(error, 'full_key', '')})"
+    elif isinstance(error, OSError) and error.strerror:
+        text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    text = re.split(r"\s*(?:Config search path:|See https://hydra)", text)[0]
+    text = re.sub(r"\s*Available options in '[^']*':\s*", "; there are ", text)
+    return re.sub(r"\s*\n+\s*", ", ", text).replace("are ,", "are")
+
+
+def first_sentence(text: str) -> str:
+    """Return the first line of a message."""
+    return text.strip().splitlines()[0].rstrip(".")
+
+
+def nearest_key(message: str, cause: OmegaConfBaseException) -> str:
+    """Return a hint at the key that was probably meant, for a key that does not exist."""
+    asked = re.search(r"override '([^']+)'", message)
+    known = [str(key) for key in getattr(cause, "parent_node", None) or {}]
+    if not asked or not known:
+        return f": {first_sentence(str(cause))}"
+    prefix, _, key = asked.group(1).rpartition(".")
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean {prefix + '.' if prefix else ''}{near[0]}?"
+    return f"; there are {', '.join(known)}"

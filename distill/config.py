@@ -1,0 +1,174 @@
+"""From configuration to objects: the only caller of Hydra's `instantiate`, and the early checks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import ProgressBar
+from pytorch_lightning.loggers import CSVLogger, Logger
+
+from distill.callbacks.annealing import Annealing
+from distill.callbacks.speed import Speed
+from distill.data import DataModule
+from distill.models.build import DataShape, ModelSpec
+from distill.module import create_optimizer, resolve_topk
+from distill.objectives import Objective
+
+log = logging.getLogger(__name__)
+
+EXTRAS = {"wandb": "wandb", "mlflow": "mlflow", "webdataset": "data", "datasets": "data"}
+SUPERVISED = {
+    "_target_": "distill.objectives.Objective",
+    "terms": {"ce": {"loss": "cross_entropy"}},
+}
+
+
+def make(node: Any, label: str, **extra: Any) -> Any:
+    """Instantiate one configuration node, explaining what it refuses.
+
+    Args:
+        node: a node with a `_target_`.
+        label: the node's name, for messages.
+        **extra: further arguments, passed as they are.
+
+    Raises:
+        ValueError: if the arguments are wrong or a package is missing.
+    """
+    try:
+        return instantiate(node, _convert_="all", **extra)
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, OSError | ValueError) and not isinstance(cause, UnicodeError):
+            raise type(cause)(f"{cause}") from error
+        if isinstance(cause, ModuleNotFoundError):
+            package = EXTRAS.get(cause.name or "", cause.name)
+            raise ValueError(f"{label} needs pip install 'distill-kd[{package}]'") from error
+        raise ValueError(f"{label}: {str(cause).strip().splitlines()[0]}") from error
+
+
+def check_multirun(cfg: DictConfig) -> None:
+    """Refuse a sweep whose every job would start subprocesses that repeat the whole sweep."""
+    swept = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    launched = cfg.trainer.strategy in ("ddp", "ddp_find_unused_parameters_true", "fsdp", "auto")
+    if swept and launched and cfg.trainer.devices not in (1, "1", "auto"):
+        raise ValueError(
+            f"a sweep (-m) with trainer.strategy={cfg.trainer.strategy} and trainer.devices="
+            f"{cfg.trainer.devices} would repeat the sweep in every process: use trainer.devices=1 "
+            "(one trial per device), trainer.strategy=ddp_fork on CPU, or one torchrun per job"
+        )
+
+
+def build_data(cfg: DictConfig) -> DataModule:
+    """Return the data module."""
+    data = make(cfg.data, "data")
+    if not isinstance(data, DataModule):
+        raise ValueError("data must be a distill.data.DataModule")
+    return data
+
+
+def build_objective(cfg: DictConfig) -> Objective:
+    """Return the objective."""
+    return make(cfg.objective, "objective")
+
+
+def build_trainer(cfg: DictConfig, objective: Objective) -> pl.Trainer:
+    """Return a trainer with the configured callbacks, annealing and loggers."""
+    callbacks = [make(node, f"callbacks.{name}") for name, node in present(cfg.callbacks)]
+    callbacks.append(Speed())
+    if cfg.annealing:
+        callbacks.append(make(cfg.annealing, "annealing"))
+        check_annealing(callbacks[-1], objective)
+    folder = Path(cfg.paths.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    loggers: list[Logger] = [CSVLogger(str(folder), name="", version="")]
+    loggers += [make(node, f"logger.{name}") for name, node in present(cfg.logger)]
+    return make(
+        OmegaConf.masked_copy(cfg.trainer, [key for key in cfg.trainer if key != "compile"]),
+        "trainer",
+        callbacks=callbacks,
+        logger=loggers,
+        default_root_dir=str(folder),
+        use_distributed_sampler=False,  # the data module gives each rank its share
+        enable_model_summary=False,
+        enable_checkpointing=any(isinstance(c, pl.callbacks.Checkpoint) for c in callbacks),
+        enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
+    )
+
+
+def present(group: DictConfig) -> Iterable[tuple[str, Any]]:
+    """Return the named nodes of a group that have not been switched off with null."""
+    return [(str(name), node) for name, node in (group or {}).items() if node is not None]
+
+
+def check_annealing(annealing: Annealing, objective: Objective) -> None:
+    """Refuse values that the objective would refuse in some later epoch."""
+    before = objective.state()
+    for value in (annealing.start, annealing.end):
+        if value is not None:
+            objective.set(annealing.value, value)
+    objective.load_state(before)
+    objective.get(annealing.value)
+
+
+def model_spec(node: DictConfig) -> ModelSpec:
+    """Return which model a teacher or student node names."""
+    values = {key: node.get(key) for key in ("name", "pretrained", "checkpoint")}
+    return ModelSpec(args=plain(node.get("args")) or {}, **values)
+
+
+def data_shape(data: DataModule) -> DataShape:
+    """Return what the data ask of a model."""
+    return DataShape(data.num_classes, data.in_chans, data.image_size)
+
+
+def topk(cfg: DictConfig, data: DataModule) -> tuple[int, ...]:
+    """Return the k to report, noting the default ones that say nothing here."""
+    chosen = resolve_topk(plain(cfg.topk), data.num_classes)
+    if cfg.topk is None and 5 not in chosen:
+        log.info("top-5 is left out: there are %d classes", data.num_classes)
+    return chosen
+
+
+def check_optimizer(cfg: DictConfig, model: Any) -> None:
+    """Refuse an optimiser that cannot be built, before anything is trained."""
+    create_optimizer(model, plain(cfg.optimizer))
+
+
+def plain(node: Any) -> Any:
+    """Return a node as plain containers, resolved."""
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def alone(cfg: DictConfig, role: str) -> DictConfig:
+    """Return the configuration of a run that trains the teacher or the baseline, on labels only."""
+    derived = cfg.copy()
+    OmegaConf.set_struct(derived, False)
+    derived.objective, derived.annealing = SUPERVISED, {}
+    derived.logger, derived.ckpt_path = {}, None
+    if role == "teacher":
+        recipe = cfg.teacher.fit
+        derived.student = {key: cfg.teacher[key] for key in ("name", "args", "pretrained")}
+        derived.student.checkpoint = None
+        derived.optimizer, derived.scheduler = recipe.optimizer, recipe.scheduler
+        derived.trainer.max_epochs = recipe.max_epochs
+        derived.seed = derived.data.seed = recipe.seed
+        derived.data.batch_size = recipe.batch_size
+        derived.callbacks = {
+            name: node for name, node in present(cfg.callbacks) if name == "progress"
+        }
+    # Resolved against the run itself, then moved into a folder of its own.
+    resolved = OmegaConf.create(plain(derived))
+    resolved.paths.output_dir = str(Path(cfg.paths.output_dir) / role)
+    for node in (resolved.callbacks or {}).values():
+        if node is not None and "dirpath" in node:
+            node.dirpath = str(Path(resolved.paths.output_dir) / "checkpoints")
+    return resolved

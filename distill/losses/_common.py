@@ -1,0 +1,122 @@
+"""What every loss does first: checks for people, wide arithmetic, a teacher without gradient.
+
+No check reads a value of a tensor, so none makes an accelerator wait for the CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Temperature: TypeAlias = float | Tensor
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    if tensor.dtype not in (torch.float32, torch.float64):
+        tensor = tensor.float()
+    # Autograd refuses to save a tensor made in inference mode; its copy made outside is accepted.
+    if tensor.is_inference() and not torch.is_inference_mode_enabled():
+        tensor = tensor.clone()
+    return tensor
+
+
+def student_logits(student: Tensor, classes: int = 1) -> Tensor:
+    require(
+        student.dim() == 2 and student.is_floating_point(),
+        "student logits must be a floating-point tensor of shape [N, K], "
+        f"got {student.dtype} of shape {list(student.shape)}",
+    )
+    require(
+        student.shape[1] >= classes,
+        f"this loss needs at least {classes} classes, the logits have {student.shape[1]}",
+    )
+    return wide(student)
+
+
+def logit_pair(student: Tensor, teacher: Tensor, classes: int = 1) -> tuple[Tensor, Tensor]:
+    require(
+        student.shape == teacher.shape and teacher.is_floating_point(),
+        "teacher logits must be floating point and of the student's shape: student "
+        f"{list(student.shape)}, teacher {list(teacher.shape)} ({teacher.dtype})",
+    )
+    return student_logits(student, classes), wide(teacher.detach())
+
+
+def labels(student: Tensor, target: Tensor) -> Tensor:
+    require(
+        not (target.is_floating_point() or target.is_complex() or target.dtype == torch.bool),
+        f"this loss needs class indices, got a target of type {target.dtype}; "
+        "targets mixed from several classes have no single label",
+    )
+    require(
+        target.shape == student.shape[:1],
+        f"target must hold one label per example, shape [{student.shape[0]}], "
+        f"got shape {list(target.shape)}",
+    )
+    index = target.long()
+    return index.clone() if index.is_inference() else index
+
+
+def labels_or_probabilities(student: Tensor, target: Tensor) -> Tensor:
+    if not target.is_floating_point():
+        return labels(student, target)
+    require(
+        target.shape == student.shape,
+        f"target probabilities must have the logits' shape {list(student.shape)}, "
+        f"got {list(target.shape)}",
+    )
+    return wide(target).to(student.dtype)
+
+
+def checked_temperature(temperature: Temperature, logits: Tensor) -> Temperature:
+    if not isinstance(temperature, Tensor):
+        return positive("temperature", temperature)
+    require(
+        temperature.is_floating_point() and temperature.shape in ((), (logits.shape[0], 1)),
+        f"a temperature tensor must be floating point of shape [] or [{logits.shape[0]}, 1], "
+        f"got {temperature.dtype} of shape {list(temperature.shape)}",
+    )
+    return wide(temperature)
+
+
+def per_example(temperature: Temperature) -> Temperature:
+    """The temperature as a factor of `[N]` values."""
+    if isinstance(temperature, Tensor) and temperature.dim() == 2:
+        return temperature.squeeze(1)
+    return temperature
+
+
+def finite(name: str, value: float) -> float:
+    require(math.isfinite(value), f"{name} must be a finite number, got {value}")
+    return float(value)
+
+
+def positive(name: str, value: float) -> float:
+    require(math.isfinite(value) and value > 0, f"{name} must be positive and finite, got {value}")
+    return float(value)
+
+
+def non_negative(name: str, value: float) -> float:
+    require(math.isfinite(value) and value >= 0, f"{name} must be finite and ≥ 0, got {value}")
+    return float(value)
+
+
+def largest_other(student: Tensor, label: Tensor) -> Tensor:
+    """The largest logit of each row beside the label's, `[N]`."""
+    return without_label(student, label).max(dim=1).values
+
+
+def without_label(student: Tensor, label: Tensor, fill: float = -math.inf) -> Tensor:
+    return student.scatter(1, label.unsqueeze(1), fill)
+
+
+def at_label(values: Tensor, label: Tensor) -> Tensor:
+    return values.gather(1, label.unsqueeze(1)).squeeze(1)

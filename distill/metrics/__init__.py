@@ -1,0 +1,72 @@
+"""Honest numbers: calibration, ranking, fidelity to the teacher, and post-hoc scaling."""
+
+from distill.metrics.calibration import (
+    AdaptiveCalibrationError,
+    BrierScore,
+    CalibrationError,
+    ClasswiseCalibrationError,
+    NegativeLogLikelihood,
+    SmoothCalibrationError,
+    adaptive_calibration_error,
+    brier_score,
+    classwise_calibration_error,
+    expected_calibration_error,
+    negative_log_likelihood,
+    smooth_calibration_error,
+)
+from distill.metrics.evaluate import evaluate
+from distill.metrics.fidelity import (
+    Agreement,
+    KLFromTeacher,
+    agreement,
+    agreement_where_teacher_wrong,
+    centred_logit_mse,
+    confidence_slope,
+    entropy_gap,
+    jensen_shannon,
+    kl_from_teacher,
+    kl_to_teacher,
+    topk_overlap,
+    total_variation,
+)
+from distill.metrics.ranking import (
+    MeanReciprocalRank,
+    TopKAccuracy,
+    mean_reciprocal_rank,
+    topk_accuracy,
+)
+from distill.metrics.scaling import Scaling, fit_temperature
+
+__all__ = [
+    "AdaptiveCalibrationError",
+    "Agreement",
+    "BrierScore",
+    "CalibrationError",
+    "ClasswiseCalibrationError",
+    "KLFromTeacher",
+    "MeanReciprocalRank",
+    "NegativeLogLikelihood",
+    "Scaling",
+    "SmoothCalibrationError",
+    "TopKAccuracy",
+    "adaptive_calibration_error",
+    "agreement",
+    "agreement_where_teacher_wrong",
+    "brier_score",
+    "centred_logit_mse",
+    "classwise_calibration_error",
+    "confidence_slope",
+    "entropy_gap",
+    "evaluate",
+    "expected_calibration_error",
+    "fit_temperature",
+    "jensen_shannon",
+    "kl_from_teacher",
+    "kl_to_teacher",
+    "mean_reciprocal_rank",
+    "negative_log_likelihood",
+    "smooth_calibration_error",
+    "topk_accuracy",
+    "topk_overlap",
+    "total_variation",
+]

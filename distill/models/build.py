@@ -1,0 +1,168 @@
+"""Build teachers and students with timm, from names and from files."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+import distill.models.cifar  # noqa: F401  (registers its families with timm)
+from distill.models.bundle import Checkpoint, read_checkpoint
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which model to build, and where its weights come from.
+
+    Args:
+        name: timm's name of the architecture; None where `checkpoint` knows it.
+        args: further arguments of `timm.create_model`.
+        pretrained: whether timm fetches its published weights.
+        checkpoint: a student bundle, a Lightning checkpoint of this project (both bring their own
+            architecture), `.pth` or `.safetensors`.
+    """
+
+    name: str | None = None
+    args: Mapping[str, Any] = field(default_factory=dict)
+    pretrained: bool = False
+    checkpoint: str | None = None
+
+
+@dataclass(frozen=True)
+class DataShape:
+    """What a data set asks of a model: K, channels, height and width in pixels."""
+
+    num_classes: int
+    in_chans: int
+    image_size: tuple[int, int]
+
+
+class Normalize(nn.Module):
+    """Shift and scale each channel: `(x − mean)/std` for `[N, C, H, W]`."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, view: Tensor) -> Tensor:
+        """Return the normalised view."""
+        return (view - self.mean) / self.std
+
+
+def build_model(spec: ModelSpec, shape: DataShape, role: str) -> nn.Module:
+    """Return a timm model that fits the data, with its weights loaded, in channels-last layout.
+
+    Args:
+        spec: which model.
+        shape: what the data ask of it.
+        role: `teacher` or `student`, for messages.
+
+    Raises:
+        ValueError: if the name is unknown, the weights do not fit, or the model refuses the images.
+    """
+    checkpoint = read_checkpoint(spec.checkpoint) if spec.checkpoint else None
+    name, args = spec.name, dict(spec.args)
+    if checkpoint is not None and checkpoint.architecture:
+        name, args = checkpoint.architecture, dict(checkpoint.args)
+    if not name:
+        raise ValueError(f"give {role}.name: a timm model, or {role}.checkpoint: a student bundle")
+    published = published_classes(name) if spec.pretrained and checkpoint is None else None
+    if published not in (None, shape.num_classes):
+        raise ValueError(
+            f"the published weights of {role} {name} know {published} classes and the data have "
+            f"{shape.num_classes}: fine-tune it first and give {role}.checkpoint, or set "
+            f"{role}.pretrained=false"
+        )
+    model = create(name, args, shape, spec.pretrained and checkpoint is None, role)
+    if checkpoint is not None:
+        load_weights(model, checkpoint, shape, f"{role}.checkpoint={spec.checkpoint}")
+    check_forward(model, shape, f"{role} {name}")
+    return model.to(memory_format=torch.channels_last)  # 1.3 to 3.3 times faster on CPU and GPU
+
+
+def normalization(model: nn.Module, in_chans: int) -> Normalize:
+    """Return the input normalisation that the model's `pretrained_cfg` declares.
+
+    A model that declares three channels and sees another number is given the three's mean.
+    """
+    config = getattr(model, "pretrained_cfg", None) or {}
+    mean, std = (
+        list(config.get(key) or [default]) for key, default in (("mean", 0.5), ("std", 0.5))
+    )
+    if len(mean) != in_chans:
+        mean, std = ([sum(values) / len(values)] * in_chans for values in (mean, std))
+    return Normalize(mean, std)
+
+
+def published_classes(name: str) -> int | None:
+    """Return the class count of timm's published weights."""
+    config = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
+    return config.num_classes if config is not None else None
+
+
+def create(
+    name: str, args: Mapping[str, Any], shape: DataShape, pretrained: bool, role: str
+) -> nn.Module:
+    """Call `timm.create_model`, explaining what it refuses."""
+    if not timm.is_model(name.split(".")[0]) and ":" not in name:
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else "; see timm.list_models()"
+        raise ValueError(f"timm has no model {name!r} for {role}.name{hint}")
+    options = {"num_classes": shape.num_classes, "in_chans": shape.in_chans, **args}
+    try:
+        return timm.create_model(name, pretrained=pretrained, **options)
+    except Exception as error:  # constructors raise anything, and so do downloads
+        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"timm cannot build {role} {name} with {dict(args)}: {why}") from error
+
+
+def load_weights(model: Any, checkpoint: Checkpoint, shape: DataShape, origin: str) -> None:
+    """Load weights that must fit tensor by tensor, naming both sides where they do not."""
+    config = model.pretrained_cfg
+    for key, axis, wanted, noun in (
+        (config.get("classifier"), 0, shape.num_classes, "classes"),
+        (config.get("first_conv"), 1, shape.in_chans, "input channels"),
+    ):
+        weight = checkpoint.weights.get(f"{key}.weight") if isinstance(key, str) else None
+        if weight is not None and weight.ndim > axis and weight.shape[axis] != wanted:
+            raise ValueError(f"{origin} has {weight.shape[axis]} {noun} and the data have {wanted}")
+    own = model.state_dict()
+    differing = [
+        key
+        for key in sorted(own.keys() | checkpoint.weights.keys())
+        if key not in own
+        or key not in checkpoint.weights
+        or own[key].shape != checkpoint.weights[key].shape
+    ]
+    if differing:
+        raise ValueError(
+            f"{origin} does not fit the architecture: {len(differing)} of {len(own)} tensors differ, "
+            f"such as {', '.join(differing[:3])}"
+        )
+    model.load_state_dict(checkpoint.weights)
+
+
+def check_forward(model: nn.Module, shape: DataShape, label: str) -> None:
+    """Run one blank image, so that a wrong size is refused now and not after the teacher."""
+    training = model.training
+    blank = torch.zeros(1, shape.in_chans, *shape.image_size)
+    try:
+        with torch.inference_mode():
+            logits = model.eval()(blank)
+    except Exception as error:  # a model refuses a size in its own way
+        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        size = "×".join(map(str, (shape.in_chans, *shape.image_size)))
+        raise ValueError(f"{label} does not take {size} images: {why}") from error
+    finally:
+        model.train(training)
+    if logits.shape != (1, shape.num_classes):
+        raise ValueError(f"{label} answers {tuple(logits.shape)}, not (1, {shape.num_classes})")

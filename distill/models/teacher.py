@@ -1,0 +1,50 @@
+"""The frozen teacher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Teacher:
+    """A model that answers and never changes.
+
+    It is a plain object, not a module: inside the student's module tree it would leak into
+    checkpoints, be flipped to training mode, be wrapped by DDP and be copied by weight averaging.
+    It is always in eval mode and answers under `inference_mode`, in whatever autocast its caller
+    runs; its answer is therefore an inference tensor.
+
+    Args:
+        model: views `[N, C, H, W]` in [0, 1] → logits `[N, K]`.
+        normalize: the model's own input normalisation, or None.
+    """
+
+    def __init__(self, model: nn.Module, normalize: nn.Module | None = None) -> None:
+        self.model = model.requires_grad_(False).eval()
+        self.normalize = normalize or nn.Identity()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
+        return self
+
+    def to(self, device: torch.device) -> Teacher:
+        """Move the teacher to a device."""
+        self.model.to(device)
+        self.normalize.to(device)
+        return self
+
+    @property
+    def num_classes(self) -> int | None:
+        """The number of classes the model declares, where it does."""
+        return getattr(self.model, "num_classes", None)
+
+    @torch.inference_mode()
+    def __call__(self, view: Tensor) -> Tensor:
+        """Return logits `[N, K]` for views `[N, C, H, W]`."""
+        if self.model.training:
+            self.model.eval()
+        parameter = next(self.model.parameters(), None)
+        if parameter is not None:  # under bf16-true the views arrive narrower than the weights
+            view = view.to(parameter.dtype)
+        return self.model(self.normalize(view))

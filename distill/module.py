@@ -1,0 +1,238 @@
+"""The training step: a student under an objective, watched by metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from distill.metrics import (
+    Agreement,
+    BrierScore,
+    CalibrationError,
+    MeanReciprocalRank,
+    NegativeLogLikelihood,
+    TopKAccuracy,
+)
+from distill.models.teacher import Teacher
+from distill.objectives import Objective
+
+DEFAULT_TOPK = (1, 5)
+Batch = Sequence[Tensor]
+
+
+class Distiller(pl.LightningModule):
+    """Train a student under an objective, with or without a teacher.
+
+    Batches are `(view, target)` or `(view, target, index)`; an index below zero marks a sampler's
+    padding, which no metric counts. Only the student (and what the objective learns) has parameters,
+    gradients and a place in checkpoints.
+
+    Args:
+        student: views `[N, C, H, W]` → logits `[N, K]`.
+        teacher: a `Teacher`, any module (which is then frozen and put outside the module tree), or
+            None.
+        objective: what to minimise; None is cross-entropy on the labels.
+        num_classes: K; None asks the student (timm models know).
+        optimizer: keywords of `timm.optim.create_optimizer_v2`.
+        scheduler: keywords of `timm.scheduler.create_scheduler_v2` in epochs, or None for a
+            constant learning rate.
+        topk: the k of the logged top-k accuracies, each below K; None is 1 and 5 where K allows.
+        normalize: the student's own input normalisation, or None.
+
+    Raises:
+        ValueError: if the parts do not fit together.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: Teacher | nn.Module | None = None,
+        objective: Objective | None = None,
+        *,
+        num_classes: int | None = None,
+        optimizer: Mapping[str, Any] | None = None,
+        scheduler: Mapping[str, Any] | None = None,
+        topk: Sequence[int] | None = None,
+        normalize: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.teacher = Teacher(teacher) if isinstance(teacher, nn.Module) else teacher
+        self.objective = objective or Objective({"ce": "cross_entropy"})
+        self.normalize = normalize or nn.Identity()
+        self.num_classes = num_classes or getattr(student, "num_classes", None) or 0
+        self.optimizer_options = {"opt": "adamw", "lr": 1e-3, **(optimizer or {})}
+        self.scheduler_options = dict(scheduler) if scheduler else None
+        check_parts(self)
+        self.topk = resolve_topk(topk, self.num_classes)
+        self.metrics = nn.ModuleDict({"val": self._metrics(), "test": self._metrics()})
+        self.about: dict[str, Any] = {}  # plain values that checkpoints carry as they are
+
+    def forward(self, view: Tensor) -> Tensor:
+        """Return the student's logits `[N, K]` for views `[N, C, H, W]` in [0, 1]."""
+        return self.student(self.normalize(view))
+
+    def setup(self, stage: str) -> None:
+        """Move the teacher, which Lightning cannot see, to the student's device."""
+        if self.teacher is not None:
+            self.teacher.to(self.device)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the objective's loss on one batch."""
+        view, target = batch[:2]
+        losses = self.objective(self(view), self._teach(view), target)
+        self._log_losses("train", losses, len(view))
+        return losses["loss"]
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Update the validation metrics."""
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Update the test metrics."""
+        self._evaluate("test", batch)
+
+    def predict_step(
+        self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, Tensor]:
+        """Return student (and teacher) logits `[N, K]`, targets and indices `[N]` of one batch."""
+        view, target, *rest = batch
+        answers = {"student": self(view).float(), "target": target}
+        if self.teacher is not None:
+            answers["teacher"] = self.teacher(view).float()
+        if rest:
+            answers["index"] = rest[0]
+        return answers
+
+    def configure_optimizers(self) -> Any:
+        """Return timm's optimiser over what learns and, if asked for, timm's schedule."""
+        optimizer = create_optimizer(self.student, self.optimizer_options)
+        learned = list(self.objective.parameters())
+        if learned:
+            optimizer.add_param_group({"params": learned, "weight_decay": 0.0})
+        if self.scheduler_options is None:
+            return optimizer
+        epochs = max(self.trainer.max_epochs or 1, 1)
+        updates = max(int(self.trainer.estimated_stepping_batches) // epochs, 1)
+        scheduler = create_schedule(optimizer, self.scheduler_options, epochs, updates)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Give timm's schedule the update that comes next."""
+        scheduler.step_update(self.global_step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the annealed values as plain numbers."""
+        # Not in the state dict: weight averaging saves a copy that was made before annealing.
+        checkpoint["distill"] = {"objective": self.objective.state(), **self.about}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the annealed values back."""
+        if "distill" in checkpoint:
+            self.objective.load_state(checkpoint["distill"]["objective"])
+
+    def _metrics(self) -> nn.ModuleDict:
+        metrics: dict[str, Metric] = {f"top{k}": TopKAccuracy(k) for k in self.topk}
+        metrics |= {
+            "mrr": MeanReciprocalRank(),
+            "nll": NegativeLogLikelihood(self.num_classes),
+            "brier": BrierScore(self.num_classes),
+            "ece": CalibrationError(self.num_classes),
+        }
+        if self.teacher is not None:
+            metrics["agreement"] = Agreement()
+        return nn.ModuleDict(metrics)
+
+    def _teach(self, view: Tensor) -> Tensor | None:
+        return self.teacher(view) if self.teacher is not None else None
+
+    def _evaluate(self, stage: str, batch: Batch) -> None:
+        view, target, index = (*batch, None)[:3]
+        student, teacher = self(view).float(), self._teach(view)
+        if index is not None and self.trainer.world_size > 1:
+            real = index >= 0
+            student, target = student[real], target[real]
+            teacher = None if teacher is None else teacher[real]
+        if not len(target):
+            return
+        self._log_losses(stage, self.objective(student, teacher, target), len(target))
+        probs = student.softmax(dim=1)
+        for name, metric in self.metrics[stage].items():  # type: ignore[operator, union-attr]
+            if name == "agreement":
+                metric.update(student, teacher)
+            else:
+                metric.update(probs if name in ("brier", "ece") else student, target)
+            self.log(
+                f"{stage}/{name}", metric, on_step=False, on_epoch=True, batch_size=len(target)
+            )
+
+    def _log_losses(self, stage: str, losses: Mapping[str, Tensor], count: int) -> None:
+        self.log_dict(
+            {f"{stage}/{name}": value.detach() for name, value in losses.items()},
+            on_step=False,
+            on_epoch=True,
+            batch_size=count,
+            sync_dist=stage != "train",
+        )
+
+
+def check_parts(module: Distiller) -> None:
+    """Refuse parts that cannot work together."""
+    teacher, classes = module.teacher, module.num_classes
+    if classes < 2:
+        raise ValueError("the student does not say how many classes it has: give num_classes")
+    if module.objective.needs_teacher and teacher is None:
+        raise ValueError("this objective compares with a teacher: give one, or use supervised")
+    if teacher is not None and teacher.num_classes not in (None, classes):
+        raise ValueError(
+            f"the teacher has {teacher.num_classes} classes and the student {classes}: "
+            "they must be trained on the same classes"
+        )
+
+
+def resolve_topk(topk: Sequence[int] | None, num_classes: int) -> tuple[int, ...]:
+    """Return the k to report: the caller's, or the default ones that are below K."""
+    if topk is None:
+        return tuple(k for k in DEFAULT_TOPK if k < num_classes)
+    for k in topk:
+        if not 1 <= k < num_classes:
+            raise ValueError(
+                f"top-{k} says nothing among {num_classes} classes: 1 ≤ k < {num_classes}"
+            )
+    return tuple(topk)
+
+
+def create_optimizer(model: nn.Module, options: Mapping[str, Any]) -> torch.optim.Optimizer:
+    """Return timm's optimiser, explaining options it does not know."""
+    try:
+        return create_optimizer_v2(model, **options)
+    except (TypeError, AssertionError, ValueError) as error:
+        raise ValueError(f"optimizer {dict(options)} was refused: {error}") from error
+
+
+def create_schedule(
+    optimizer: torch.optim.Optimizer, options: Mapping[str, Any], epochs: int, updates: int
+) -> Any:
+    """Return timm's schedule in updates, explaining options it does not know."""
+    try:
+        scheduler, _ = create_scheduler_v2(
+            optimizer,
+            **{"num_epochs": epochs, **options},
+            step_on_epochs=False,
+            updates_per_epoch=updates,
+        )
+    except (TypeError, AssertionError, ValueError) as error:
+        raise ValueError(f"scheduler {dict(options)} was refused: {error}") from error
+    if scheduler is None:
+        raise ValueError(f"unknown schedule {options.get('sched')!r}; try cosine, step or poly")
+    return scheduler

@@ -1,0 +1,44 @@
+"""Tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+ROLES = {"teacher": "teacher", "baseline": "baseline", "student": "distilled"}
+
+
+def print_table(summary: dict[str, Any]) -> None:
+    """Print teacher, baseline and student with their accuracy, confidence, size and speed."""
+    present = {label: summary[role] for role, label in ROLES.items() if summary.get(role)}
+    ks = sorted({int(k[3:]) for row in present.values() for k in row if k[3:].isdigit()})
+    ks = [k for k in ks if any(row.get(f"top{k}") is not None for row in present.values())]
+    columns = ["", *(f"top-{k} %" for k in ks), "NLL", "ECE %", "parameters", "images/s"]
+    rows = []
+    for label, row in present.items():
+        accuracies = [number(row.get(f"top{k}"), 100, 2) for k in ks]
+        confidence = [number(row["nll"], 1, 4), number(row["ece"], 100, 2)]
+        size = [f"{row['params']:,}", number(row.get("images_per_second"), 1, 0)]
+        rows.append([label, *accuracies, *confidence, *size])
+    show(columns, rows, title="test split, last epoch")
+
+
+def number(value: float | None, scale: float, digits: int) -> str:
+    """Return a number for a person, or a dash."""
+    return "–" if value is None else f"{value * scale:,.{digits}f}"
+
+
+def show(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str) -> None:
+    """Print a table, wide enough for its rows where there is no terminal."""
+    console = Console()
+    table = Table(title=title, title_justify="left")
+    for position, column in enumerate(columns):
+        table.add_column(column, justify="right" if position else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    if not console.is_terminal:
+        console = Console(width=max(console.width, console.measure(table).maximum))
+    console.print(table)

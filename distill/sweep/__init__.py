@@ -1,0 +1,1 @@
+"""Many runs: the table that ends a sweep."""

@@ -1,0 +1,265 @@
+"""Time every loss against the leanest direct torch expression of its formula.
+
+    python scripts/bench_losses.py [--rows 1024] [--classes 1000] [--repeats 15] [--json PATH]
+
+Forward and backward in float32 on the CPU. A loss and its reference take turns, so a busy machine
+slows both; the ratio is that of the medians. The references skip what the losses guard against
+(cancellation, overflow, ties), not parts of the formula.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill import losses
+
+T = 4.0
+Function = Callable[[Tensor], Tensor]
+
+
+class Case(NamedTuple):
+    """A loss, what it is measured against, and the ratio it may reach."""
+
+    loss: Function
+    reference: Function
+    limit: float
+
+
+def lean_kl(s: Tensor, z: Tensor, t: float = T) -> Tensor:
+    teacher = z / t
+    p, log_p = torch.softmax(teacher, 1), torch.log_softmax(teacher, 1)
+    return t * t * (p * (log_p - torch.log_softmax(s / t, 1))).sum(1)
+
+
+def lean_decoupled(s: Tensor, z: Tensor, y: Tensor) -> Tensor:
+    index = y.unsqueeze(1)
+    s, z = s / T, z / T
+    s_rest, z_rest = s.scatter(1, index, -1e9), z.scatter(1, index, -1e9)
+    s_log, z_log = torch.log_softmax(s_rest, 1), torch.log_softmax(z_rest, 1)
+    others = (z_log.exp() * (z_log - s_log)).sum(1)
+    s_odds = s.gather(1, index) - torch.logsumexp(s_rest, 1, keepdim=True)
+    z_odds = z.gather(1, index) - torch.logsumexp(z_rest, 1, keepdim=True)
+    s_two = F.logsigmoid(torch.cat([s_odds, -s_odds], 1))
+    z_two = F.logsigmoid(torch.cat([z_odds, -z_odds], 1))
+    return T * T * ((z_two.exp() * (z_two - s_two)).sum(1) + 8 * others)
+
+
+def lean_dist(s: Tensor, z: Tensor) -> Tensor:
+    p, q = torch.softmax(s / T, 1), torch.softmax(z / T, 1)
+    total = torch.zeros(len(s))
+    for dim in (1, 0):
+        a, b = p - p.mean(dim, keepdim=True), q - q.mean(dim, keepdim=True)
+        rho = (a * b).sum(dim) / ((a * a).sum(dim) * (b * b).sum(dim)).sqrt()
+        total = total + (1 - rho if dim else (1 - rho).mean())
+    return T * T * total
+
+
+def signed(z: Tensor) -> Tensor:
+    k = z.shape[1]
+    return (torch.softmax(z, 1) * k - 1) / (k - 1)
+
+
+def lean_squared(s: Tensor, z: Tensor) -> Tensor:
+    p = (1 + signed(z)) / 2
+    return (p * torch.relu(1 - s).square() + (1 - p) * torch.relu(1 + s).square()).sum(1)
+
+
+def lean_soft_hinge(s: Tensor, z: Tensor) -> Tensor:
+    t = signed(z)
+    return torch.relu(t.abs() - t.sign() * s).sum(1)
+
+
+def lean_weighted(s: Tensor, z: Tensor) -> Tensor:
+    t = signed(z)
+    return torch.relu(t.abs() - t * s).sum(1)
+
+
+def sorted_pairs(s: Tensor, z: Tensor) -> Tensor:
+    """Without ties, `Σ relu(x) = Σ (x + |x|)/2`: one sort by p for x, one by gain for |x|."""
+    p = torch.softmax(z, 1)
+    gain = p - s
+    weight = torch.arange(s.shape[1]) - (s.shape[1] - 1) / 2
+    by_p = gain.gather(1, p.argsort(1))
+    return ((by_p + gain.sort(1).values) * weight).sum(1)
+
+
+def lean_one_vs_rest(s: Tensor, y: Tensor) -> Tensor:
+    index = y.unsqueeze(1)
+    return torch.relu(1 + s.scatter(1, index, -s.gather(1, index))).sum(1)
+
+
+def margin(s: Tensor, y: Tensor) -> Tensor:
+    index = y.unsqueeze(1)
+    others = s.scatter(1, index, -torch.inf).max(1).values
+    return s.gather(1, index).squeeze(1) - others
+
+
+def lean_weston_watkins(s: Tensor, y: Tensor) -> Tensor:
+    return torch.relu(1 + s - s.gather(1, y.unsqueeze(1))).sum(1) - 1
+
+
+def lean_topk(s: Tensor, y: Tensor) -> Tensor:
+    index = y.unsqueeze(1)
+    rival = s.scatter(1, index, -torch.inf).topk(5, 1).values[:, 4]
+    return torch.relu(1 + (rival - s.gather(1, index).squeeze(1)) / 5)
+
+
+def lean_ldam(s: Tensor, y: Tensor, margins: Tensor) -> Tensor:
+    index = y.unsqueeze(1)
+    return F.cross_entropy(
+        30 * s.scatter_add(1, index, -margins[y].unsqueeze(1)), y, reduction="none"
+    )
+
+
+def cases(z: Tensor, y: Tensor) -> dict[str, Case]:
+    classes = z.shape[1]
+    counts = torch.linspace(1000, 10, classes)
+    weights = losses.class_balanced_weights(counts, 0.9999)
+    margins = 0.5 * (counts / counts.min()) ** -0.25
+    prior = (counts / counts.sum()).log()
+    ce = partial(F.cross_entropy, target=y, reduction="none")
+
+    def teacher(function: Callable[..., Tensor], **options: float) -> Function:
+        return lambda s: function(s, z, **options)
+
+    def label(function: Callable[..., Tensor], *options: object) -> Function:
+        return lambda s: function(s, y, *options)
+
+    def pair(
+        loss: Callable[..., Tensor], lean: Function, limit: float = 1.5, **options: float
+    ) -> Case:
+        return Case(teacher(loss, **options), lean, limit)
+
+    mse = lambda s: (lambda d: (d - d.mean(1, keepdim=True)).square().sum(1) / (2 * classes))(s - z)  # noqa: E731
+    norm = lambda x: F.layer_norm(x, x.shape[1:], eps=1e-6)  # noqa: E731
+    return {
+        "cross_entropy": Case(label(losses.cross_entropy), ce, 1.5),
+        "tempered_cross_entropy": Case(
+            label(losses.tempered_cross_entropy, T), lambda s: T * ce(s / T), 1.5
+        ),
+        "kl_divergence": pair(losses.kl_divergence, teacher(lean_kl), temperature=T),
+        "kl_divergence T=1000": pair(
+            losses.kl_divergence, teacher(lean_kl, t=1000.0), 2.2, temperature=1000.0
+        ),
+        "soft_cross_entropy": pair(
+            losses.soft_cross_entropy,
+            lambda s: -T * T * (torch.softmax(z / T, 1) * torch.log_softmax(s / T, 1)).sum(1),
+            temperature=T,
+        ),
+        "logit_mse": pair(losses.logit_mse, mse),
+        "standardized_kl": pair(
+            losses.standardized_kl, lambda s: lean_kl(norm(s), norm(z), 2.0), temperature=2.0
+        ),
+        "decoupled": Case(
+            lambda s: losses.decoupled(s, z, y, temperature=T),
+            lambda s: lean_decoupled(s, z, y),
+            1.5,
+        ),
+        "dist": pair(losses.dist, teacher(lean_dist), temperature=T),
+        "soft_hinge": pair(losses.soft_hinge, teacher(lean_soft_hinge)),
+        "squared_soft_hinge": pair(losses.squared_soft_hinge, teacher(lean_squared)),
+        "weighted_sign_hinge": pair(losses.weighted_sign_hinge, teacher(lean_weighted)),
+        "product_hinge": pair(losses.product_hinge, lambda s: torch.relu(1 - signed(z) * s).sum(1)),
+        "epsilon_insensitive_hinge": pair(
+            losses.epsilon_insensitive_hinge,
+            lambda s: torch.relu((s - signed(z)).abs() - 0.1).sum(1),
+            epsilon=0.1,
+        ),
+        "pairwise_soft_hinge": pair(losses.pairwise_soft_hinge, teacher(sorted_pairs)),
+        "one_vs_rest_hinge": Case(label(losses.one_vs_rest_hinge), label(lean_one_vs_rest), 1.5),
+        "crammer_singer": Case(
+            label(losses.crammer_singer), lambda s: torch.relu(1 - margin(s, y)), 1.5
+        ),
+        "weston_watkins": Case(label(losses.weston_watkins), label(lean_weston_watkins), 1.5),
+        "class_balanced_cross_entropy": Case(
+            label(losses.class_balanced_cross_entropy, counts), lambda s: weights[y] * ce(s), 1.5
+        ),
+        "ldam": Case(label(losses.ldam, counts), lambda s: lean_ldam(s, y, margins), 1.5),
+        "logit_adjusted_cross_entropy": Case(
+            label(losses.logit_adjusted_cross_entropy, counts), lambda s: ce(s + prior), 1.5
+        ),
+        "generalized_cross_entropy": Case(
+            label(losses.generalized_cross_entropy), lambda s: (1 - (-0.7 * ce(s)).exp()) / 0.7, 1.5
+        ),
+        "symmetric_cross_entropy": Case(
+            label(losses.symmetric_cross_entropy),
+            lambda s: (lambda c: 0.1 * c + 9.2103404 * (1 - (-c).exp()))(ce(s)),
+            1.5,
+        ),
+        "ramp_hinge": Case(
+            label(losses.ramp_hinge), lambda s: torch.relu(1 - margin(s, y)).clamp(max=2), 1.5
+        ),
+        "smooth_topk / cross_entropy": Case(label(losses.smooth_topk), ce, 20.0),
+        "hard_topk_hinge": Case(label(losses.hard_topk_hinge), label(lean_topk), 1.5),
+    }
+
+
+def seconds(function: Function, student: Tensor) -> float:
+    student.grad = None
+    start = time.perf_counter()
+    function(student).sum().backward()
+    return time.perf_counter() - start
+
+
+def measure(case: Case, student: Tensor, repeats: int) -> dict[str, float]:
+    times: dict[str, list[float]] = {"loss": [], "reference": []}
+    for turn in range(repeats + 2):
+        for name, function in (("loss", case.loss), ("reference", case.reference)):
+            taken = seconds(function, student)
+            if turn >= 2:
+                times[name].append(taken)
+    loss, reference = median(times["loss"]), median(times["reference"])
+    return {
+        "milliseconds": 1e3 * loss,
+        "reference_milliseconds": 1e3 * reference,
+        "ratio": loss / reference,
+        "limit": case.limit,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, default=1024)
+    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", default="", help="a part of the names to time")
+    parser.add_argument("--json", type=Path, help="also write the table here")
+    options = parser.parse_args()
+
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    shape = options.rows, options.classes
+    student = (3 * torch.randn(shape)).requires_grad_()
+    teacher, target = 3 * torch.randn(shape), torch.randint(shape[1], shape[:1])
+
+    table = {}
+    print(f"{'loss':32}{'ms':>9}{'reference':>11}{'ratio':>8}{'limit':>7}")
+    for name, case in cases(teacher, target).items():
+        if options.only not in name:
+            continue
+        row = table[name] = measure(case, student, options.repeats)
+        verdict = "" if row["ratio"] <= row["limit"] else "  OVER"
+        print(
+            f"{name:32}{row['milliseconds']:9.2f}{row['reference_milliseconds']:11.2f}"
+            f"{row['ratio']:8.2f}{row['limit']:7.1f}{verdict}"
+        )
+    if options.json:
+        options.json.write_text(json.dumps(table, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
