@@ -26,11 +26,12 @@ _HOME = {
 __all__ = [*_HOME, "__version__"]
 
 if TYPE_CHECKING:
-    from distill.callbacks.annealing import Annealing
-    from distill.models.bundle import load_student, save_student
-    from distill.models.teacher import Teacher
-    from distill.module import Distiller
-    from distill.objectives import Objective
+    from distill.callbacks.annealing import Annealing as Annealing
+    from distill.models.bundle import load_student as load_student
+    from distill.models.bundle import save_student as save_student
+    from distill.models.teacher import Teacher as Teacher
+    from distill.module import Distiller as Distiller
+    from distill.objectives import Objective as Objective
 
 
 def __getattr__(name: str) -> Any:

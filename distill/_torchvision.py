@@ -23,7 +23,7 @@ class _BeforeTorchvision:
     @classmethod
     def find_spec(cls, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         if name == "torchvision":
-            sys.meta_path.remove(cls)  # type: ignore[arg-type]
+            sys.meta_path.remove(cls)
             declare_missing_operators()
         return None
 
@@ -49,4 +49,4 @@ def declare_missing_operators() -> None:
 def install() -> None:
     """Prepare torch for torchvision, at the latest when torchvision is first imported."""
     if "torchvision" not in sys.modules and _BeforeTorchvision not in sys.meta_path:
-        sys.meta_path.insert(0, _BeforeTorchvision)  # type: ignore[arg-type]
+        sys.meta_path.insert(0, _BeforeTorchvision)

@@ -40,8 +40,8 @@ def evaluate() -> None:
 
 def run_command(config_name: str, task: str) -> None:
     """Run a task of `distill.run` under Hydra, ending mistakes in one line and exit code 2."""
-    # Hydra is told to raise, so that the explaining is ours; the second variable tells the processes
-    # that a run starts (one per device) that it was not the user who asked for tracebacks.
+    # Hydra is told to raise, so that the explaining is ours. The second variable tells the
+    # processes that a run starts (one per device) that no user asked for tracebacks.
     if os.environ.get("HYDRA_FULL_ERROR") == "1" and "DISTILL_EXPLAIN" not in os.environ:
         return hydra_main(config_name, task, explain=False)
     os.environ["HYDRA_FULL_ERROR"] = os.environ["DISTILL_EXPLAIN"] = "1"

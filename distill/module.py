@@ -10,7 +10,7 @@ import torch
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
-from torchmetrics import Metric
+from torchmetrics import MeanMetric, Metric
 
 from distill.metrics import (
     Agreement,
@@ -31,8 +31,8 @@ class Distiller(pl.LightningModule):
     """Train a student under an objective, with or without a teacher.
 
     Batches are `(view, target)` or `(view, target, index)`; an index below zero marks a sampler's
-    padding, which no metric counts. Only the student (and what the objective learns) has parameters,
-    gradients and a place in checkpoints.
+    padding, which no metric counts. Only the student (and what the objective learns) has
+    parameters, gradients and a place in checkpoints.
 
     Args:
         student: views `[N, C, H, W]` → logits `[N, K]`.
@@ -88,7 +88,8 @@ class Distiller(pl.LightningModule):
         """Return the objective's loss on one batch."""
         view, target = batch[:2]
         losses = self.objective(self(view), self._teach(view), target)
-        self._log_losses("train", losses, len(view))
+        values = {f"train/{name}": value.detach() for name, value in losses.items()}
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(view))
         return losses["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -151,39 +152,34 @@ class Distiller(pl.LightningModule):
         }
         if self.teacher is not None:
             metrics["agreement"] = Agreement()
+        # Means of batch means would weigh a ragged batch, or a rank's share, like a full one.
+        metrics |= {name: MeanMetric() for name in ("loss", *self.objective.terms)}
         return nn.ModuleDict(metrics)
 
     def _teach(self, view: Tensor) -> Tensor | None:
         return self.teacher(view) if self.teacher is not None else None
 
     def _evaluate(self, stage: str, batch: Batch) -> None:
-        view, target, index = (*batch, None)[:3]
+        view, target = batch[:2]
         student, teacher = self(view).float(), self._teach(view)
-        if index is not None and self.trainer.world_size > 1:
-            real = index >= 0
+        if len(batch) > 2 and self.trainer.world_size > 1:
+            real = batch[2] >= 0
             student, target = student[real], target[real]
             teacher = None if teacher is None else teacher[real]
         if not len(target):
             return
-        self._log_losses(stage, self.objective(student, teacher, target), len(target))
+        losses = self.objective(student, teacher, target)
         probs = student.softmax(dim=1)
-        for name, metric in self.metrics[stage].items():  # type: ignore[operator, union-attr]
-            if name == "agreement":
+        for name, metric in self.metrics[stage].items():  # type: ignore[operator]
+            if name in losses:
+                metric.update(losses[name], weight=len(target))
+            elif name == "agreement":
                 metric.update(student, teacher)
             else:
                 metric.update(probs if name in ("brier", "ece") else student, target)
             self.log(
                 f"{stage}/{name}", metric, on_step=False, on_epoch=True, batch_size=len(target)
             )
-
-    def _log_losses(self, stage: str, losses: Mapping[str, Tensor], count: int) -> None:
-        self.log_dict(
-            {f"{stage}/{name}": value.detach() for name, value in losses.items()},
-            on_step=False,
-            on_epoch=True,
-            batch_size=count,
-            sync_dist=stage != "train",
-        )
 
 
 def check_parts(module: Distiller) -> None:

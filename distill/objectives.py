@@ -175,7 +175,7 @@ def checked_weight(name: str, value: float) -> float:
 
 def build_term(name: str, spec: str | Mapping[str, Any]) -> Term:
     """Return the term that a configuration describes."""
-    options = {"loss": spec} if isinstance(spec, str) else dict(spec)
+    options: dict[str, Any] = {"loss": spec} if isinstance(spec, str) else dict(spec)
     if "loss" not in options:
         raise ValueError(f"objective.terms.{name} does not name its loss")
     loss = find_loss(options.pop("loss"))

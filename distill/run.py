@@ -22,7 +22,7 @@ from distill import config, report
 from distill.callbacks.speed import Speed
 from distill.data import DataModule
 from distill.metrics import evaluate as evaluate_logits
-from distill.models.build import build_model, normalization
+from distill.models.build import Normalize, build_model, channels_last, normalization
 from distill.models.bundle import load_student, save_student, student_weights
 from distill.models.teacher import Teacher
 from distill.module import Distiller
@@ -75,13 +75,13 @@ def train(cfg: DictConfig) -> float | None:
         **report.circumstances(cfg),
         "notes": data.notes,
     }
-    models = {"teacher": teacher and teacher.model, "student": student.student}
-    models["baseline"] = baseline and baseline.student
+    models = {"student": student.student}
+    models |= {"teacher": teacher.model} if teacher else {}
+    models |= {"baseline": baseline.student} if baseline else {}
     for role, model in models.items():
-        if model is not None:
-            device = trainer.strategy.root_device
-            shape = (data.in_chans, *data.image_size)
-            summary[role]["images_per_second"] = report.throughput(model, shape, device)
+        shape = (data.in_chans, *data.image_size)
+        speed = report.throughput(model, shape, trainer.strategy.root_device)
+        summary[role]["images_per_second"] = speed
     write_run(cfg, data, student, summary)
     metric = trainer.callback_metrics.get(cfg.optimized_metric)
     if metric is None:
@@ -208,8 +208,8 @@ def trained_once(cfg: DictConfig, data: DataModule, role: str) -> nn.Module:
 
 
 def load_kept(path: Path) -> nn.Module:
-    """Load a kept model; memory format is not part of a file."""
-    return load_student(path).to(memory_format=torch.channels_last)
+    """Load a kept model; its memory layout is not part of the file."""
+    return channels_last(load_student(path))
 
 
 def train_and_keep(cfg: DictConfig, data: DataModule, role: str, kept: Path) -> None:
@@ -260,7 +260,7 @@ def predict(cfg: DictConfig, module: Distiller, data: DataModule) -> Predictions
     batches = trainer.predict(module, datamodule=data)
     assert batches is not None
     return {
-        split: {key: torch.cat([b[key].cpu() for b in answers]) for key in answers[0]}  # type: ignore[call-overload, index, union-attr]
+        split: {key: torch.cat([b[key].cpu() for b in answers]) for key in answers[0]}
         for split, answers in zip(("val", "test"), batches, strict=True)
     }
 
@@ -315,6 +315,7 @@ def save_bundle(
 ) -> None:
     """Write the student for timm, with the preprocessing it was trained under."""
     normalize = student.normalize
+    assert isinstance(normalize, Normalize)
     save_student(
         student.student,
         path,

@@ -1,3 +1,82 @@
 """Shared fixtures. Importing distill first makes torchvision importable (see its _torchvision)."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
 import distill  # noqa: F401
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+
+
+class Tiny(nn.Module):
+    """A model of a few weights, with batch norm and dropout to catch a wrong mode."""
+
+    def __init__(self, num_classes=4, width=8):
+        super().__init__()
+        self.num_classes = num_classes
+        self.body = nn.Sequential(
+            nn.Conv2d(1, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Dropout(0.2)
+        )
+        self.head = nn.Linear(width, num_classes)
+
+    def forward(self, x):
+        return self.head(self.body(x).mean((2, 3)))
+
+
+@pytest.fixture
+def tiny():
+    return Tiny
+
+
+def pairs(count=64, classes=4, seed=0, **options):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(count, 1, 8, 8, generator=generator)
+    labels = torch.arange(count) % classes
+    return DataLoader(TensorDataset(images, labels), **{"batch_size": 16, **options})
+
+
+@pytest.fixture
+def loader():
+    return pairs
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory, worker_id):
+    """A cache of trained teachers that all tests of a session share."""
+    base = tmp_path_factory.getbasetemp()
+    return (base if worker_id == "master" else base.parent) / "cache"
+
+
+@pytest.fixture
+def command(cache, tmp_path):
+    """Run an installed command in a folder of its own."""
+
+    def run(*arguments, folder=tmp_path, check=True, **environment):
+        done = subprocess.run(
+            [str(argument) for argument in arguments],
+            executable=str(BIN / arguments[0]),
+            cwd=folder,
+            env={
+                **os.environ,
+                "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+                "DISTILL_CACHE": str(cache),
+                "OMP_NUM_THREADS": "1",
+                **environment,
+            },
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        if check:
+            assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    return run

@@ -250,7 +250,7 @@ def build_view(
             return ResidentView(**options)
         from timm.data import create_transform
 
-        common = {"input_size": image_size, "normalize": False}
+        common: dict[str, Any] = {"input_size": image_size, "normalize": False}
         clean = {k: options[k] for k in ("interpolation", "crop_pct") if k in options}
         training = {k: v for k, v in options.items() if k != "crop_pct"}
         return StreamedView(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import struct
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,11 +156,10 @@ def find_idx(folder: Path, stem: str) -> Path:
 
 def read_idx(path: Path, dimensions: int) -> Tensor:
     """Read a file of unsigned bytes in the idx format (LeCun, MNIST)."""
-    opened = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+    data = path.read_bytes()
     try:
-        with opened as file:
-            data = file.read()
-    except (EOFError, gzip.BadGzipFile) as error:
+        data = gzip.decompress(data) if path.suffix == ".gz" else data
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is truncated or damaged: {error}") from error
     header = 4 + 4 * dimensions
     if len(data) < header or data[:4] != bytes([0, 0, 8, dimensions]):
@@ -199,7 +199,7 @@ def folder(root: str, channels: int = 3, verify: bool = True) -> Source:
         if names != classes:
             differing = ", ".join(sorted(set(names) ^ set(classes)))
             raise ValueError(f"{base}: train and {part} have different classes: {differing}")
-    source = Source(base.name, classes, channels, **splits)
+    source = Source(base.name, classes, channels, **splits)  # type: ignore[arg-type]
     return with_test_split(source)
 
 
@@ -276,7 +276,7 @@ def timm_dataset(
     count = max(int(split.labels.max()) for split in parts.values()) + 1
     names = list(classes) if classes else timm_class_names(opened["train"], count)
     label = name or Path(root or "").stem
-    return with_test_split(Source(label, names, channels, **parts))
+    return with_test_split(Source(label, names, channels, **parts))  # type: ignore[arg-type]
 
 
 def open_timm(name: str, root: str | None, split: str) -> Any:

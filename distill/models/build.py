@@ -86,7 +86,12 @@ def build_model(spec: ModelSpec, shape: DataShape, role: str) -> nn.Module:
     if checkpoint is not None:
         load_weights(model, checkpoint, shape, f"{role}.checkpoint={spec.checkpoint}")
     check_forward(model, shape, f"{role} {name}")
-    return model.to(memory_format=torch.channels_last)  # 1.3 to 3.3 times faster on CPU and GPU
+    return channels_last(model)
+
+
+def channels_last(model: nn.Module) -> nn.Module:
+    """Return the model in channels-last layout: 1.3 to 3.3 times faster, here and on GPUs."""
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def normalization(model: nn.Module, in_chans: int) -> Normalize:
@@ -145,8 +150,8 @@ def load_weights(model: Any, checkpoint: Checkpoint, shape: DataShape, origin: s
     ]
     if differing:
         raise ValueError(
-            f"{origin} does not fit the architecture: {len(differing)} of {len(own)} tensors differ, "
-            f"such as {', '.join(differing[:3])}"
+            f"{origin} does not fit the architecture: {len(differing)} of {len(own)} tensors "
+            f"differ, such as {', '.join(differing[:3])}"
         )
     model.load_state_dict(checkpoint.weights)
 
