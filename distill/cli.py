@@ -98,6 +98,8 @@ def one_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     if "Original Traceback" in text:  # raised in a data worker: its last line is the error
         text = text.splitlines()[-1].partition(": ")[2] or text.splitlines()[-1]
+    if override := getattr(error, "override", None):
+        text = f"cannot read {override!r}: {text}"
     if isinstance(error, OmegaConfBaseException):
         text = f"{first_sentence(text)} ({getattr(error, 'full_key', '')})"
     elif isinstance(error, OSError) and error.strerror:

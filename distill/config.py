@@ -20,16 +20,24 @@ from distill.callbacks.annealing import Annealing
 from distill.callbacks.speed import Speed
 from distill.data import DataModule
 from distill.models.build import DataShape, ModelSpec
-from distill.module import create_optimizer, resolve_topk
+from distill.module import create_optimizer, evaluation_metrics, resolve_topk
 from distill.objectives import Objective
 
 log = logging.getLogger(__name__)
 
-EXTRAS = {"wandb": "wandb", "mlflow": "mlflow", "webdataset": "data", "datasets": "data"}
+EXTRAS = ("wandb", "mlflow")
+HIGHER_IS_BETTER = ("top", "mrr", "agreement")
 SUPERVISED = {
     "_target_": "distill.objectives.Objective",
     "terms": {"ce": {"loss": "cross_entropy"}},
 }
+
+
+OmegaConf.register_new_resolver(
+    "better",
+    lambda metric: "max" if metric.partition("/")[2].startswith(HIGHER_IS_BETTER) else "min",
+    replace=True,
+)
 
 
 def make(node: Any, label: str, **extra: Any) -> Any:
@@ -47,12 +55,18 @@ def make(node: Any, label: str, **extra: Any) -> Any:
         return instantiate(node, _convert_="all", **extra)
     except InstantiationException as error:
         cause = error.__cause__ or error
-        if isinstance(cause, OSError | ValueError) and not isinstance(cause, UnicodeError):
-            raise type(cause)(f"{cause}") from error
+        if isinstance(cause, OSError):
+            raise cause from error
+        why = str(cause).strip()
+        if isinstance(cause, ValueError) and label in why:  # it already says where
+            raise ValueError(why) from error
         if isinstance(cause, ModuleNotFoundError):
-            package = EXTRAS.get(cause.name or "", cause.name)
-            raise ValueError(f"{label} needs pip install 'distill-kd[{package}]'") from error
-        raise ValueError(f"{label}: {str(cause).strip().splitlines()[0]}") from error
+            extra = label.rpartition(".")[2]
+            package = f"distill-kd[{extra}]" if extra in EXTRAS else cause.name
+            raise ValueError(f"{label} needs pip install '{package}' ({cause})") from error
+        raise ValueError(
+            f"{label}: {why.splitlines()[0] if why else type(cause).__name__}"
+        ) from error
 
 
 def check_multirun(cfg: DictConfig) -> None:
@@ -138,6 +152,18 @@ def topk(cfg: DictConfig, data: DataModule) -> tuple[int, ...]:
     return chosen
 
 
+def check_monitor(cfg: DictConfig, data: DataModule, objective: Objective) -> None:
+    """Refuse an `optimized_metric` that no epoch will log."""
+    metrics = evaluation_metrics(
+        topk(cfg, data), data.num_classes, objective, cfg.teacher.name or cfg.teacher.checkpoint
+    )
+    known = [f"val/{name}" for name in metrics]
+    if cfg.optimized_metric not in known:
+        raise ValueError(
+            f"optimized_metric={cfg.optimized_metric} is not logged; there are {', '.join(known)}"
+        )
+
+
 def check_optimizer(cfg: DictConfig, model: Any) -> None:
     """Refuse an optimiser that cannot be built, before anything is trained."""
     create_optimizer(model, plain(cfg.optimizer))
@@ -154,6 +180,10 @@ def alone(cfg: DictConfig, role: str) -> DictConfig:
     OmegaConf.set_struct(derived, False)
     derived.objective, derived.annealing = SUPERVISED, {}
     derived.logger, derived.ckpt_path = {}, None
+    derived.optimized_metric = "val/top1"  # the run's own may compare with a teacher
+    derived.callbacks = {
+        name: node for name, node in present(cfg.callbacks) if "dirpath" not in node
+    }
     if role == "teacher":
         recipe = cfg.teacher.fit
         derived.student = {key: cfg.teacher[key] for key in ("name", "args", "pretrained")}
@@ -165,10 +195,5 @@ def alone(cfg: DictConfig, role: str) -> DictConfig:
         derived.callbacks = {
             name: node for name, node in present(cfg.callbacks) if name == "progress"
         }
-    # Resolved against the run itself, then moved into a folder of its own.
-    resolved = OmegaConf.create(plain(derived))
-    resolved.paths.output_dir = str(Path(cfg.paths.output_dir) / role)
-    for node in (resolved.callbacks or {}).values():
-        if node is not None and "dirpath" in node:
-            node.dirpath = str(Path(resolved.paths.output_dir) / "checkpoints")
-    return resolved
+    derived.paths.output_dir = str(Path(cfg.paths.output_dir) / role)
+    return OmegaConf.create(plain(derived))

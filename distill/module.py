@@ -72,7 +72,7 @@ class Distiller(pl.LightningModule):
         self.scheduler_options = dict(scheduler) if scheduler else None
         check_parts(self)
         self.topk = resolve_topk(topk, self.num_classes)
-        self.metrics = nn.ModuleDict({"val": self._metrics(), "test": self._metrics()})
+        self.metrics = nn.ModuleDict({stage: self._metrics() for stage in ("val", "test")})
         self.about: dict[str, Any] = {}  # plain values that checkpoints carry as they are
 
     def forward(self, view: Tensor) -> Tensor:
@@ -143,17 +143,9 @@ class Distiller(pl.LightningModule):
             self.objective.load_state(checkpoint["distill"]["objective"])
 
     def _metrics(self) -> nn.ModuleDict:
-        metrics: dict[str, Metric] = {f"top{k}": TopKAccuracy(k) for k in self.topk}
-        metrics |= {
-            "mrr": MeanReciprocalRank(),
-            "nll": NegativeLogLikelihood(self.num_classes),
-            "brier": BrierScore(self.num_classes),
-            "ece": CalibrationError(self.num_classes),
-        }
-        if self.teacher is not None:
-            metrics["agreement"] = Agreement()
-        # Means of batch means would weigh a ragged batch, or a rank's share, like a full one.
-        metrics |= {name: MeanMetric() for name in ("loss", *self.objective.terms)}
+        metrics = evaluation_metrics(
+            self.topk, self.num_classes, self.objective, self.teacher is not None
+        )
         return nn.ModuleDict(metrics)
 
     def _teach(self, view: Tensor) -> Tensor | None:
@@ -180,6 +172,26 @@ class Distiller(pl.LightningModule):
             self.log(
                 f"{stage}/{name}", metric, on_step=False, on_epoch=True, batch_size=len(target)
             )
+
+
+def evaluation_metrics(
+    topk: Sequence[int], num_classes: int, objective: Objective, with_teacher: bool
+) -> dict[str, Metric]:
+    """Return the metrics that validation and test log, by name."""
+    metrics: dict[str, Metric] = {f"top{k}": TopKAccuracy(k) for k in topk}
+    metrics |= {
+        "mrr": MeanReciprocalRank(),
+        "nll": NegativeLogLikelihood(num_classes),
+        "brier": BrierScore(num_classes),
+        "ece": CalibrationError(num_classes),
+    }
+    if with_teacher:
+        metrics["agreement"] = Agreement()
+    clash = metrics.keys() & objective.terms.keys()
+    if clash:
+        raise ValueError(f"objective.terms.{min(clash)} has the name of a metric: call it another")
+    # Means of batch means would weigh a ragged batch, or a rank's share, like a full one.
+    return metrics | {name: MeanMetric() for name in ("loss", *objective.terms)}
 
 
 def check_parts(module: Distiller) -> None:

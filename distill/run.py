@@ -16,6 +16,7 @@ import pytorch_lightning as pl
 import torch
 from filelock import FileLock
 from omegaconf import DictConfig
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from distill import config, report
@@ -83,13 +84,7 @@ def train(cfg: DictConfig) -> float | None:
         speed = report.throughput(model, shape, trainer.strategy.root_device)
         summary[role]["images_per_second"] = speed
     write_run(cfg, data, student, summary)
-    metric = trainer.callback_metrics.get(cfg.optimized_metric)
-    if metric is None:
-        known = ", ".join(sorted(trainer.callback_metrics))
-        raise ValueError(
-            f"optimized_metric={cfg.optimized_metric} was not logged; there are {known}"
-        )
-    return metric.item()
+    return trainer.callback_metrics[cfg.optimized_metric].item()
 
 
 def evaluate(cfg: DictConfig) -> None:
@@ -117,9 +112,10 @@ def evaluate(cfg: DictConfig) -> None:
 def check_early(cfg: DictConfig, data: DataModule) -> None:
     """Refuse what would only fail after the teacher has been trained."""
     objective = config.build_objective(cfg)
-    config.topk(cfg, data)
+    config.check_monitor(cfg, data, objective)
     student = build_model(config.model_spec(cfg.student), config.data_shape(data), "student")
     config.check_optimizer(cfg, student)
+    config.build_trainer(cfg, objective)
     if objective.needs_teacher and not (cfg.teacher.name or cfg.teacher.checkpoint):
         raise ValueError(
             "this objective compares with a teacher: give one, or objective=supervised"
@@ -151,9 +147,14 @@ def fit(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> tuple[Dis
         mode = cfg.trainer.compile
         model.compile(mode=None if mode is True else mode)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    trainer.fit(student, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    try:
+        trainer.fit(student, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
+    except SystemExit:
+        if trainer.interrupted:  # Lightning turns Ctrl-C into an exit code of its own
+            raise KeyboardInterrupt from None
+        raise
     return student, trainer
 
 
@@ -231,9 +232,7 @@ def fit_key(cfg: DictConfig, data: DataModule) -> str:
     decided |= {"trainer": trainer, "view": values["data"]["view"], "size": data.image_size}
     decided |= {"batch_size": data.batch_size, "data": data.fingerprint}
     decided["callbacks"] = {
-        name: node
-        for name, node in (values["callbacks"] or {}).items()
-        if node and "dirpath" not in node and name != "progress"
+        name: node for name, node in (values["callbacks"] or {}).items() if name != "progress"
     }
     decided["versions"] = report.versions()
     text = json.dumps(decided, sort_keys=True, default=str)

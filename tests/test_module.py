@@ -124,9 +124,11 @@ def test_logged_metrics_equal_the_functions_on_all_samples_at_once(tiny, loader,
     ],
 )
 def test_mistakes_are_explained(tiny, loader, tmp_path, options, message):
+    def build_and_fit():
+        trainer(tmp_path).fit(Distiller(tiny(), tiny(), Objective(KD), **options), loader())
+
     with pytest.raises(ValueError, match=message):
-        module = Distiller(tiny(), tiny(), Objective(KD), **options)
-        trainer(tmp_path).fit(module, loader())
+        build_and_fit()
 
 
 def test_parts_that_do_not_fit_are_refused(tiny):

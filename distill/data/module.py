@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from distill.data.sources import Resident, Source, Split, Streamed, stratified
+from distill.data.sources import MODES, Resident, Source, Split, Streamed, stratified
 from distill.data.views import CLEAN, ResidentView, StreamedView, keyed_words
 
 Key = tuple[int, Tensor]  # (epoch, positions in the split); −1 is a rank's padding
+
+# What a config group says for its source to refer to, so that it is `data.root=` on a command line.
+OF_THE_SOURCE = ("root", "name", "splits", "channels", "options")
+
+# The keywords of timm.data.create_transform that mean something for views of uint8 pixels.
+TRAINING = (
+    *("scale", "ratio", "hflip", "vflip", "color_jitter", "color_jitter_prob", "grayscale_prob"),
+    *("gaussian_blur_prob", "auto_augment", "interpolation", "train_crop_mode", "no_aug"),
+)
+EVALUATION = ("crop_pct", "crop_mode", "crop_border_pixels")
 
 
 class DataModule(pl.LightningDataModule):
@@ -29,7 +41,8 @@ class DataModule(pl.LightningDataModule):
     Args:
         source: where the images come from.
         view: how training views are made; a mapping is keywords of `ResidentView` for data in
-            memory, and of `timm.data.create_transform` for streamed data.
+            memory, and those of `timm.data.create_transform` named in `TRAINING` and
+            `EVALUATION` for streamed data.
         image_size: side length of streamed views in pixels.
         batch_size: samples per step and device.
         num_workers: processes that decode streamed images.
@@ -52,20 +65,16 @@ class DataModule(pl.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if batch_size < 1 or num_workers < 0:
-            raise ValueError("data.batch_size must be at least 1 and data.num_workers at least 0")
+        check_numbers(batch_size, num_workers, image_size, val_fraction, test_fraction)
         self.source, self.seed = source, seed
         self.batch_size, self.num_workers = batch_size, num_workers
         self.train, self.val, self.test, self.notes = cut_splits(
             source, val_fraction, test_fraction, split_seed
         )
-        self.view = build_view(self.train, view or {}, image_size)
-        self.image_size = sample_size(self.train, image_size)
         check_labels(self)
-        if len(self.train) < batch_size:
-            raise ValueError(
-                f"data.batch_size={batch_size} is larger than the {len(self.train)} training images"
-            )
+        self.view = build_view(self.train, view or {}, image_size, source.channels)
+        self.image_size = sample_size(self.train, image_size)
+        self._keys(self.train, shuffle=True)
 
     @property
     def classes(self) -> list[str]:
@@ -86,13 +95,14 @@ class DataModule(pl.LightningDataModule):
     def fingerprint(self) -> str:
         """A hash of what the splits hold."""
         parts = [split.fingerprint() for split in (self.train, self.val, self.test)]
-        return sha256("".join([*parts, *self.classes]).encode()).hexdigest()
+        return sha256(repr((parts, self.classes)).encode()).hexdigest()
 
     def with_options(self, *, seed: int, batch_size: int) -> DataModule:
         """Return the same splits under another seed and batch size."""
         twin = copy.copy(self)
         twin.trainer = None
         twin.seed, twin.batch_size = seed, batch_size
+        twin._keys(twin.train, shuffle=True)
         return twin
 
     def train_dataloader(self) -> KeyLoader:
@@ -118,24 +128,26 @@ class DataModule(pl.LightningDataModule):
             images = self.view(images, self.seed, epoch, index)
         return [images.float().div(255), target, index]
 
+    def _keys(self, split: Split, shuffle: bool) -> KeySampler:
+        rank = self.trainer.global_rank if self.trainer else 0
+        ranks = self.trainer.world_size if self.trainer else 1
+        return KeySampler(len(split), self.batch_size, self.seed, shuffle, rank, ranks)
+
     def _loader(self, split: Split, shuffle: bool = False) -> KeyLoader:
-        keys = KeySampler(
-            len(split),
-            self.batch_size,
-            self.seed,
-            shuffle,
-            rank=self.trainer.global_rank if self.trainer else 0,
-            ranks=self.trainer.world_size if self.trainer else 1,
-        )
         streamed = isinstance(split, Streamed)
         return KeyLoader(
             KeyedSplit(split, self.view, self.seed),
             batch_size=None,
-            sampler=keys,
+            sampler=self._keys(split, shuffle),
             num_workers=self.num_workers if streamed else 0,
             persistent_workers=streamed and self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+
+def configured(source: Source, **group: Any) -> DataModule:
+    """Return the data module of a config group, some of whose keys are there for its source."""
+    return DataModule(source, **{key: group[key] for key in group if key not in OF_THE_SOURCE})
 
 
 class KeySampler(Sampler[Key]):
@@ -144,6 +156,9 @@ class KeySampler(Sampler[Key]):
     Every rank takes its share of the same global batches. Shuffled keys leave out the ragged last
     batch; ordered ones are clean views and pad a rank's share with −1, so that all ranks step
     together and no sample is counted twice.
+
+    Raises:
+        ValueError: if no shuffled batch can be filled.
     """
 
     def __init__(
@@ -153,6 +168,11 @@ class KeySampler(Sampler[Key]):
         self.rank, self.ranks = rank, ranks
         self.epoch = 0
         self.skip = 0
+        if shuffle and not len(self):
+            each = f" on each of {ranks} devices" if ranks > 1 else ""
+            raise ValueError(
+                f"data.batch_size={batch_size}{each} is larger than the {count} training images"
+            )
 
     def __len__(self) -> int:
         whole = self.batch_size * self.ranks
@@ -230,6 +250,8 @@ def cut_splits(
     """Return train, validation and test, cutting from train what the source lacks."""
     train, val, test = source.train, source.val, source.test
     notes = list(source.notes)
+    if test is None or val is None:
+        check_cuttable(source)
     if test is None:
         positions, rest = stratified(train.labels, test_fraction, seed)
         train, test = train.subset(rest), train.subset(positions)
@@ -242,23 +264,41 @@ def cut_splits(
 
 
 def build_view(
-    split: Split, options: Mapping[str, Any], image_size: int
+    split: Split, options: Mapping[str, Any], image_size: int, channels: int
 ) -> ResidentView | StreamedView:
     """Return how views of this split are made."""
-    try:
-        if isinstance(split, Resident):
-            return ResidentView(**options)
-        from timm.data import create_transform
+    resident = isinstance(split, Resident)
+    known = [f.name for f in fields(ResidentView)] if resident else [*TRAINING, *EVALUATION]
+    for name in options:
+        if name not in known:
+            raise ValueError(f"data.view has no option {name}; there are {', '.join(known)}")
+    return ResidentView(**options) if resident else streamed_view(options, image_size, channels)
 
-        common: dict[str, Any] = {"input_size": image_size, "normalize": False}
-        clean = {k: options[k] for k in ("interpolation", "crop_pct") if k in options}
-        training = {k: v for k, v in options.items() if k != "crop_pct"}
-        return StreamedView(
+
+def streamed_view(options: Mapping[str, Any], image_size: int, channels: int) -> StreamedView:
+    """Return timm's transforms, tried on a blank image so that mistakes show before training."""
+    from timm.data import create_transform
+
+    common: dict[str, Any] = {"input_size": image_size, "normalize": False}
+    if channels == 1:
+        common["mean"] = (0.5,)  # what is uncovered by turning or shifting is filled with this
+    training = {name: value for name, value in options.items() if name in TRAINING}
+    clean = {name: value for name, value in options.items() if name in EVALUATION}
+    if options.get("interpolation", "random") != "random":
+        clean["interpolation"] = options["interpolation"]
+    try:
+        view = StreamedView(
             train=create_transform(is_training=True, **common, **training),
             clean=create_transform(is_training=False, **common, **clean),
         )
-    except TypeError as error:
-        raise ValueError(f"data.view={dict(options)} was refused: {error}") from error
+        blank = Image.new(MODES[channels], (image_size + 3, image_size))
+        views = [view(blank, 0, epoch, 0) for epoch in (CLEAN, 0)]
+    except Exception as error:  # timm asserts, looks up and calls without checking
+        why = f"{type(error).__name__}: {error}"
+        raise ValueError(f"data.view={dict(options)} was refused: {why}") from error
+    assert all(v.shape == (channels, image_size, image_size) for v in views)
+    assert all(v.dtype == torch.uint8 for v in views)
+    return view
 
 
 def sample_size(split: Split, image_size: int) -> tuple[int, int]:
@@ -268,16 +308,52 @@ def sample_size(split: Split, image_size: int) -> tuple[int, int]:
     return image_size, image_size
 
 
+def check_numbers(
+    batch_size: int, num_workers: int, image_size: int, val_fraction: float, test_fraction: float
+) -> None:
+    """Refuse numbers that are out of range."""
+    for name, value, least in (
+        ("batch_size", batch_size, 1),
+        ("num_workers", num_workers, 0),
+        ("image_size", image_size, 1),
+    ):
+        if value < least:
+            raise ValueError(f"data.{name} must be at least {least}, got {value}")
+    for name, share in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
+        if not 0 < share < 1:
+            raise ValueError(f"data.{name} must lie between 0 and 1, got {share}")
+
+
+def check_cuttable(source: Source) -> None:
+    """Refuse to cut splits from classes that have too few images to be in each of them."""
+    needed = 1 + (source.val is None) + (source.test is None)
+    labels = source.train.labels.clamp(0, len(source.classes))
+    found = torch.bincount(labels, minlength=len(source.classes))
+    for name, count in zip(source.classes, found.tolist(), strict=False):
+        if count < needed:
+            raise ValueError(
+                f"{source.name}: train has {count} images of {name}, and {needed} are needed where "
+                "splits are cut from it"
+            )
+
+
 def check_labels(data: DataModule) -> None:
     """Refuse splits whose labels cannot be learned or judged."""
+    if data.num_classes < 2:
+        raise ValueError(f"{data.source.name} has {data.num_classes} class: nothing to tell apart")
     for name, split in (("train", data.train), ("val", data.val), ("test", data.test)):
         if not len(split):
             raise ValueError(f"{data.source.name}: the {name} split is empty")
-        if int(split.labels.min()) < 0 or int(split.labels.max()) >= data.num_classes:
-            raise ValueError(f"{data.source.name}: {name} has labels beyond its classes")
+        low, high = int(split.labels.min()), int(split.labels.max())
+        if low < 0 or high >= data.num_classes:
+            raise ValueError(
+                f"{data.source.name}: {name} has label {low if low < 0 else high}, but labels of "
+                f"{data.num_classes} classes go from 0 to {data.num_classes - 1}"
+            )
         found = torch.bincount(split.labels, minlength=data.num_classes)
         missing = [data.classes[k] for k in torch.nonzero(found == 0).flatten().tolist()]
         if missing:
-            raise ValueError(f"{data.source.name}: {name} has no image of {', '.join(missing[:5])}")
-    if data.num_classes < 2:
-        raise ValueError(f"{data.source.name} has {data.num_classes} class: nothing to tell apart")
+            more = " …" if len(missing) > 5 else ""
+            raise ValueError(
+                f"{data.source.name}: {name} has no image of {', '.join(missing[:5])}{more}"
+            )

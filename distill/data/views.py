@@ -43,7 +43,7 @@ def keyed_words(seed: int, epoch: int, index: Tensor, draw: int) -> Tensor:
     """
     word = torch.zeros_like(index)
     for part in (seed, epoch, draw):
-        word = mix((word + part * 0x9E3779B9 + 1) & _WORD)
+        word = mix((word + (part * 0x9E3779B9 + 1 & _WORD)) & _WORD)
     word = mix((word + index) & _WORD)
     return mix((word + (index >> 32) * 0x9E3779B9 + 1) & _WORD)
 
@@ -72,8 +72,10 @@ class ResidentView:
     flip: bool = False
 
     def __post_init__(self) -> None:
-        if self.pad < 0:
-            raise ValueError(f"data.view.pad must be at least 0 pixels, got {self.pad}")
+        if not isinstance(self.pad, int) or self.pad < 0:
+            raise ValueError(f"data.view.pad must be whole pixels, at least 0, got {self.pad!r}")
+        if not isinstance(self.flip, bool):
+            raise ValueError(f"data.view.flip must be true or false, got {self.flip!r}")
 
     def __call__(self, images: Tensor, seed: int, epoch: int, index: Tensor) -> Tensor:
         """Return the views `[N, C, H, W]` of uint8 images `[N, C, H, W]`, uint8 too."""
@@ -114,7 +116,7 @@ class StreamedView:
         state, numpy_state = random.getstate(), np.random.get_state()
         try:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(word)
+                torch.default_generator.manual_seed(word)  # `torch.manual_seed` reseeds GPUs too
                 random.seed(word)
                 np.random.seed(word)
                 return self.train(image)

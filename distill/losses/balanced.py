@@ -90,7 +90,7 @@ def class_balanced_cross_entropy(
     require(0.0 <= beta < 1.0, f"beta must be in [0, 1), got {beta}")
     s = student_logits(student)
     goal = labels_or_probabilities(s, target)
-    weights = _weights(_counts_for(s, class_counts), beta).to(s)
+    weights = _beside(s, _weights(_counts_for(s, class_counts), beta))
     return F.cross_entropy(s, goal, weight=weights, reduction="none")
 
 
@@ -133,7 +133,7 @@ def ldam(
     label = labels(s, target)
     counts = _occupied(_counts_for(s, class_counts))
     rarity = (counts / counts.amin()) ** -0.25
-    margin = (non_negative("max_margin", max_margin) * rarity).to(s)[label]
+    margin = _beside(s, non_negative("max_margin", max_margin) * rarity)[label]
     if hinge:
         return torch.relu(largest_other(s, label) - at_label(s, label) + margin)
     moved = s.scatter_add(1, label.unsqueeze(1), -margin.unsqueeze(1))
@@ -172,7 +172,7 @@ def logit_adjusted_cross_entropy(
     goal = labels_or_probabilities(s, target)
     counts = _occupied(_counts_for(s, class_counts))
     shift = finite("tau", tau) * (counts / counts.sum()).log()
-    return F.cross_entropy(s + shift.to(s), goal, reduction="none")
+    return F.cross_entropy(s + _beside(s, shift), goal, reduction="none")
 
 
 def _weights(counts: Tensor, beta: float) -> Tensor:
@@ -195,7 +195,12 @@ def _counts_for(student: Tensor, class_counts: ClassCounts) -> Tensor:
         len(counts) == student.shape[1],
         f"class_counts must have one count per class, {student.shape[1]}, got {len(counts)}",
     )
-    return counts.to(student.device)
+    return counts
+
+
+def _beside(student: Tensor, values: Tensor) -> Tensor:
+    # A blocking copy would make the accelerator's queue run dry at every step.
+    return values.to(student.device, student.dtype, non_blocking=True)
 
 
 def _checked_counts(class_counts: ClassCounts) -> Tensor:

@@ -76,7 +76,8 @@ def symmetric_cross_entropy(
 
     Reference: arXiv:1908.06112.
     """
-    finite("alpha", alpha), finite("beta", beta)
+    finite("alpha", alpha)
+    finite("beta", beta)
     s = student_logits(student)
     goal = labels_or_probabilities(s, target)
     if not goal.is_floating_point():

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from distill.losses._common import (
     at_label,
@@ -17,6 +20,10 @@ from distill.losses._common import (
     student_logits,
     without_label,
 )
+
+# Dividing a value out of the polynomials can magnify rounding by 2^k/(k + 1).
+_LARGEST_DIVISION = 10
+_LARGEST_EXPONENT = 86.0  # of float32, with room for a few sums
 
 
 def smooth_topk(
@@ -47,12 +54,12 @@ def smooth_topk(
 
     Reference: arXiv:1802.07595.
     """
-    positive("tau", tau), finite("alpha", alpha)
+    positive("tau", tau)
+    finite("alpha", alpha)
     s = student_logits(student, classes=2)
     label = labels(s, target)
-    others = without_label(s, label) / (_checked_k(k, s) * tau)
-    chosen = at_label(s, label) / (k * tau)
-    excess = alpha / tau + _log_ratio_of_symmetric(others, k) - chosen
+    unit = _checked_k(k, s) * tau
+    excess = alpha / tau + _log_ratio_of_others(s, label, k, unit) - at_label(s, label) / unit
     return tau * torch.logaddexp(excess, torch.zeros_like(excess))
 
 
@@ -96,27 +103,63 @@ def _checked_k(k: int, student: Tensor) -> int:
     return k
 
 
-def _log_ratio_of_symmetric(u: Tensor, k: int) -> Tensor:
-    """`log(e_k/e_{k−1})` of the elementary symmetric polynomials of `exp(u)`, row by row.
+def _log_ratio_of_others(s: Tensor, label: Tensor, k: int, unit: float) -> Tensor:
+    """`log(e_k/e_{k−1})`, elementary symmetric polynomials of `exp(s_j/unit)` over `j ≠ y`.
 
-    With `t` the k largest of `exp(u)` and `w` the rest, both over the k-th,
+    With `t` the k largest of them and `w` the rest, both over the k-th,
     `e_k/Πt = Σ_j e_j(w)·e_j(1/t)` and `e_{k−1}/Πt = Σ_j e_j(w)·e_{j+1}(1/t)`. Nothing there is
     negative, `w` and `1/t` are at most 1, and both sums have a term of at least 1.
     """
-    top = u.topk(k, dim=1)
-    pivot = top.values[:, -1:].detach()
-    inverse = _symmetric((pivot - top.values).exp(), k)
-    rest = u.scatter(1, top.indices, -math.inf)
-    w = (rest - pivot).exp()
-    scale = w.detach().sum(dim=1, keepdim=True).clamp(min=1.0)
-    degree = torch.arange(k + 1, device=u.device)
-    tiny = torch.finfo(u.dtype).tiny
-    # Scaled so that e_j is at most 1/j!; in logarithms, as w of a million classes passes any float.
-    log_w = _symmetric(w / scale, k).clamp(min=tiny).log() + degree * scale.log()
-    log_t = inverse.clamp(min=tiny).log()
+    best = without_label(s.detach(), label).topk(k, dim=1).indices
+    top = s.gather(1, best)
+    pivot = top[:, -1:].detach()
+    apart = torch.cat([best, label.unsqueeze(1)], dim=1)
+    w = ((s.scatter(1, apart, -math.inf) - pivot) / unit).exp()
+    log_w = _log_symmetric(w, k, _Symmetric.apply if k <= _LARGEST_DIVISION else _symmetric)
+    log_t = _log_symmetric(((pivot - top) / unit).exp(), k, _symmetric)
     larger = torch.logsumexp(log_w + log_t, dim=1)
     smaller = torch.logsumexp(log_w[:, :-1] + log_t[:, 1:], dim=1)
-    return larger - smaller + pivot.squeeze(1)
+    return (larger - smaller).to(s.dtype) + (pivot / unit).squeeze(1)
+
+
+def _log_symmetric(values: Tensor, k: int, symmetric: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """Logarithms of the elementary symmetric polynomials of degree 0 to k, 0 taken as tiny."""
+    # As they are, those of degree j are below K^j; scaled to a sum of k, below e^k and, where they
+    # count, not far from 1.
+    scale = None
+    if k * math.log(values.shape[1]) > _LARGEST_EXPONENT:
+        values = values.double() if k > _LARGEST_EXPONENT / 2 else values
+        scale = (values.detach().sum(dim=1, keepdim=True) / min(k, 500)).clamp(min=1.0)
+        values = values / scale
+    logs = symmetric(values, k).clamp(min=torch.finfo(values.dtype).tiny).log()
+    return logs if scale is None else logs + torch.arange(k + 1, device=logs.device) * scale.log()
+
+
+class _Symmetric(torch.autograd.Function):
+    """`_symmetric` with a gradient in k passes instead of k² smaller ones.
+
+    The slope in a value is the polynomials of all others, divided out of those of all:
+    `e_{i−1} − w·e_{i−2} + w²·e_{i−3} − …`, summed by Horner's rule. Digits are lost where the loss
+    is steep in `e_i`: not for `w`, but for `1/t`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, k: int) -> Tensor:
+        polynomials = _symmetric(values, k)
+        ctx.save_for_backward(values, polynomials)
+        return polynomials
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        values, polynomials = ctx.saved_tensors
+        k = polynomials.shape[1] - 1
+        slope = gradient[:, k:].expand_as(values)
+        for power in range(k - 2, -1, -1):
+            shifted = polynomials[:, : k - power]
+            constant = (gradient[:, power + 1 :] * shifted).sum(dim=1, keepdim=True)
+            slope = torch.addcmul(constant, values, slope, value=-1)
+        return slope, None
 
 
 def _symmetric(values: Tensor, k: int) -> Tensor:

@@ -15,6 +15,9 @@ import distill.models.cifar  # noqa: F401  (registers its families with timm)
 from distill.models.bundle import Checkpoint, read_checkpoint
 
 
+FROM_DATA = ("num_classes", "in_chans")  # the data decide these, whatever a checkpoint recorded
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """Which model to build, and where its weights come from.
@@ -72,7 +75,8 @@ def build_model(spec: ModelSpec, shape: DataShape, role: str) -> nn.Module:
     checkpoint = read_checkpoint(spec.checkpoint) if spec.checkpoint else None
     name, args = spec.name, dict(spec.args)
     if checkpoint is not None and checkpoint.architecture:
-        name, args = checkpoint.architecture, dict(checkpoint.args)
+        recorded = checkpoint.args.items()
+        name, args = checkpoint.architecture, {k: v for k, v in recorded if k not in FROM_DATA}
     if not name:
         raise ValueError(f"give {role}.name: a timm model, or {role}.checkpoint: a student bundle")
     published = published_classes(name) if spec.pretrained and checkpoint is None else None
@@ -137,7 +141,8 @@ def load_weights(model: Any, checkpoint: Checkpoint, shape: DataShape, origin: s
         (config.get("classifier"), 0, shape.num_classes, "classes"),
         (config.get("first_conv"), 1, shape.in_chans, "input channels"),
     ):
-        weight = checkpoint.weights.get(f"{key}.weight") if isinstance(key, str) else None
+        stems = (f"{key}.weight", f"{key}.0.weight")  # timm's deep stems are sequences
+        weight = next((checkpoint.weights[k] for k in stems if k in checkpoint.weights), None)
         if weight is not None and weight.ndim > axis and weight.shape[axis] != wanted:
             raise ValueError(f"{origin} has {weight.shape[axis]} {noun} and the data have {wanted}")
     own = model.state_dict()

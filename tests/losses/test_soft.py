@@ -192,6 +192,14 @@ def test_kl_keeps_three_digits_in_float32(classes, t, offset):
     assert_close(kl_divergence(student, teacher, t).double(), exact, rtol=1e-3, atol=0)
 
 
+def test_kl_is_never_negative_next_to_equality():
+    generator = torch.Generator().manual_seed(0)
+    teacher = torch.randn(4096, 3, generator=generator)
+    student = teacher + 1e-6 * torch.randn(4096, 3, generator=generator)
+    for t in (1.0, 30.0, 1000.0):
+        assert (kl_divergence(student, teacher, t) >= 0).all()
+
+
 @checks
 @given(batches(), st.floats(-50, 50), temperatures)
 def test_shifts_of_either_side_change_nothing(batch, shift, t):

@@ -133,6 +133,27 @@ def test_smooth_topk_in_float32_keeps_its_digits(k, scale):
     )
 
 
+@pytest.mark.parametrize("k", [1, 5, 10, 11, 40])
+@pytest.mark.parametrize("near", [0, 1, 3, 30])
+def test_smooth_gradient_in_float32_beside_few_strong_rivals(k, near):
+    # k rivals lead together, `near` more are as strong, the rest far behind: the gradient there is
+    # the hardest to get by division.
+    student = torch.full((2, 100), -8.0 * k)
+    student[:, : k + near] = torch.linspace(0, 1e-2, k + near)
+    target = torch.tensor([99, 0])
+    exact = gradient(smooth_topk, student.double(), target, k=k)
+    actual = gradient(smooth_topk, student, target, k=k)
+    assert_close(actual.double(), exact, rtol=0, atol=2e-5)
+
+
+def test_smooth_topk_of_very_many_classes_and_guesses():
+    student, target = torch.zeros(2, 50_000), torch.tensor([0, 7])
+    for k in (5, 12, 20):
+        right = Fraction(k, 50_000)
+        expected = math.log1p(math.e * float((1 - right) / right))
+        assert_close(smooth_topk(student, target, k), torch.full((2,), expected), rtol=1e-5)
+
+
 @pytest.mark.parametrize("loss", [smooth_topk, hard_topk_hinge])
 @pytest.mark.parametrize("k", [0, 7, -1, 2.0])
 def test_k_out_of_range_is_refused(loss, k):

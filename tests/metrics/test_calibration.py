@@ -353,7 +353,7 @@ def inputs(kind, logits, target):
 @pytest.mark.parametrize("classes", [2, 5])
 @pytest.mark.parametrize("name", metric_cases(2))
 def test_any_split_in_any_order_gives_the_same(name, classes):
-    logits, target = sample(1200, classes, truth=0.5)
+    logits, target = sample(1200, classes)
     whole, function, kind = metric_cases(classes)[name]
     whole.update(*inputs(kind, logits, target))
     expected = float(whole.compute())
@@ -425,6 +425,27 @@ def test_adaptive_grid_is_exact_where_cells_hold_single_confidences(data, bins):
     metric.update(*data)
     exact = float(adaptive_calibration_error(*data, bins=bins))
     assert float(metric.compute()) == pytest.approx(exact, **EXACT)
+
+
+def test_adaptive_bound_counts_a_moved_example_twice():
+    # Ends of bins: 0.10 0.20 | 0.21 0.90 exactly, 0.10 0.20 0.21 | 0.90 on ten cells.
+    confidence = torch.tensor([0.10, 0.20, 0.21, 0.90], dtype=torch.float64)[:, None]
+    probs = torch.cat([confidence, ((1 - confidence) / 19).expand(-1, 19)], dim=1)
+    target = torch.tensor([0, 0, 0, 1])
+    metric = AdaptiveCalibrationError(20, bins=2, cells=10)
+    metric.update(probs, target)
+    exact = float(adaptive_calibration_error(probs, target, 2))
+    assert exact == pytest.approx((0.9 + 0.8 + abs(0.79 - 0.9)) / 4, **EXACT)
+    assert float(metric.compute()) == pytest.approx((0.9 + 0.8 + 0.79 + 0.9) / 4, **EXACT)
+    assert float(metric.error_bound()) == pytest.approx(2 / 4, **EXACT)
+
+
+def test_adaptive_bound_is_small_for_a_saturated_model():
+    logits, target = sample(5000, 5, sharpness=16.0)
+    metric = AdaptiveCalibrationError(5)
+    metric.update(logits.softmax(1), target)
+    exact = float(adaptive_calibration_error(logits.softmax(1), target))
+    assert abs(float(metric.compute()) - exact) <= float(metric.error_bound()) < 5e-3
 
 
 @pytest.mark.parametrize("cells", [50, 1000, 65_536])
@@ -561,7 +582,7 @@ def on_one_rank(rank, port, logits, target, expected):
 
 @pytest.mark.slow
 def test_two_processes_equal_one():
-    logits, target = sample(1000, 4, truth=0.5)
+    logits, target = sample(1000, 4)
     expected = {}
     for name, (metric, _, kind) in metric_cases(4).items():
         metric.update(*inputs(kind, logits, target))

@@ -1,0 +1,611 @@
+"""The data module: cut splits, keys over ranks, loaders that resume, and what it refuses."""
+
+import io
+import multiprocessing
+import pickle
+import tarfile
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from distill.data import DataModule
+from distill.data.module import KeySampler, build_view
+from distill.data.sources import Resident, Source, Streamed, folder, timm_dataset
+from distill.data.views import CLEAN, ResidentView, StreamedView
+
+
+def resident(count=60, classes=3, offset=0):
+    """Images that say which sample they are: the index in two bytes."""
+    index = torch.arange(offset, offset + count)
+    images = torch.stack([index % 256, index // 256], 1).to(torch.uint8)[:, None, :, None]
+    return Resident(images.expand(-1, 1, -1, 4).contiguous(), index % classes, index)
+
+
+def identity(images):
+    """The index that an image of `resident` carries, from a float view."""
+    values = (images * 255).round().long()
+    return values[:, 0, 0, 0] + 256 * values[:, 0, 1, 0]
+
+
+def source(train=None, val=None, test=None, classes=3, **options):
+    names = [f"class {k}" for k in range(classes)]
+    train = resident() if train is None else train
+    return Source("toy", names, 1, train, val, test, **options)
+
+
+def module(batch_size=4, **options):
+    return DataModule(options.pop("source", None) or source(), batch_size=batch_size, **options)
+
+
+class Painted:
+    """Position → an image in one colour per position; pickles into workers."""
+
+    def __call__(self, position):
+        return Image.new("RGB", (20, 16), (position, 100, 0))
+
+
+def streamed(count=40, classes=2, load=None):
+    labels = torch.arange(count) % classes
+    return Streamed(load or Painted(), labels, [f"{k}" for k in range(count)])
+
+
+def streamed_module(batch_size=4, workers=0, load=None, **options):
+    split = Source("painted", ["even", "odd"], 3, streamed(load=load))
+    return DataModule(split, batch_size=batch_size, image_size=8, num_workers=workers, **options)
+
+
+def batches(loader, epoch=0):
+    loader.sampler.set_epoch(epoch)
+    return list(loader)
+
+
+def same(first, second):
+    return len(first) == len(second) and all(
+        a[3] == b[3] and all(torch.equal(x, y) for x, y in zip(a[:3], b[:3], strict=True))
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def names_and_values(data):
+    return [
+        (split.index.tolist(), split.labels.tolist()) for split in (data.train, data.val, data.test)
+    ]
+
+
+# Splits
+
+
+def test_cut_splits_are_disjoint_stratified_and_complete():
+    data = module(source=source(resident(300)), val_fraction=0.1, test_fraction=0.2)
+    splits = [data.train, data.val, data.test]
+    assert [len(split) for split in splits] == [216, 24, 60]
+    together = torch.cat([split.index for split in splits])
+    assert together.sort().values.equal(torch.arange(300))
+    for split in splits:
+        assert torch.bincount(split.labels).tolist() == [len(split) // 3] * 3
+        assert torch.equal(split.labels, split.index % 3)
+        assert torch.equal(identity(split.images.float() / 255), split.index)
+    assert len(data.notes) == 2
+
+
+def test_cuts_follow_split_seed_and_nothing_else():
+    first = names_and_values(module(split_seed=1))
+    assert names_and_values(module(split_seed=1, seed=9, batch_size=7)) == first
+    assert names_and_values(module(split_seed=2)) != first
+
+
+def test_splits_that_are_there_are_left_alone():
+    val, test = resident(9, offset=100), resident(12, offset=200)
+    data = module(source=source(val=val, test=test))
+    assert data.train.index.equal(torch.arange(60))
+    assert data.val is val
+    assert data.test is test
+    assert data.notes == []
+    data = module(source=source(test=test))
+    assert data.test is test
+    assert torch.cat([data.train.index, data.val.index]).sort().values.equal(torch.arange(60))
+
+
+def test_the_modules_facts():
+    data = module()
+    assert (data.num_classes, data.in_chans, data.image_size) == (3, 1, (2, 4))
+    assert data.classes == ["class 0", "class 1", "class 2"]
+    assert streamed_module().image_size == (8, 8)
+
+
+def test_the_fingerprint_is_of_pixels_labels_and_names_but_not_of_the_run():
+    first = module().fingerprint
+    assert module(seed=5, batch_size=9, view={"pad": 1}).fingerprint == first
+    pixel, label = resident(), resident()
+    pixel.images[7, 0, 1, 3] += 1
+    label.labels[0], label.labels[1] = 1, 0
+    others = [
+        module(source=source(pixel)),
+        module(source=source(label)),
+        module(source=replace(source(), classes=["class 0", "class 1", "class two"])),
+        module(source=replace(source(), classes=["class 0", "class 1cl", "ass 2"])),
+        module(source=replace(source(), classes=["class 0", "class 1c", "lass 2"])),
+        module(split_seed=1),
+    ]
+    assert len({first, *(other.fingerprint for other in others)}) == 7
+
+
+def test_options_of_a_twin_leave_the_splits_and_the_original_alone():
+    data = module(seed=1, batch_size=4)
+    data.trainer = SimpleNamespace(global_rank=1, world_size=2)
+    twin = data.with_options(seed=2, batch_size=6)
+    assert (twin.seed, twin.batch_size, twin.trainer) == (2, 6, None)
+    assert (data.seed, data.batch_size) == (1, 4)
+    assert twin.train is data.train
+    assert twin.fingerprint == data.fingerprint
+    with pytest.raises(ValueError, match=r"data\.batch_size=1000"):
+        data.with_options(seed=2, batch_size=1000)
+
+
+# Keys
+
+
+@given(
+    count=st.integers(1, 60),
+    batch_size=st.integers(1, 9),
+    ranks=st.integers(1, 4),
+)
+def test_ordered_keys_cover_each_sample_once_over_any_ranks(count, batch_size, ranks):
+    shares = [list(KeySampler(count, batch_size, 0, False, rank, ranks)) for rank in range(ranks)]
+    lengths = {len(share) for share in shares}
+    assert lengths == {len(KeySampler(count, batch_size, 0, False, 0, ranks))}
+    keys = torch.cat([keys for share in shares for _, keys in share])
+    assert keys[keys >= 0].sort().values.equal(torch.arange(count))
+    assert {epoch for share in shares for epoch, _ in share} == {CLEAN}
+    for together in zip(*shares, strict=True):
+        assert len({len(keys) for _, keys in together}) == 1
+        assert all(len(keys) <= batch_size for _, keys in together)
+    if ranks == 1:
+        assert keys.equal(torch.arange(count))
+
+
+@given(
+    count=st.integers(1, 60),
+    batch_size=st.integers(1, 9),
+    ranks=st.integers(1, 4),
+    epoch=st.integers(0, 500),
+)
+def test_shuffled_keys_give_full_batches_of_distinct_samples(count, batch_size, ranks, epoch):
+    if count < batch_size * ranks:
+        with pytest.raises(ValueError, match="larger than"):
+            KeySampler(count, batch_size, 0, True, 0, ranks)
+        return
+    shares = []
+    for rank in range(ranks):
+        sampler = KeySampler(count, batch_size, 0, True, rank, ranks)
+        sampler.set_epoch(epoch)
+        shares.append(list(sampler))
+        assert len(shares[-1]) == len(sampler) == count // (batch_size * ranks)
+    keys = torch.cat([keys for share in shares for _, keys in share])
+    assert len(torch.unique(keys)) == len(keys) == count - count % (batch_size * ranks)
+    assert keys.min() >= 0
+    assert keys.max() < count
+    assert all(len(keys) == batch_size and e == epoch for share in shares for e, keys in share)
+
+
+def order(epoch=0, seed=0, count=100, batch_size=10, **options):
+    sampler = KeySampler(count, batch_size, seed, True, **options)
+    sampler.set_epoch(epoch)
+    return [keys for _, keys in sampler]
+
+
+def test_the_order_is_a_function_of_seed_and_epoch_only():
+    first = torch.cat(order(3, 7))
+    torch.manual_seed(123)
+    assert torch.cat(order(3, 7)).equal(first)
+    assert torch.cat(order(3, 7, batch_size=4)).equal(first)
+    assert not torch.cat(order(4, 7)).equal(first)
+    assert not torch.cat(order(3, 8)).equal(first)
+    again = KeySampler(100, 10, 7, True)
+    for epoch in (0, 3, 1, 3):  # whatever was asked before
+        again.set_epoch(epoch)
+        keys = torch.cat([keys for _, keys in again])
+    assert keys.equal(first)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_ranks_share_the_global_batches_of_one_process(ranks):
+    together = order(2, count=103, batch_size=12)
+    shares = [
+        order(2, count=103, batch_size=12 // ranks, rank=r, ranks=ranks) for r in range(ranks)
+    ]
+    for whole, *parts in zip(together, *shares, strict=True):
+        assert torch.cat(parts).sort().values.equal(whole.sort().values)
+
+
+def test_each_position_is_equally_likely_anywhere_in_the_order():
+    first = torch.stack([torch.cat(order(epoch, count=20, batch_size=5)) for epoch in range(2000)])
+    for column in first.T:
+        counts = torch.bincount(column, minlength=20).float()
+        chi_square = ((counts - 100) ** 2 / 100).sum()
+        assert chi_square < 60  # 19 degrees of freedom: p < 5e-6
+
+
+# Loaders
+
+
+def test_training_batches_are_full_shuffled_and_of_their_epoch():
+    data = module(batch_size=7)
+    loader = data.train_dataloader()
+    epochs = [batches(loader, epoch) for epoch in (0, 1)]
+    for epoch, found in enumerate(epochs):
+        assert [len(b[0]) for b in found] == [7] * (len(data.train) // 7) == [7] * len(loader)
+        index = torch.cat([b[2] for b in found])
+        assert len(torch.unique(index)) == len(index)
+        assert set(index.tolist()) <= set(data.train.index.tolist())
+        assert index.tolist() != sorted(index.tolist())
+        assert {b[3] for b in found} == {epoch}
+        for images, target, where, _ in found:
+            assert torch.equal(identity(images.float() / 255), where)
+            assert torch.equal(target, where % 3)
+    assert not same(epochs[0], epochs[1])
+    assert same(epochs[1], batches(data.train_dataloader(), 1))
+
+
+def test_evaluation_is_in_order_complete_and_clean():
+    data = module(batch_size=4, view={"pad": 1, "flip": True})
+    loaders = (data.val_dataloader(), data.test_dataloader(), *data.predict_dataloader())
+    for split, loader in zip((data.val, data.test) * 2, loaders, strict=True):
+        found = [data.on_after_batch_transfer(b, 0) for b in batches(loader, epoch=3)]
+        assert torch.cat([index for _, _, index in found]).equal(split.index)
+        assert torch.cat([target for _, target, _ in found]).equal(split.labels)
+        assert torch.equal(torch.cat([view for view, _, _ in found]), split.images.float() / 255)
+
+
+def test_views_are_made_after_the_transfer_and_are_floats_up_to_one():
+    data = module(source=source(resident(600)), batch_size=8, view={"pad": 1}, seed=4)
+    batch = batches(data.train_dataloader(), 2)[0]
+    view, target, index = data.on_after_batch_transfer(batch, 0)
+    assert view.dtype == torch.float32
+    assert torch.equal(view, ResidentView(pad=1)(batch[0], 4, 2, batch[2]).float() / 255)
+    assert torch.equal(target, batch[1])
+    assert torch.equal(index, batch[2])
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_ranks_see_the_views_of_one_process(ranks):
+    def views(rank, ranks, batch_size):
+        data = module(batch_size=batch_size, view={"pad": 1, "flip": True}, seed=1)
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=ranks)
+        found = [data.on_after_batch_transfer(b, 0) for b in batches(data.train_dataloader(), 5)]
+        return {int(i): v for b in found for v, i in zip(b[0], b[2], strict=True)}
+
+    alone = views(0, 1, 12)
+    together = [views(rank, ranks, 12 // ranks) for rank in range(ranks)]
+    assert sum(map(len, together)) == len(alone)
+    for share in together:
+        assert all(torch.equal(view, alone[index]) for index, view in share.items())
+
+
+def test_padding_of_ranks_keeps_the_index_minus_one():
+    data = module(batch_size=4)
+    data.trainer = SimpleNamespace(global_rank=3, world_size=4)
+    data.val = data.val.subset(torch.arange(5))
+    [(images, target, index, epoch)] = batches(data.val_dataloader())
+    assert index.tolist() == [int(data.val.index[3]), -1]
+    assert (len(images), len(target), epoch) == (2, 2, CLEAN)
+
+
+@pytest.mark.parametrize("served", [0, 1, 5, 10])
+def test_a_loader_continues_in_the_middle_of_an_epoch(served):
+    data = module(view={"pad": 1})
+    whole = batches(data.train_dataloader(), 6)
+    assert len(whole) == 10
+    first = data.train_dataloader()
+    first.sampler.set_epoch(6)
+    stream = iter(first)
+    assert same([next(stream) for _ in range(served)], whole[:served])
+    state = first.state_dict()
+    resumed = data.train_dataloader()
+    resumed.load_state_dict(state)
+    if served == len(whole):  # the epoch is over: the next one is whole
+        assert same(batches(resumed, 7), batches(data.train_dataloader(), 7))
+        return
+    assert same(batches(resumed, 6), whole[served:])
+    assert resumed.state_dict() == {"served": 10}
+    assert same(batches(resumed, 7), batches(data.train_dataloader(), 7))
+
+
+def test_a_loader_left_early_starts_the_next_epoch_from_its_beginning():
+    data = module()
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(0)
+    next(iter(loader))
+    assert same(batches(loader, 1), batches(data.train_dataloader(), 1))
+
+
+def test_a_loader_resumes_twice_in_one_epoch():
+    data = module()
+    whole = batches(data.train_dataloader(), 1)
+    state = {"served": 2}
+    for more in (3, 1):
+        loader = data.train_dataloader()
+        loader.load_state_dict(state)
+        loader.sampler.set_epoch(1)
+        stream = iter(loader)
+        found = [next(stream) for _ in range(more)]
+        assert same(found, whole[state["served"] : state["served"] + more])
+        state = loader.state_dict()
+    assert state == {"served": 6}
+
+
+# Streamed data and workers
+
+AUGMENTED = {"scale": [0.3, 1.0], "color_jitter": 0.4, "auto_augment": "rand-m9-mstd0.5"}
+
+
+@pytest.mark.slow
+def test_workers_change_nothing_and_resume_in_mid_epoch():
+    expected = [batches(streamed_module(view=AUGMENTED).train_dataloader(), e) for e in (0, 1)]
+    data = streamed_module(workers=2, view=AUGMENTED)
+    loader = data.train_dataloader()
+    assert all(same(batches(loader, epoch), expected[epoch]) for epoch in (0, 1))
+    assert not same(*expected)
+    resumed = data.train_dataloader()
+    resumed.load_state_dict({"served": 3})
+    assert same(batches(resumed, 1), expected[1][3:])
+    assert same(batches(resumed, 0), expected[0])
+
+
+def write_pictures(root):
+    """Write eight images in each of two classes below `train`; return their paths, sorted."""
+    paths = [root / "train" / name / f"{k}.png" for name in "ab" for k in range(8)]
+    for k, path in enumerate(paths):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20), (k, 0, 99)).save(path)
+    return paths
+
+
+@pytest.mark.slow
+def test_spawned_workers_change_nothing(tmp_path):
+    write_pictures(tmp_path)
+    data = DataModule(folder(str(tmp_path)), image_size=8, batch_size=4, view=AUGMENTED)
+    expected = batches(data.train_dataloader())
+    data.num_workers = 1
+    loader = data.train_dataloader()
+    loader.multiprocessing_context = multiprocessing.get_context("spawn")
+    assert same(batches(loader), expected)
+
+
+def test_data_sets_of_timm_can_be_sent_to_workers(tmp_path):
+    write_pictures(tmp_path)
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.add(tmp_path / "train", arcname=".")
+    for root in (tmp_path, tmp_path / "x.tar"):
+        data = DataModule(timm_dataset(root=str(root)), image_size=8, batch_size=4, view=AUGMENTED)
+        loader = data.train_dataloader()
+        expected = batches(loader)
+        sent = pickle.loads(pickle.dumps(loader.dataset))
+        assert same([sent[key] for key in loader.sampler], expected)
+
+
+def test_streamed_views_do_not_depend_on_the_batch():
+    def views(batch_size):
+        data = streamed_module(batch_size, view=AUGMENTED, seed=3)
+        found = batches(data.train_dataloader(), 2)
+        return {int(i): v for b in found for i, v in zip(b[2], b[0], strict=True)}
+
+    small, large = views(1), views(14)
+    assert set(large) <= set(small)
+    assert all(torch.equal(view, small[index]) for index, view in large.items())
+
+
+def test_streamed_views_are_uint8_of_their_sample():
+    data = streamed_module()
+    for images, target, index, _ in batches(data.test_dataloader()):
+        assert images.dtype == torch.uint8
+        assert images.shape[1:] == (3, 8, 8)
+        assert torch.equal(images[:, 0, 0, 0].long(), index)
+        assert torch.equal(target, index % 2)
+
+
+def test_a_broken_image_in_a_worker_is_named(tmp_path):
+    paths = write_pictures(tmp_path)
+    paths[5].write_bytes(paths[5].read_bytes()[:60])
+    for found in (folder(str(tmp_path), verify=False), timm_dataset(root=str(tmp_path))):
+        found.val = found.test = found.train
+        data = DataModule(found, image_size=8, batch_size=4, num_workers=1)
+        with pytest.raises(ValueError, match="broken image") as caught:
+            batches(data.train_dataloader())
+        last = str(caught.value).splitlines()[-1]  # the line that the command prints
+        assert last.startswith(f"ValueError: broken image {paths[5]}: ")
+
+
+@pytest.mark.slow
+def test_workers_read_one_tar_together(tmp_path):
+    rng = np.random.default_rng(0)
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for k in range(40):
+            file = io.BytesIO()
+            Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(file, "PNG")
+            member = tarfile.TarInfo(f"{k % 2}/{k}.png")
+            member.size = file.tell()
+            file.seek(0)
+            tar.addfile(member, file)
+    data = DataModule(timm_dataset(root=str(tmp_path / "x.tar")), image_size=8, batch_size=2)
+    expected = batches(data.train_dataloader())  # the parent has read from the tar already
+    data.num_workers = 2
+    assert same(batches(data.train_dataloader()), expected)
+
+
+# Views by name
+
+
+def test_views_in_memory_are_built_from_their_options():
+    view = build_view(resident(), {"pad": 2, "flip": True}, 32, 1)
+    assert view == ResidentView(pad=2, flip=True)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"scale": [0.35, 1.0], "hflip": 0.5, "color_jitter": 0.0, "crop_pct": 1.0},
+        {"interpolation": "random"},
+        {"interpolation": "bicubic", "auto_augment": "rand-m9-mstd0.5"},
+        {"auto_augment": "augmix-m3-w3"},
+        {"train_crop_mode": "rkrc", "crop_mode": "border"},
+        {"no_aug": True, "crop_mode": "squash", "crop_border_pixels": 1},
+        {"grayscale_prob": 0.5, "gaussian_blur_prob": 0.5, "vflip": 0.5},
+    ],
+)
+def test_streamed_views_are_uint8_of_the_size_and_channels(options, channels):
+    view = build_view(streamed(), options, 32, channels)
+    assert isinstance(view, StreamedView)
+    image = Image.effect_noise((50, 41), 60).convert({1: "L", 3: "RGB"}[channels])
+    for epoch in (CLEAN, *range(6)):
+        found = view(image, 0, epoch, 1)
+        assert (found.dtype, tuple(found.shape)) == (torch.uint8, (channels, 32, 32))
+        assert found.float().std() > 0
+
+
+def test_the_scale_of_a_crop_is_its_share_of_the_area():
+    ramp = Image.fromarray(np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1)))
+    options = {"ratio": [1, 1], "hflip": 0, "color_jitter": 0, "interpolation": "bilinear"}
+    for scale, width in ((1.0, 64), (0.25, 32)):
+        view = build_view(streamed(), {**options, "scale": [scale, scale]}, 32, 1)
+        row = view(ramp, 0, 0, 0)[0, 16].float()
+        # A view of 32 pixels on `width` pixels of a ramp of 4 a pixel climbs 4·width/32 a pixel.
+        assert (row.diff()[2:-2] - 4 * width / 32).abs().max() <= 1
+
+
+def test_enlarged_and_reduced_clean_views_are_not_aliased():
+    stripes = Image.fromarray(np.tile(np.array([0, 255], np.uint8), (64, 32)))
+    clean = build_view(streamed(), {"crop_pct": 1.0}, 32, 1)(stripes, 0, CLEAN, 0)
+    assert (clean[0, :, 2:-2].float() - 127.5).abs().max() <= 1
+    flat = Image.new("L", (9, 9), 80)
+    assert build_view(streamed(), {}, 32, 1)(flat, 0, CLEAN, 0).unique().tolist() == [80]
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"pda": 1}, "data.view has no option pda; there are pad, flip"),
+        ({"pad": -1}, "data.view.pad"),
+        ({"pad": "wide"}, "data.view.pad"),
+        ({"hflip": 0.5}, "hflip"),
+    ],
+)
+def test_wrong_options_of_views_in_memory_are_named(options, word):
+    with pytest.raises(ValueError, match=word):
+        module(view=options)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"hfilp": 0.5}, "data.view has no option hfilp; there are scale"),
+        ({"pad": 2}, "no option pad"),
+        ({"re_prob": 0.25}, "no option re_prob"),  # timm would leave it out without a word
+        ({"separate": True}, "no option separate"),
+        ({"normalize": True}, "no option normalize"),
+        ({"interpolation": "cubist"}, "cubist"),
+        ({"scale": 1}, "scale"),
+        ({"hflip": "often"}, "often"),
+        ({"auto_augment": "nothing"}, "nothing"),
+        ({"crop_pct": "all"}, "all"),
+        ({"train_crop_mode": "x"}, "train_crop_mode"),
+    ],
+)
+def test_wrong_options_of_streamed_views_are_named(options, word):
+    with pytest.raises(ValueError, match=word) as caught:
+        streamed_module(view=options)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"batch_size": 0}, r"data\.batch_size must be at least 1, got 0"),
+        ({"batch_size": 44}, r"data\.batch_size=44 is larger than the 43 training images"),
+        ({"num_workers": -1}, r"data\.num_workers must be at least 0"),
+        ({"image_size": 0}, r"data\.image_size must be at least 1"),
+        ({"val_fraction": 0}, r"data\.val_fraction must lie between 0 and 1"),
+        ({"val_fraction": 1.0}, r"data\.val_fraction"),
+        ({"test_fraction": -0.1}, r"data\.test_fraction"),
+        ({"test_fraction": 20}, r"data\.test_fraction"),
+        ({"val_fraction": 0.01}, "cannot cut 1% of 48 images"),
+    ],
+)
+def test_numbers_out_of_range_are_named(options, word):
+    with pytest.raises(ValueError, match=word):
+        module(**options)
+
+
+def test_a_batch_for_each_device_must_be_filled():
+    data = module(batch_size=30)
+    data.trainer = SimpleNamespace(global_rank=0, world_size=2)
+    with pytest.raises(ValueError, match="30 on each of 2 devices is larger than the 43"):
+        data.train_dataloader()
+
+
+def labelled(labels):
+    labels = torch.tensor(labels, dtype=torch.long)
+    return Resident(torch.zeros(len(labels), 1, 2, 2, dtype=torch.uint8), labels)
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test", "word"),
+    [
+        ([], [0, 1], [0, 1], "the train split is empty"),
+        ([0, 1], [], [0, 1], "the val split is empty"),
+        ([0, 1], [0, 1], [], "the test split is empty"),
+        ([], None, None, "0 images of"),
+        ([0, 0], [0, 1], [0, 1], "train has no image of class 1"),
+        ([0, 1], [0, 0], [0, 1], "val has no image of class 1"),
+        ([0, 1], [0, 1], [1, 1], "test has no image of class 0"),
+        ([0, 1, 2], [0, 1], [0, 1], "train has label 2, but labels of 2 classes go from 0 to 1"),
+        ([0, 1], [0, 1, -1], [0, 1], "val has label -1"),
+        ([0, 1], [0, 1], [0, 1, 10**12], "test has label 1000000000000"),
+        ([0, 1] * 9 + [-1], None, None, "label -1|cannot cut"),
+        ([0, 1, 10**12] * 9, None, None, "label 1000000000000"),
+        ([0] * 50 + [1] * 2, None, None, "2 images of class 1, and 3 are needed"),
+        ([0] * 50 + [1], None, [0, 1], "1 images of class 1, and 2 are needed"),
+    ],
+)
+def test_splits_that_cannot_be_learned_or_judged(train, val, test, word):
+    splits = [labels if labels is None else labelled(labels) for labels in (train, val, test)]
+    with pytest.raises(ValueError, match=word) as caught:
+        module(1, source=source(*splits, classes=2))
+    assert len(str(caught.value).splitlines()) == 1
+    assert "toy" in str(caught.value) or "cannot cut" in str(caught.value)
+
+
+def test_one_class_is_nothing_to_tell_apart():
+    with pytest.raises(ValueError, match="toy has 1 class"):
+        module(source=source(labelled([0] * 60), classes=1))
+
+
+def test_many_missing_classes_are_named_in_a_short_line():
+    splits = (labelled(range(5000)), labelled(range(10)), labelled(range(5000)))
+    with pytest.raises(ValueError, match="val has no image of class 10, class 11") as caught:
+        module(source=source(*splits, classes=5000))
+    assert len(str(caught.value)) < 200
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(3, 40), min_size=1, max_size=6), st.integers(0, 99))
+def test_classes_of_three_images_among_larger_ones_can_be_cut(counts, seed):
+    counts = [*counts, 200]
+    labels = [k for k, count in enumerate(counts) for _ in range(count)]
+    data = DataModule(
+        source(labelled(labels), classes=len(counts)),
+        batch_size=1, split_seed=seed,
+    )  # fmt: skip
+    together = torch.cat([data.train.index, data.val.index, data.test.index])
+    assert together.sort().values.equal(torch.arange(len(labels)))

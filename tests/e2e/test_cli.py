@@ -1,0 +1,106 @@
+import os
+import time
+
+import pytest
+
+MISTAKES = [
+    (["objective=kld"], "there are kd, logit_mse"),
+    (["objective.temprature=2"], "did you mean objective.temperature?"),
+    (["sede=1"], "did you mean seed?"),
+    (["objective.temperature=0"], "objective.temperature must be positive"),
+    (["objective.temperature=nan"], "objective.temperature must be positive"),
+    (["objective.temperature=warm"], "objective"),
+    (["objective.alpha=1.5"], "objective.alpha must lie in [0, 1]"),
+    (["annealing=cosine", "annealing.end=0"], "annealing.end must be a positive temperature"),
+    (["annealing=cosine", "annealing.value=temprature"], "cannot anneal 'temprature'"),
+    (["topk=[1,10]"], "top-10 says nothing among 10 classes"),
+    (["teacher=none"], "this objective compares with a teacher"),
+    (["teacher=timm", "teacher.name=resnet18"], "would have random weights"),
+    (["teacher=timm", "teacher.checkpoint=nowhere"], "no checkpoint at nowhere"),
+    (["student=timm"], "give student.name"),
+    (["student=timm", "student.name=resnet81"], "did you mean resnet"),
+    (["student=timm", "student.name=vit_tiny_patch16_224"], "does not take 1×32×32 images"),
+    (["ckpt_path=nowhere.ckpt"], "ckpt_path=nowhere.ckpt does not exist"),
+    (["optimizer.opt=adamm"], "optimizer"),
+    (["optimizer.lr=["], "cannot read 'optimizer.lr=['"),
+    (["+optimizer.lrr=1"], "optimizer"),
+    (["trainer.precision=12"], "trainer"),
+    (["trainer.max_epohcs=3"], "did you mean trainer.max_epochs?"),
+    (["data.batch_size=10000"], "larger than the 897 training images"),
+    (["data=folder"], "data.root"),
+    (["data=folder", "data.root=nowhere"], "nowhere"),
+    (["data=idx", "data.root=."], "has no train-images-idx3-ubyte"),
+    (["logger=wandb"], "pip install 'distill-kd[wandb]'"),
+    (["optimized_metric=val/top11"], "optimized_metric"),
+    (["hydra.run.dir=/proc/nothing"], "/proc/nothing"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=[" ".join(a) for a, _ in MISTAKES])
+def test_a_mistake_ends_in_one_line_and_exit_code_2(command, arguments, message, tmp_path):
+    done = command("distill", *arguments, check=False)
+    assert done.returncode == 2, done.stdout + done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert message in line
+    assert line.startswith("distill: ")
+    assert not list(tmp_path.rglob("summary.json"))
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_the_traceback_is_there_for_those_who_ask(command):
+    done = command("distill", "objective.temperature=0", check=False, HYDRA_FULL_ERROR="1")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["distill", "distill-eval"])
+def test_help_is_quick_and_written_for_a_person(command, name, tmp_path):
+    start = time.perf_counter()
+    done = command(name, "--help")
+    assert time.perf_counter() - start < 3  # one second on a quiet machine
+    for word in ("Examples", "Groups", "teacher: none, timm, trained", "data.root="):
+        assert word in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("distill objective=", {"objective=kd", "objective=soft_hinge"}),
+        ("distill objective=kd objective.te", {"objective.temperature=", "objective.terms."}),
+    ],
+)
+def test_tab_completion_is_quick_and_knows_groups_and_keys(command, line, words):
+    start = time.perf_counter()
+    done = command("distill", "-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line)))
+    assert time.perf_counter() - start < 3
+    assert words <= set(done.stdout.split())
+
+
+def test_nothing_heavy_is_imported_for_help(command):
+    done = command("python", "-X", "importtime", "-c", "import distill.cli, distill.sweep.table")
+    imported = {row.rpartition("|")[2].strip() for row in done.stderr.splitlines()}
+    assert not imported & {"torch", "timm", "pytorch_lightning", "numpy", "sklearn", "rich"}
+    assert "hydra" in imported
+
+
+def test_ctrl_c_exits_quietly(command, tmp_path):
+    import signal
+    import subprocess
+
+    from conftest import BIN
+
+    process = subprocess.Popen(
+        [BIN / "distill", "trainer.accelerator=cpu", "trainer.max_epochs=1000", "teacher=none",
+         "objective=supervised", "baseline=false", "hydra.run.dir=run"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    for line in process.stdout:
+        if "epoch 1/" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert not (tmp_path / "run" / "summary.json").exists()

@@ -1,0 +1,38 @@
+import csv
+
+
+QUICK = ("trainer.max_epochs=1", "teacher.fit.max_epochs=1", "trainer.accelerator=cpu")
+
+
+def test_a_sweep_ends_in_one_table_and_prepares_the_teacher_once(command, tmp_path):
+    done = command("distill", "-m", "objective.temperature=1,4", *QUICK, "hydra.sweep.dir=sweep",
+                   "data.batch_size=33")  # fmt: skip
+    assert done.stdout.count("teacher: training") == 1
+    assert done.stdout.count("baseline: training") == 1
+    with (tmp_path / "sweep" / "sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["objective.temperature"] for row in rows] == ["1", "4"]
+    assert all(row["status"] == "done" and 0 <= float(row["test_top1"]) <= 1 for row in rows)
+    for job in ("0", "1"):
+        assert (tmp_path / "sweep" / job / "student" / "model.safetensors").is_file()
+    assert "sweep: val_ decides" in done.stdout
+    assert done.stderr == ""
+
+
+def test_a_failing_job_is_named_and_the_others_finish(command, tmp_path):
+    done = command("distill", "-m", "objective.temperature=-1,4", *QUICK, "hydra.sweep.dir=sweep",
+                   "baseline=false", check=False)  # fmt: skip
+    assert done.returncode == 2
+    assert "job 0: objective.temperature must be positive and finite, got -1" in done.stderr
+    assert "Traceback" not in done.stderr
+    with (tmp_path / "sweep" / "sweep.csv").open() as file:
+        assert [row["status"] for row in csv.DictReader(file)] == ["failed", "done"]
+
+
+def test_subprocess_ddp_in_a_sweep_is_refused_with_the_ways_out(command, tmp_path):
+    done = command("distill", "-m", "seed=0,1", "trainer=ddp", "trainer.accelerator=cpu",
+                   "hydra.sweep.dir=sweep", check=False)  # fmt: skip
+    assert done.returncode == 2
+    for way_out in ("trainer.devices=1", "ddp_fork", "torchrun"):
+        assert way_out in done.stderr
+    assert not list(tmp_path.rglob("*.safetensors"))
