@@ -26,6 +26,13 @@ from omegaconf.errors import OmegaConfBaseException
 PACKAGE = Path(__file__).resolve().parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 USER_ERROR = 2
+ADVICE = (  # of the libraries below; a user of this one cannot act on it
+    ".*does not have many workers",
+    ".*LeafSpec",
+    ".*is smaller than the logging interval",
+    "Experiment logs directory",
+    "The dirpath has changed",
+)
 
 
 def train() -> None:
@@ -73,13 +80,13 @@ def hydra_main(config_name: str, task: str, explain: bool) -> None:
 
 
 def import_run() -> ModuleType:
-    """Import what runs, and silence its libraries' advice that a user of this one cannot act on."""
+    """Import what runs, and silence the advice of its libraries."""
     import logging
 
     run = importlib.import_module("distill.run")
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (r".*does not have many workers.*", r".*LeafSpec.*", r".*log_every_n_steps.*"):
+    for message in ADVICE:
         warnings.filterwarnings("ignore", message=message)
     return run
 

@@ -61,8 +61,8 @@ def make(node: Any, label: str, **extra: Any) -> Any:
         if isinstance(cause, ValueError) and label in why:  # it already says where
             raise ValueError(why) from error
         if isinstance(cause, ModuleNotFoundError):
-            extra = label.rpartition(".")[2]
-            package = f"distill-kd[{extra}]" if extra in EXTRAS else cause.name
+            name = label.rpartition(".")[2]
+            package = f"distill-kd[{name}]" if name in EXTRAS else cause.name
             raise ValueError(f"{label} needs pip install '{package}' ({cause})") from error
         raise ValueError(
             f"{label}: {why.splitlines()[0] if why else type(cause).__name__}"

@@ -334,7 +334,7 @@ def timm_dataset(
             check_same_classes(label, part, timm_class_names(dataset), names)
     parts: dict[str, Split] = {}
     for part, dataset in opened.items():
-        read = timm_resident if isinstance(dataset, IterableDataset) else timm_streamed
+        read = timm_held if isinstance(dataset, IterableDataset) else timm_streamed
         with explained(f"{label}, split {named[part]!r}"):
             parts[part], names = read(dataset, channels, image_size, names)
     count = max(int(split.labels.max()) for split in parts.values()) + 1
@@ -397,14 +397,29 @@ def check_apart(name: str, label: str, opened: Mapping[str, Any]) -> None:
                 raise ValueError(f"{label}: {part} ({place}) contains {other} ({inside})")
 
 
-def timm_resident(
+def timm_held(
     dataset: Any, channels: int, image_size: int, names: list[str]
-) -> tuple[Resident, list[str]]:
+) -> tuple[Streamed, list[str]]:
     """Read a timm data set that can only be iterated into memory."""
     with nothing_skipped():
         pairs = [(squared(image, channels, image_size), label) for image, label in dataset]
     labels, names = numbered([label for _, label in pairs], names)
-    return Resident(torch.stack([image for image, _ in pairs]), labels), names
+    images = torch.stack([image for image, _ in pairs])
+    hashes = [hashlib.sha256(image.numpy().tobytes()).hexdigest()[:16] for image in images]
+    return Streamed(HeldLoader(images), labels, hashes), names
+
+
+@dataclass(frozen=True, eq=False)
+class HeldLoader:
+    """Position → image held in memory, uint8 `[N, C, H, W]`."""
+
+    images: Tensor
+
+    def __call__(self, position: int) -> Image.Image:
+        """Return one image."""
+        from torchvision.transforms.v2.functional import to_pil_image
+
+        return to_pil_image(self.images[position])
 
 
 @contextmanager

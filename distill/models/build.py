@@ -14,7 +14,6 @@ from torch import Tensor, nn
 import distill.models.cifar  # noqa: F401  (registers its families with timm)
 from distill.models.bundle import Checkpoint, read_checkpoint
 
-
 FROM_DATA = ("num_classes", "in_chans")  # the data decide these, whatever a checkpoint recorded
 
 

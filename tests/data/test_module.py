@@ -10,10 +10,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
+from distill.cli import CONF
+from distill.config import build_data
 from distill.data import DataModule
 from distill.data.module import KeySampler, build_view
 from distill.data.sources import Resident, Source, Streamed, folder, timm_dataset
@@ -609,3 +613,57 @@ def test_classes_of_three_images_among_larger_ones_can_be_cut(counts, seed):
     )  # fmt: skip
     together = torch.cat([data.train.index, data.val.index, data.test.index])
     assert together.sort().values.equal(torch.arange(len(labels)))
+
+
+# The configuration groups
+
+
+def group(name, *overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        overrides = [f"data={name}", *(f"data.{override}" for override in overrides)]
+        return build_data(compose("train", overrides))
+
+
+def test_config_groups_build_what_their_command_names(tmp_path):
+    write_pictures(tmp_path)
+    root = f"root={tmp_path}"
+    for name in ("folder", "timm"):
+        data = group(name, root, "batch_size=4", "channels=1", "image_size=16")
+        assert (data.in_chans, data.image_size, data.classes) == (1, (16, 16), ["a", "b"])
+        assert len(data.train) + len(data.val) + len(data.test) == 16
+        data.num_workers = 0
+        images = batches(data.train_dataloader())[0][0]
+        assert images.shape == (4, 1, 16, 16)
+    assert group("digits", "image_size=8").image_size == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "word"),
+    [
+        ("folder", [], "data.root"),
+        ("idx", [], "data.root"),
+        ("timm", [], "give data.root="),
+        ("folder", ["root=nowhere"], "nowhere is not a folder"),
+        ("idx", ["root=nowhere"], "nowhere is not a folder"),
+        ("timm", ["root=nowhere.tar"], "nowhere.tar does not exist"),
+        ("folder", ["root=HERE/train"], "did you mean data.root="),
+        ("idx", ["root=HERE"], "has no train-images-idx3-ubyte"),
+        ("folder", ["root=HERE", "channels=2"], "data.channels"),
+        ("folder", ["root=HERE", "image_size=0"], "data.image_size"),
+        ("folder", ["root=HERE", "batch_size=500"], "data.batch_size=500"),
+        ("folder", ["root=HERE", "view.scale=[1]"], "data.view="),
+        ("timm", ["root=HERE", "splits.test=tset"], "contains train"),
+        ("timm", ["root=HERE", "name=cifar10"], "data.name=cifar10"),
+        ("digits", ["view.pad=-1"], "data.view.pad"),
+        ("digits", ["image_size=0"], "data.image_size"),
+        ("digits", ["val_fraction=2"], "data.val_fraction"),
+    ],
+)
+def test_the_first_mistakes_are_one_line(tmp_path, name, overrides, word):
+    write_pictures(tmp_path)
+    overrides = [override.replace("HERE", str(tmp_path)) for override in overrides]
+    with pytest.raises((ValueError, OSError, OmegaConfBaseException)) as caught:
+        group(name, *overrides)
+    assert word in str(caught.value)
+    if not isinstance(caught.value, OmegaConfBaseException):
+        assert len(str(caught.value).splitlines()) == 1

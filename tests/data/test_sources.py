@@ -671,10 +671,14 @@ def test_webdatasets_are_held_in_memory(shards, described):
     if described:
         splits = {"train": "train", "test": "test"}
     source = timm_dataset("wds/local", str(shards), splits, image_size=8)
-    assert source.train.images.shape == (6, 3, 8, 8)
-    assert source.train.images[:, :, 0, 0].tolist() == [[k, 0, 0] for k in range(6)]
+    assert colours(source.train) == [[k, 0, 0] for k in range(6)]
+    assert {source.train.load(k).size for k in range(6)} == {(8, 8)}
     assert source.train.labels.tolist() == [0, 1, 2, 0, 1, 2]
     assert (len(source.test), source.classes) == (4, ["0", "1", "2"])
+    assert source.train.fingerprint() != source.train.subset(torch.arange(1, 6)).fingerprint()
+    grey = timm_dataset("wds/local", str(shards), splits, channels=1, image_size=8)
+    assert colours(grey.train) == [[round(0.299 * k)] for k in range(6)]
+    assert grey.train.fingerprint() != source.train.fingerprint()
     named = timm_dataset("wds/local", str(shards), splits, classes=["a", "b", "c"])
     assert named.classes == ["a", "b", "c"]
 

@@ -151,7 +151,8 @@ def test_evaluation_gives_the_numbers_of_the_run(command, tmp_path, finished):
     for name in STUDENT - {"params"}:
         assert judged[name] == pytest.approx(summary[name], abs=1e-5), name
     best = command("distill-eval", f"student.checkpoint={run}/checkpoints/best.ckpt",
-                   "hydra.run.dir=best", "teacher=timm", f"teacher.checkpoint={run}/student")  # fmt: skip
+                   "hydra.run.dir=best", "teacher=timm",
+                   f"teacher.checkpoint={run}/student")  # fmt: skip
     assert "teacher" in best.stdout
     numbers = json.loads((tmp_path / "best" / "summary.json").read_text())
     assert numbers["student"]["agreement"] == 1.0  # one epoch: the best is the last

@@ -1,6 +1,5 @@
 import csv
 
-
 QUICK = ("trainer.max_epochs=1", "teacher.fit.max_epochs=1", "trainer.accelerator=cpu")
 
 
