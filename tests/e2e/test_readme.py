@@ -1,0 +1,90 @@
+"""Every command and every program in the README runs as printed."""
+
+import re
+import shlex
+import tarfile
+
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SHELL = [
+    line.partition("#")[0].strip()
+    for block in re.findall(r"```bash\n(.*?)```", README, re.S)
+    for line in block.splitlines()
+    if line.strip()
+]
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
+
+
+def make_photos(folder, count):
+    for split, number in (("train", count), ("val", 8)):
+        for label, colour in (
+            ("blue", (40, 60, 200)),
+            ("green", (40, 200, 60)),
+            ("red", (200, 40, 40)),
+        ):
+            (folder / split / label).mkdir(parents=True)
+            for i in range(number):
+                shade = tuple(min(c + i, 255) for c in colour)
+                Image.new("RGB", (40, 36), shade).save(folder / split / label / f"{i}.png")
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("readme")
+    make_photos(folder / "photos", 60)
+    with tarfile.open(folder / "photos.tar", "w") as archive:
+        archive.add(folder / "photos" / "train", "photos")
+    return folder
+
+
+def write_idx(folder):
+    """Write a small data set in the format and with the names of Fashion-MNIST."""
+    import numpy as np
+
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for part, count in (("train", 400), ("t10k", 100)):
+        images = random.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+            header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
+            (folder / f"{part}-{kind}-ubyte").write_bytes(header + array.tobytes())
+
+
+def test_the_readme_shows_what_it_should():
+    assert SHELL[:2] == ["scripts/distill", "scripts/test"]
+    assert len(SHELL) >= 10
+    assert len(PYTHON) == 2
+    assert "scripts/test" in (ROOT / ".ci" / "run").read_text()
+    assert len(PYTHON[1].split("import TensorDataset", 1)[-1].splitlines()) <= 20
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("readme")
+@pytest.mark.parametrize("line", [line for line in SHELL if line != "scripts/test"])
+def test_a_command_of_the_readme_runs(command, workplace, line):
+    words = shlex.split(line)
+    if words[0].startswith("scripts/"):
+        words[0] = str(ROOT / words[0])
+    if "experiment=fashion_mnist" in words:  # the same command on files of the same format
+        if not (workplace / "idx").exists():
+            write_idx(workplace / "idx")
+        words.append(f"data.root={workplace / 'idx'}")
+    done = command(*words, folder=workplace)
+    assert "test split, last epoch" in done.stdout or "sweep: val_ decides" in done.stdout
+    noise = [row for row in done.stderr.splitlines() if not row.startswith(("+ ", "installing"))]
+    assert not noise
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("readme")
+def test_the_programs_of_the_readme_run(command, workplace):
+    for number, program in enumerate(PYTHON):
+        source = program if "import distill" in program else f"import distill\n{program}"
+        (workplace / f"program{number}.py").write_text(source)
+        command("python", f"program{number}.py", folder=workplace)
+    files = {p.name for p in (workplace / "my_student").iterdir()}
+    assert {"model.safetensors", "config.json"} <= files
