@@ -33,12 +33,12 @@ def number(value: float | None, scale: float, digits: int) -> str:
 
 def show(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str) -> None:
     """Print a table, wide enough for its rows where there is no terminal."""
-    console = Console()
     table = Table(title=title, title_justify="left")
     for position, column in enumerate(columns):
-        table.add_column(column, justify="right" if position else "left", no_wrap=True)
+        table.add_column(column, justify="right" if position else "left")
     for row in rows:
         table.add_row(*row)
-    if not console.is_terminal:
-        console = Console(width=max(console.width, console.measure(table).maximum))
+    console = Console()
+    if not console.is_terminal:  # a file has no width to fit into
+        console = Console(width=max(console.width, Console(width=10_000).measure(table).maximum))
     console.print(table)

@@ -34,7 +34,7 @@ def sweep_rows(folder: Path) -> list[dict[str, Any]]:
     for file in jobs:
         job = file.parents[1]
         overrides = [str(o).split("=", 1) for o in OmegaConf.to_container(OmegaConf.load(file))]  # type: ignore[union-attr]
-        row: dict[str, Any] = {"job": job.name, "status": "failed"}
+        row: dict[str, Any] = {"job": job.name, "status": "failed", "val_top1": "failed"}
         row |= {name.lstrip("+~"): "".join(value) for name, *value in overrides}
         path = job / "summary.json"
         if path.is_file():
@@ -73,24 +73,17 @@ def print_rows(rows: list[dict[str, Any]], folder: Path) -> None:
     """Print the rows, leaving out overrides that all jobs share."""
     from distill.report.table import show
 
+    metrics = ("val_", "test_", "baseline_")
+    shared = [c for c in columns_of(rows) if len({str(row.get(c)) for row in rows}) == 1]
     columns = [
-        c for c in columns_of(rows) if c not in ("status", "seconds", "test_ece_after_scaling")
+        column
+        for column in columns_of(rows)
+        if column not in ("status", "seconds", "test_ece_after_scaling")
+        and (column == "job" or column.startswith(metrics) or column not in shared)
     ]
-    varying = [
-        c
-        for c in columns
-        if c.startswith(("job", "val_", "test_", "baseline_"))
-        or len({str(row.get(c)) for row in rows}) > 1
-        or (len(rows) == 1 and c != "status")
-    ]
-    table = [
-        [
-            "failed" if row["status"] == "failed" and c == "val_top1" else shown(row.get(c))
-            for c in varying
-        ]
-        for row in rows
-    ]
-    show(varying, table, title="sweep: val_ decides, test_ reports")
+    table = [[shown(row.get(column)) for column in columns] for row in rows]
+    headers = [column.replace("_", " ") for column in columns]
+    show(headers, table, title="sweep: val_ decides, test_ reports")
     print(f"written to {os.path.relpath(folder)}/sweep.csv")
 
 

@@ -565,9 +565,11 @@ def test_timm_tars(tmp_path):
     assert colours(source.train) == [[200, 0, k] for k in range(3)] + [
         [0, 200, k] for k in range(3)
     ]
-    assert timm_dataset(root=str(tmp_path / "photos.tar")).train.fingerprint() == (
-        source.train.fingerprint()
-    )
+    first = source.train.fingerprint()
+    assert timm_dataset(root=str(tmp_path / "photos.tar")).train.fingerprint() == first
+    write_image(tmp_path / "x" / "cat" / "0.png", 0, size=(90, 90))
+    other = timm_dataset(root=str(write_tar(tmp_path / "photos.tar", tmp_path / "x")))
+    assert other.train.fingerprint() != first
 
 
 def test_timm_tars_in_a_tar(tmp_path):
