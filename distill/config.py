@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
@@ -19,6 +20,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger
 from distill.callbacks.annealing import Annealing
 from distill.callbacks.speed import Speed
 from distill.data import DataModule
+from distill.losses import dist
 from distill.models.build import DataShape, ModelSpec
 from distill.module import create_optimizer, evaluation_metrics, resolve_topk
 from distill.objectives import Objective
@@ -89,18 +91,49 @@ def build_data(cfg: DictConfig) -> DataModule:
     return data
 
 
-def build_objective(cfg: DictConfig) -> Objective:
-    """Return the objective."""
-    return make(cfg.objective, "objective")
+def build_objective(cfg: DictConfig, data: DataModule) -> Objective:
+    """Return the objective, which learns from the data how many samples each class has."""
+    node = OmegaConf.masked_copy(cfg.objective, [k for k in cfg.objective if k != "schedules"])
+    return make(node, "objective", class_counts=data.class_counts)
+
+
+def check_objective(cfg: DictConfig, data: DataModule, objective: Objective) -> None:
+    """Refuse, by trying it on made-up logits, an objective that these classes leave undefined."""
+    samples = data.batch_size * int(cfg.trainer.num_nodes)
+    correlated = [name for name, term in objective.terms.items() if term.loss.function is dist]
+    if correlated and samples == 1 and cfg.trainer.devices in (1, "1"):
+        raise ValueError(
+            f"objective.terms.{correlated[0]}: dist has no columns at data.batch_size=1"
+        )
+    logits, teacher = torch.randn(
+        2, 2, data.num_classes, generator=torch.Generator().manual_seed(0)
+    )
+    maps = [torch.ones(2, 1, 1, 1)]
+    given = {"student": logits, "teacher": teacher, "target": torch.tensor([0, 1])}
+    given |= {"temperature": objective.temperature, "class_counts": data.class_counts}
+    given |= {"student_maps": maps, "projected_maps": maps, "teacher_maps": maps}
+    for name, term in objective.terms.items():
+        try:
+            term(given)
+        except ValueError as error:
+            raise ValueError(f"objective.terms.{name}: {error}") from error
+
+
+def schedules(cfg: DictConfig, objective: Objective) -> list[Annealing]:
+    """Return what moves the objective's values: `annealing`, and the objective's own schedules."""
+    nodes = [("annealing", cfg.annealing)] if cfg.annealing else []
+    nodes += [(f"objective.schedules.{k}", v) for k, v in present(cfg.objective.get("schedules"))]
+    moved = [make(node, label) for label, node in nodes]
+    for annealing in moved:
+        check_annealing(annealing, objective)
+    return moved
 
 
 def build_trainer(cfg: DictConfig, objective: Objective) -> pl.Trainer:
     """Return a trainer with the configured callbacks, annealing and loggers."""
     callbacks = [make(node, f"callbacks.{name}") for name, node in present(cfg.callbacks)]
     callbacks.append(Speed())
-    if cfg.annealing:
-        callbacks.append(make(cfg.annealing, "annealing"))
-        check_annealing(callbacks[-1], objective)
+    callbacks += schedules(cfg, objective)
     folder = Path(cfg.paths.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     loggers: list[Logger] = [CSVLogger(str(folder), name="", version="")]
@@ -118,19 +151,17 @@ def build_trainer(cfg: DictConfig, objective: Objective) -> pl.Trainer:
     )
 
 
-def present(group: DictConfig) -> Iterable[tuple[str, Any]]:
+def present(group: DictConfig | None) -> Iterable[tuple[str, Any]]:
     """Return the named nodes of a group that have not been switched off with null."""
     return [(str(name), node) for name, node in (group or {}).items() if node is not None]
 
 
 def check_annealing(annealing: Annealing, objective: Objective) -> None:
     """Refuse values that the objective would refuse in some later epoch."""
-    before = objective.state()
-    for value in (annealing.start, annealing.end):
+    before = objective.get(annealing.value)
+    for value in (annealing.start, annealing.end, before):
         if value is not None:
             objective.set(annealing.value, value)
-    objective.load_state(before)
-    objective.get(annealing.value)
 
 
 def model_spec(node: DictConfig) -> ModelSpec:
@@ -144,6 +175,14 @@ def data_shape(data: DataModule) -> DataShape:
     return DataShape(data.num_classes, data.in_chans, data.image_size)
 
 
+def teacher_name(cfg: DictConfig) -> str | None:
+    """Return what a person calls the teacher, or None where there is none."""
+    source = cfg.teacher
+    if source.get("checkpoints") is not None:
+        return " + ".join(map(str, source.checkpoints)) or "an empty ensemble"
+    return source.checkpoint or source.name
+
+
 def topk(cfg: DictConfig, data: DataModule) -> tuple[int, ...]:
     """Return the k to report, noting the default ones that say nothing here."""
     chosen = resolve_topk(plain(cfg.topk), data.num_classes)
@@ -155,7 +194,7 @@ def topk(cfg: DictConfig, data: DataModule) -> tuple[int, ...]:
 def check_monitor(cfg: DictConfig, data: DataModule, objective: Objective) -> None:
     """Refuse an `optimized_metric` that no epoch will log."""
     metrics = evaluation_metrics(
-        topk(cfg, data), data.num_classes, objective, cfg.teacher.name or cfg.teacher.checkpoint
+        topk(cfg, data), data.num_classes, objective, teacher_name(cfg) is not None
     )
     known = [f"val/{name}" for name in metrics]
     if cfg.optimized_metric not in known:

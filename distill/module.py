@@ -20,6 +20,7 @@ from distill.metrics import (
     NegativeLogLikelihood,
     TopKAccuracy,
 )
+from distill.models.features import forward_with_features
 from distill.models.teacher import Teacher
 from distill.objectives import Objective
 
@@ -71,6 +72,7 @@ class Distiller(pl.LightningModule):
         self.optimizer_options = {"opt": "adamw", "lr": 1e-3, **(optimizer or {})}
         self.scheduler_options = dict(scheduler) if scheduler else None
         check_parts(self)
+        self.objective.connect(student, self.teacher.model if self.teacher else None)
         self.topk = resolve_topk(topk, self.num_classes)
         self.metrics = nn.ModuleDict({stage: self._metrics() for stage in ("val", "test")})
         self.about: dict[str, Any] = {}  # plain values that checkpoints carry as they are
@@ -87,8 +89,10 @@ class Distiller(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the objective's loss on one batch."""
         view, target = batch[:2]
-        losses = self.objective(self(view), self._teach(view), target)
+        losses = self.objective(*self._answers(view, target, self.global_step))
         values = {f"train/{name}": value.detach() for name, value in losses.items()}
+        if self.objective.curriculum is not None:
+            values["train/temperature"] = self.objective.curriculum.last_mean
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(view))
         return losses["loss"]
 
@@ -148,19 +152,27 @@ class Distiller(pl.LightningModule):
         )
         return nn.ModuleDict(metrics)
 
-    def _teach(self, view: Tensor) -> Tensor | None:
-        return self.teacher(view) if self.teacher is not None else None
+    def _answers(self, view: Tensor, target: Tensor, step: int | None = None) -> tuple[Any, ...]:
+        """Return what the objective is called with."""
+        if self.teacher is None:
+            return self(view), None, target
+        if not self.objective.needs_features:
+            return self(view), self.teacher(view, step), target
+        stages = self.objective.stages
+        student, ours = forward_with_features(self.student, self.normalize(view), stages)
+        teacher, theirs = self.teacher.with_features(view, stages)
+        return student, teacher, target, (ours, theirs)
 
     def _evaluate(self, stage: str, batch: Batch) -> None:
         view, target = batch[:2]
-        student, teacher = self(view).float(), self._teach(view)
         if len(batch) > 2 and self.trainer.world_size > 1:
             real = batch[2] >= 0
-            student, target = student[real], target[real]
-            teacher = None if teacher is None else teacher[real]
+            view, target = view[real], target[real]
         if not len(target):
             return
-        losses = self.objective(student, teacher, target)
+        answers = self._answers(view, target)
+        student, teacher = answers[0].float(), answers[1]
+        losses = self.objective(*answers)
         probs = student.softmax(dim=1)
         for name, metric in self.metrics[stage].items():  # type: ignore[operator]
             if name in losses:

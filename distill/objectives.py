@@ -5,34 +5,62 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
-from distill.losses import LOSSES, Loss
+from distill.losses import LOSSES, Loss, class_balanced_weights
+from distill.models.features import feature_channels
+from distill.temperature import LearnedTemperature
+
+SHARED = (
+    "temperature",
+    "class_counts",
+)  # options that the objective gives to losses that take them
 
 
 @dataclass(frozen=True)
 class Term:
-    """One loss of an objective, with its weight and the loss's own options."""
+    """One loss of an objective, with its weight and the loss's own options.
+
+    Args:
+        loss: the function and the tensors it is called with.
+        weight: its weight before annealing.
+        options: the loss's own options; what it takes and these leave out, the objective gives.
+        reweight: β in [0, 1) of class-balanced weights that multiply the values, or None.
+    """
 
     loss: Loss
     weight: float = 1.0
     options: Mapping[str, Any] = field(default_factory=dict)
+    reweight: float | None = None
 
     @property
     def uses_teacher(self) -> bool:
         """Whether the loss compares the student with a teacher."""
-        return "teacher" in self.loss.inputs
+        return any(name.startswith("teacher") for name in self.loss.inputs)
 
-    def __call__(self, tensors: Mapping[str, Tensor], temperature: float) -> Tensor:
-        """Return the loss's batch mean, at the objective's temperature if it takes one."""
-        options = dict(self.options)
-        if "temperature" in inspect.signature(self.loss.function).parameters:
-            options.setdefault("temperature", temperature)
-        return self.loss.function(*(tensors[name] for name in self.loss.inputs), **options).mean()
+    @property
+    def needs_class_counts(self) -> bool:
+        """Whether the term corrects an imbalance that nobody has told it of."""
+        asks = self.takes("class_counts") and "class_counts" not in self.options
+        return asks or self.reweight is not None
+
+    def takes(self, option: str) -> bool:
+        """Whether the loss has an option of that name."""
+        return option in inspect.signature(self.loss.function).parameters
+
+    def __call__(self, given: Mapping[str, Any]) -> Tensor:
+        """Return the loss's batch mean; `given` holds its tensors and what the objective knows."""
+        shared = {key: given[key] for key in SHARED if self.takes(key) and key in given}
+        tensors = (given[name] for name in self.loss.inputs)
+        values = self.loss.function(*tensors, **{**shared, **self.options})
+        if self.reweight is not None:
+            weights = class_balanced_weights(given["class_counts"], self.reweight)
+            values = values * weights.to(values)[given["target"]]
+        return values.mean()
 
 
 class Objective(nn.Module):
@@ -48,6 +76,10 @@ class Objective(nn.Module):
             `weight` (default 1) and the loss's own options.
         temperature: τ > 0, moved by annealing.
         alpha: the teacher's share in [0, 1], or None.
+        class_counts: training samples per class, for the losses that correct an imbalance.
+        curriculum: keywords of `LearnedTemperature`, which starts at `temperature` and takes its
+            place.
+        stages: which of the models' feature stages the terms on feature maps compare.
 
     Raises:
         ValueError: for an unknown loss, a wrong option or a value out of range.
@@ -68,14 +100,26 @@ class Objective(nn.Module):
         terms: Mapping[str, str | Mapping[str, Any]],
         temperature: float = 1.0,
         alpha: float | None = None,
+        class_counts: Sequence[int] | None = None,
+        curriculum: Mapping[str, Any] | None = None,
+        stages: Sequence[int] = (-1,),
     ) -> None:
         super().__init__()
         if not terms:
             raise ValueError("an objective needs at least one term")
         self.terms = {name: build_term(name, spec) for name, spec in terms.items()}
         self.weights = {name: term.weight for name, term in self.terms.items()}
-        self.temperature = temperature
-        self.alpha = alpha
+        self.curriculum: LearnedTemperature | None = None
+        self.temperature, self.alpha = temperature, alpha
+        self.class_counts = class_counts
+        self.stages = tuple(stages)
+        self.projections = nn.ModuleList()
+        if curriculum is not None:
+            classes = {"num_classes": len(class_counts)} if class_counts is not None else {}
+            self.curriculum = LearnedTemperature(temperature, **{**classes, **curriculum})
+        for name, term in self.terms.items():
+            if term.needs_class_counts and class_counts is None:
+                raise ValueError(f"objective.terms.{name} needs class_counts")
         if not any(self._factor(name) for name in self.terms):
             raise ValueError(
                 "every term of the objective has weight zero: nothing would be learned"
@@ -83,8 +127,8 @@ class Objective(nn.Module):
 
     @property
     def temperature(self) -> float:
-        """The temperature τ that the terms share."""
-        return self._temperature
+        """The temperature τ that the terms share; of a learned one, the last batch's mean."""
+        return self._temperature if self.curriculum is None else self.curriculum.last
 
     @temperature.setter
     def temperature(self, value: float) -> None:
@@ -108,43 +152,82 @@ class Objective(nn.Module):
         """Whether any term compares the student with a teacher."""
         return any(term.uses_teacher for term in self.terms.values())
 
+    @property
+    def needs_features(self) -> bool:
+        """Whether any term compares feature maps."""
+        return any("teacher_maps" in term.loss.inputs for term in self.terms.values())
+
+    @property
+    def annealed(self) -> list[str]:
+        """The names of the values that annealing can move."""
+        names = [f"terms.{name}.weight" for name in self.terms]
+        names += ["alpha"] if self.alpha is not None else []
+        return [*names, "temperature" if self.curriculum is None else "curriculum.strength"]
+
     def get(self, name: str) -> float:
-        """Return the value that annealing moves: `temperature`, `alpha` or `terms.NAME.weight`."""
-        value = self.weights[term] if (term := self._weight_of(name)) else getattr(self, name)
-        if value is None:
-            raise ValueError(f"this objective has no {name} to anneal")
-        return value
+        """Return one of the values that annealing moves."""
+        owner, attribute = self._owner(name)
+        return owner[attribute] if isinstance(owner, dict) else getattr(owner, attribute)
 
     def set(self, name: str, value: float) -> None:
-        """Set the value that annealing moves: `temperature`, `alpha` or `terms.NAME.weight`."""
-        if term := self._weight_of(name):
-            self.weights[term] = checked_weight(term, value)
+        """Set one of the values that annealing moves."""
+        owner, attribute = self._owner(name)
+        if isinstance(owner, dict):
+            owner[attribute] = checked_weight(attribute, value)
         else:
-            setattr(self, name, value)
+            setattr(owner, attribute, value)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, float]:
         """Return what annealing has moved, in plain values, for a checkpoint."""
-        return {"temperature": self.temperature, "alpha": self.alpha, "weights": dict(self.weights)}
+        return {"temperature": self.temperature, **{name: self.get(name) for name in self.annealed}}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
+    def load_state(self, state: Mapping[str, float]) -> None:
         """Take back what `state` returned."""
-        self.temperature, self.alpha = state["temperature"], state["alpha"]
-        self.weights.update(state["weights"])
+        for name in self.annealed:
+            self.set(name, state[name])
 
-    def forward(self, student: Tensor, teacher: Tensor | None, target: Tensor) -> dict[str, Tensor]:
+    def connect(self, student: nn.Module, teacher: nn.Module | None) -> None:
+        """Learn to compare these two models' feature maps, where a term asks for it.
+
+        Raises:
+            ValueError: if one of them gives no feature maps.
+        """
+        if not self.needs_features or teacher is None:
+            return
+        ours = feature_channels(student, self.stages, "student")
+        theirs = feature_channels(teacher, self.stages, "teacher")
+        if any("projected_maps" in term.loss.inputs for term in self.terms.values()):
+            self.projections = nn.ModuleList(
+                nn.Conv2d(s, z, kernel_size=1, bias=False)
+                for s, z in zip(ours, theirs, strict=True)
+            )
+
+    def forward(
+        self,
+        student: Tensor,
+        teacher: Tensor | None,
+        target: Tensor,
+        maps: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
+    ) -> dict[str, Tensor]:
         """Return `loss` and each term's unweighted batch mean.
 
         Args:
             student: logits `[N, K]`.
             teacher: logits `[N, K]`, or None where no term uses a teacher.
             target: labels `[N]`, or class probabilities `[N, K]` for the losses that take them.
+            maps: the student's and the teacher's feature maps of `stages`, for the terms on them.
         """
         if teacher is None and self.needs_teacher:
             raise ValueError("this objective compares with a teacher, and there is none")
-        tensors = {"student": student, "target": target}
-        if teacher is not None:
-            tensors["teacher"] = teacher
-        values = {name: term(tensors, self.temperature) for name, term in self.terms.items()}
+        given: dict[str, Any] = {"student": student, "teacher": teacher, "target": target}
+        given |= {"temperature": self._temperature, "class_counts": self.class_counts}
+        if self.curriculum is not None and teacher is not None:
+            given["temperature"] = self.curriculum(student, teacher)
+        if maps is not None:
+            given["student_maps"], given["teacher_maps"] = maps
+            pairs = zip(self.projections, maps[0], strict=False)
+            given["projected_maps"] = [project(ours) for project, ours in pairs]
+        values = {name: term(given) for name, term in self.terms.items()}
         loss = sum(self._factor(name) * value for name, value in values.items())
         return {"loss": loss, **values}  # type: ignore[dict-item]
 
@@ -154,14 +237,15 @@ class Objective(nn.Module):
         share = self.alpha if self.terms[name].uses_teacher else 1 - self.alpha
         return share * self.weights[name]
 
-    def _weight_of(self, name: str) -> str | None:
-        if name in ("temperature", "alpha"):
-            return None
+    def _owner(self, name: str) -> tuple[Any, str]:
+        if name not in self.annealed:
+            raise ValueError(
+                f"cannot anneal {name!r}; this objective has {', '.join(self.annealed)}"
+            )
+        if name == "curriculum.strength":
+            return self.curriculum, "strength"
         term = name.removeprefix("terms.").removesuffix(".weight")
-        if term not in self.terms or name != f"terms.{term}.weight":
-            known = ", ".join(["temperature", "alpha", *(f"terms.{t}.weight" for t in self.terms)])
-            raise ValueError(f"cannot anneal {name!r}; this objective has {known}")
-        return term
+        return (self, name) if name in ("temperature", "alpha") else (self.weights, term)
 
 
 def checked_weight(name: str, value: float) -> float:
@@ -180,12 +264,15 @@ def build_term(name: str, spec: str | Mapping[str, Any]) -> Term:
         raise ValueError(f"objective.terms.{name} does not name its loss")
     loss = find_loss(options.pop("loss"))
     weight = checked_weight(name, options.pop("weight", 1.0))
+    reweight = options.pop("reweight", None)
+    if reweight is not None and not 0 <= reweight < 1:
+        raise ValueError(f"objective.terms.{name}.reweight must lie in [0, 1), got {reweight}")
     known = list(inspect.signature(loss.function).parameters)[len(loss.inputs) :]
     for option in options:
         if option not in known:
             accepted = f"it takes {', '.join(known)}" if known else "it takes none"
             raise ValueError(f"objective.terms.{name} has no option {option!r}; {accepted}")
-    return Term(loss, weight, options)
+    return Term(loss, weight, options, reweight)
 
 
 def find_loss(name: str) -> Loss:

@@ -23,10 +23,12 @@ from distill import config, report
 from distill.callbacks.speed import Speed
 from distill.data import DataModule
 from distill.metrics import evaluate as evaluate_logits
-from distill.models.build import Normalize, build_model, channels_last, normalization
+from distill.models.build import ModelSpec, Normalize, build_model, channels_last, normalization
 from distill.models.bundle import load_student, save_student, student_weights
+from distill.models.ensemble import Ensemble
 from distill.models.teacher import Teacher
 from distill.module import Distiller
+from distill.objectives import Objective
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +50,8 @@ def train(cfg: DictConfig) -> float | None:
     data = config.build_data(cfg)
     for note in data.notes:
         log.info("%s: %s", data.source.name, note)
-    objective = config.build_objective(cfg)
-    check_early(cfg, data)
+    objective = config.build_objective(cfg, data)
+    check_early(cfg, data, objective)
 
     teacher = prepare_teacher(cfg, data)
     baseline = prepare_baseline(cfg, data) if cfg.baseline else None
@@ -109,14 +111,14 @@ def evaluate(cfg: DictConfig) -> None:
     log.info("written to %s", cfg.paths.output_dir)
 
 
-def check_early(cfg: DictConfig, data: DataModule) -> None:
+def check_early(cfg: DictConfig, data: DataModule, objective: Objective) -> None:
     """Refuse what would only fail after the teacher has been trained."""
-    objective = config.build_objective(cfg)
+    config.check_objective(cfg, data, objective)
     config.check_monitor(cfg, data, objective)
     student = build_model(config.model_spec(cfg.student), config.data_shape(data), "student")
     config.check_optimizer(cfg, student)
     config.build_trainer(cfg, objective)
-    if objective.needs_teacher and not (cfg.teacher.name or cfg.teacher.checkpoint):
+    if objective.needs_teacher and not config.teacher_name(cfg):
         raise ValueError(
             "this objective compares with a teacher: give one, or objective=supervised"
         )
@@ -129,7 +131,7 @@ def fit(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> tuple[Dis
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     spec = config.model_spec(cfg.student)
     model = build_model(spec, config.data_shape(data), "student")
-    objective = config.build_objective(cfg)
+    objective = config.build_objective(cfg, data)
     student = Distiller(
         model,
         teacher,
@@ -169,8 +171,10 @@ def prepare_teacher(cfg: DictConfig, data: DataModule) -> Teacher | None:
 def load_teacher(cfg: DictConfig, data: DataModule) -> Teacher | None:
     """Return the teacher from its published weights or a file, or None where none is named."""
     source = cfg.teacher
-    if not source.name and not source.checkpoint:
+    if not config.teacher_name(cfg):
         return None
+    if source.get("checkpoints") is not None:
+        return load_ensemble(cfg, data)
     if not source.pretrained and not source.checkpoint:
         raise ValueError(
             f"teacher {source.name} would have random weights: give teacher.pretrained=true, "
@@ -178,6 +182,16 @@ def load_teacher(cfg: DictConfig, data: DataModule) -> Teacher | None:
         )
     model = build_model(config.model_spec(source), config.data_shape(data), "teacher")
     return as_teacher(model, data)
+
+
+def load_ensemble(cfg: DictConfig, data: DataModule) -> Teacher:
+    """Return several teachers as one, each with its own normalisation."""
+    members = []
+    for path in cfg.teacher.checkpoints:
+        model = build_model(ModelSpec(checkpoint=path), config.data_shape(data), "teacher")
+        members.append(nn.Sequential(normalization(model, data.in_chans), model))
+    weights = config.plain(cfg.teacher.weights)
+    return Teacher(Ensemble(members, cfg.teacher.combine, weights))
 
 
 def as_teacher(model: nn.Module, data: DataModule) -> Teacher:
@@ -287,7 +301,7 @@ def judge_teacher(
         split: {"student": values["teacher"], "target": values["target"]}
         for split, values in predictions.items()
     }
-    return {"name": cfg.teacher.name, **judge(answers, teacher.model, topk)}
+    return {"name": config.teacher_name(cfg), **judge(answers, teacher.model, topk)}
 
 
 def best_epoch(trainer: pl.Trainer, student: Distiller) -> tuple[int, Distiller] | None:

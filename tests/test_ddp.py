@@ -17,7 +17,7 @@ def run(rank, ranks, port, folder, tiny):
 
     from distill import Distiller, Objective
     from distill.data import DataModule
-    from distill.data.sources import Resident, Source
+    from distill.data.splits import Resident, Source
 
     if ranks > 1:
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(ranks))

@@ -58,7 +58,7 @@ def test_annealing_moves_and_checkpoints_keep_the_same_values():
     for name, value in (("temperature", 2.5), ("alpha", 0.3), ("terms.kl.weight", 0.5)):
         objective.set(name, value)
         assert objective.get(name) == value
-    other = Objective(KD)
+    other = Objective(KD, alpha=0.5)
     other.load_state(objective.state())
     assert torch.equal(other(S, Z, Y)["loss"], objective(S, Z, Y)["loss"])
 
@@ -91,7 +91,40 @@ def test_mistakes_are_explained(terms, options, message):
 def test_a_missing_teacher_and_an_unknown_value_are_explained():
     with pytest.raises(ValueError, match="there is none"):
         Objective(KD)(S, None, Y)
-    with pytest.raises(ValueError, match="no alpha to anneal"):
+    with pytest.raises(ValueError, match="cannot anneal 'alpha'"):
         Objective(KD).get("alpha")
-    with pytest.raises(ValueError, match=r"this objective has temperature, alpha, terms\.ce"):
+    with pytest.raises(ValueError, match=r"has terms\.ce\.weight, terms\.kl\.weight, temp"):
         Objective(KD).set("terms.kll.weight", 1.0)
+
+
+def test_reweighted_values_are_multiplied_by_class_balanced_weights():
+    counts = [10, 20, 5, 1, 3]
+    terms = {"ce": {"loss": "cross_entropy", "reweight": 0.9}}
+    effective = [(1 - 0.9) / (1 - 0.9**n) for n in counts]
+    weights = torch.tensor(effective, dtype=torch.float64) * 5 / sum(effective)
+    expected = (weights[Y] * cross_entropy(S, Y)).mean()
+    found = Objective(terms, class_counts=counts)(S, None, Y)["loss"]
+    torch.testing.assert_close(found, expected)
+
+
+def test_class_counts_reach_the_losses_that_ask_for_them():
+    from distill.losses import ldam
+
+    counts = [10, 20, 5, 1, 3]
+    found = Objective({"ldam": "ldam"}, class_counts=counts)(S, None, Y)["loss"]
+    torch.testing.assert_close(found, ldam(S, Y, counts).mean())
+    with pytest.raises(ValueError, match=r"terms\.ldam needs class_counts"):
+        Objective({"ldam": "ldam"})
+    with pytest.raises(ValueError, match=r"reweight must lie in \[0, 1\)"):
+        Objective({"ce": {"loss": "cross_entropy", "reweight": 1.0}}, class_counts=counts)
+
+
+def test_any_companion_stands_under_any_soft_term():
+    terms = {
+        "hard": {"loss": "generalized_cross_entropy", "q": 0.5},
+        "soft": {"loss": "pairwise_soft_hinge", "margin": 2.0},
+    }
+    losses = Objective(terms, temperature=2.0, alpha=0.25)(S, Z, Y)
+    assert losses["loss"].item() == pytest.approx(
+        0.75 * losses["hard"].item() + 0.25 * losses["soft"].item()
+    )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from functools import cached_property
 from hashlib import sha256
+from inspect import signature
 from typing import Any
 
 import pytorch_lightning as pl
@@ -15,13 +16,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from distill.data.sources import MODES, Resident, Source, Split, Streamed, stratified
+from distill.data.images import MODES
+from distill.data.splits import Resident, Source, Split, Streamed, stratified
 from distill.data.views import CLEAN, ResidentView, StreamedView, keyed_words
 
 Key = tuple[int, Tensor]  # (epoch, positions in the split); −1 is a rank's padding
-
-# What a config group says for its source to refer to, so that it is `data.root=` on a command line.
-OF_THE_SOURCE = ("root", "name", "splits", "channels", "options")
 
 # The keywords of timm.data.create_transform that mean something for views of uint8 pixels.
 TRAINING = (
@@ -92,6 +91,11 @@ class DataModule(pl.LightningDataModule):
         return self.source.channels
 
     @cached_property
+    def class_counts(self) -> list[int]:
+        """The number of training samples of each class."""
+        return torch.bincount(self.train.labels, minlength=self.num_classes).tolist()
+
+    @cached_property
     def fingerprint(self) -> str:
         """A hash of what the splits hold."""
         parts = [split.fingerprint() for split in (self.train, self.val, self.test)]
@@ -145,9 +149,14 @@ class DataModule(pl.LightningDataModule):
         )
 
 
-def configured(source: Source, **group: Any) -> DataModule:
-    """Return the data module of a config group, some of whose keys are there for its source."""
-    return DataModule(source, **{key: group[key] for key in group if key not in OF_THE_SOURCE})
+def configured(source: Callable[..., Source], **group: Any) -> DataModule:
+    """Return the data module of a config group, whose keys go to the source and module they fit.
+
+    So it is `data.root=` on a command line; a key that fits neither, the module refuses.
+    """
+    own, shared = signature(source).parameters, signature(DataModule).parameters
+    rest = {key: group[key] for key in group if key not in own or key in shared}
+    return DataModule(source(**{key: group[key] for key in group if key in own}), **rest)
 
 
 class KeySampler(Sampler[Key]):

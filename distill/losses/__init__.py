@@ -16,6 +16,7 @@ from distill.losses.balanced import (
     ldam,
     logit_adjusted_cross_entropy,
 )
+from distill.losses.features import attention_transfer, hint
 from distill.losses.hinge import (
     crammer_singer,
     epsilon_insensitive_hinge,
@@ -51,7 +52,9 @@ class Loss(NamedTuple):
 
     Attributes:
         function: returns one value per example, `[N]`; what follows its tensors are options.
-        inputs: those of `"student"`, `"teacher"` and `"target"` that it takes, positionally.
+        inputs: what it takes, positionally: `student` and `teacher` logits, `target`, or the
+            feature maps `student_maps`, `projected_maps` (to the teacher's channels) and
+            `teacher_maps`.
     """
 
     function: Callable[..., Tensor]
@@ -78,6 +81,8 @@ LOSSES: dict[str, Loss] = {
         pairwise_soft_hinge,
     ),
     **_table(("student", "teacher", "target"), decoupled),
+    **_table(("projected_maps", "teacher_maps"), hint),
+    **_table(("student_maps", "teacher_maps"), attention_transfer),
     **_table(
         ("student", "target"),
         cross_entropy,
@@ -99,6 +104,7 @@ LOSSES: dict[str, Loss] = {
 __all__ = [
     "LOSSES",
     "Loss",
+    "attention_transfer",
     "class_balanced_cross_entropy",
     "class_balanced_weights",
     "crammer_singer",
@@ -108,6 +114,7 @@ __all__ = [
     "epsilon_insensitive_hinge",
     "generalized_cross_entropy",
     "hard_topk_hinge",
+    "hint",
     "kl_divergence",
     "ldam",
     "logit_adjusted_cross_entropy",

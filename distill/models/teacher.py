@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from distill.models.ensemble import Ensemble
+from distill.models.features import forward_with_features
 
 
 class Teacher:
@@ -40,11 +44,22 @@ class Teacher:
         return getattr(self.model, "num_classes", None)
 
     @torch.inference_mode()
-    def __call__(self, view: Tensor) -> Tensor:
-        """Return logits `[N, K]` for views `[N, C, H, W]`."""
+    def __call__(self, view: Tensor, step: int | None = None) -> Tensor:
+        """Return logits `[N, K]` for views `[N, C, H, W]`; `step` is given in training."""
+        images = self._prepared(view)
+        if isinstance(self.model, Ensemble):
+            return self.model(images, step)
+        return self.model(images)
+
+    @torch.inference_mode()
+    def with_features(self, view: Tensor, stages: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """Return logits `[N, K]` and the feature maps `[N, C, H, W]` of the stages."""
+        return forward_with_features(self.model, self._prepared(view), stages)
+
+    def _prepared(self, view: Tensor) -> Tensor:
         if self.model.training:
             self.model.eval()
         parameter = next(self.model.parameters(), None)
         if parameter is not None:  # under bf16-true the views arrive narrower than the weights
             view = view.to(parameter.dtype)
-        return self.model(self.normalize(view))
+        return self.normalize(view)

@@ -19,7 +19,7 @@ def bundle_facts(cfg: DictConfig, data: DataModule, summary: dict[str, Any]) -> 
         "temperature_status": summary["student"]["temperature_status"],
         "data": data.source.name,
         "architecture": cfg.student.name,
-        "teacher": config["teacher"]["name"] or config["teacher"]["checkpoint"],
+        "teacher": (summary["teacher"] or {}).get("name"),
         "objective": config["objective"],
         "annealing": config["annealing"],
         "epochs": summary["epochs"],

@@ -40,10 +40,10 @@ def sweep_rows(folder: Path) -> list[dict[str, Any]]:
         if path.is_file():
             summary = json.loads(path.read_text(encoding="utf-8"))
             row["status"] = "done"
-            row["val_top1"] = summary["validation"]["top1"]
+            row["val_top1"] = summary.get("validation", {}).get("top1")
             row |= {f"test_{name}": summary["student"].get(name) for name in METRICS}
-            row["baseline_top1"] = (summary["baseline"] or {}).get("top1")
-            row["seconds"] = summary["seconds"]
+            row["baseline_top1"] = (summary.get("baseline") or {}).get("top1")
+            row["seconds"] = summary.get("seconds")
         rows.append(row)
     return rows
 

@@ -19,9 +19,12 @@ from PIL import Image
 from distill.cli import CONF
 from distill.config import build_data
 from distill.data import DataModule
-from distill.data.module import KeySampler, build_view
-from distill.data.sources import Resident, Source, Streamed, folder, timm_dataset
+from distill.data.folder import folder
+from distill.data.module import KeySampler, build_view, configured
+from distill.data.splits import Resident, Source, Streamed
+from distill.data.timm_data import timm_dataset
 from distill.data.views import CLEAN, ResidentView, StreamedView
+from tests.data.conftest import write_folder, write_tar
 
 
 def resident(count=60, classes=3, offset=0):
@@ -362,18 +365,9 @@ def test_workers_change_nothing_and_resume_in_mid_epoch():
     assert same(batches(resumed, 0), expected[0])
 
 
-def write_pictures(root):
-    """Write eight images in each of two classes below `train`; return their paths, sorted."""
-    paths = [root / "train" / name / f"{k}.png" for name in "ab" for k in range(8)]
-    for k, path in enumerate(paths):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (20, 20), (k, 0, 99)).save(path)
-    return paths
-
-
 @pytest.mark.slow
 def test_spawned_workers_change_nothing(tmp_path):
-    write_pictures(tmp_path)
+    write_folder(tmp_path, ("train",), count=8)
     data = DataModule(folder(str(tmp_path)), image_size=8, batch_size=4, view=AUGMENTED)
     expected = batches(data.train_dataloader())
     data.num_workers = 1
@@ -383,10 +377,9 @@ def test_spawned_workers_change_nothing(tmp_path):
 
 
 def test_data_sets_of_timm_can_be_sent_to_workers(tmp_path):
-    write_pictures(tmp_path)
-    with tarfile.open(tmp_path / "x.tar", "w") as tar:
-        tar.add(tmp_path / "train", arcname=".")
-    for root in (tmp_path, tmp_path / "x.tar"):
+    write_folder(tmp_path, ("train",), count=8)
+    tar = write_tar(tmp_path / "x.tar", tmp_path / "train")
+    for root in (tmp_path, tar):
         data = DataModule(timm_dataset(root=str(root)), image_size=8, batch_size=4, view=AUGMENTED)
         loader = data.train_dataloader()
         expected = batches(loader)
@@ -416,15 +409,15 @@ def test_streamed_views_are_uint8_of_their_sample():
 
 @pytest.mark.slow  # torch waits five seconds for a worker that has failed
 def test_a_broken_image_in_a_worker_is_named(tmp_path):
-    paths = write_pictures(tmp_path)
-    paths[5].write_bytes(paths[5].read_bytes()[:60])
+    path = write_folder(tmp_path, ("train",), count=8) / "train" / "cat" / "5.png"
+    path.write_bytes(path.read_bytes()[:60])
     found = folder(str(tmp_path), verify=False)
     found.val = found.test = found.train
     data = DataModule(found, image_size=8, batch_size=4, num_workers=1)
     with pytest.raises(ValueError, match="broken image") as caught:
         batches(data.train_dataloader())
     last = str(caught.value).splitlines()[-1]  # the line that the command prints
-    assert last.startswith(f"ValueError: broken image {paths[5]}: ")
+    assert last.startswith(f"ValueError: broken image {path}: ")
 
 
 @pytest.mark.slow
@@ -626,16 +619,37 @@ def group(name, *overrides):
 
 
 def test_config_groups_build_what_their_command_names(tmp_path):
-    write_pictures(tmp_path)
+    write_folder(tmp_path, ("train",), count=8)
     root = f"root={tmp_path}"
     for name in ("folder", "timm"):
         data = group(name, root, "batch_size=4", "channels=1", "image_size=16")
-        assert (data.in_chans, data.image_size, data.classes) == (1, (16, 16), ["a", "b"])
+        assert (data.in_chans, data.image_size, data.classes) == (1, (16, 16), ["cat", "dog"])
         assert len(data.train) + len(data.val) + len(data.test) == 16
         data.num_workers = 0
         images = batches(data.train_dataloader())[0][0]
         assert images.shape == (4, 1, 16, 16)
     assert group("digits", "image_size=8").image_size == (8, 8)
+
+
+def test_a_config_groups_keys_go_to_the_source_and_the_module_that_they_fit():
+    def opened(root, image_size):
+        return replace(source(streamed(classes=3)), name=f"{root} {image_size}")
+
+    options = {"root": "here", "image_size": 16, "batch_size": 2}
+    data = configured(opened, **options)
+    assert (data.source.name, data.image_size, data.batch_size) == ("here 16", (16, 16), 2)
+    for extra in ({"channels": 3}, {"rot": "there"}):
+        with pytest.raises(TypeError, match=next(iter(extra))):
+            configured(opened, **options, **extra)
+
+
+def test_options_of_a_source_are_keys_of_its_config_group(tmp_path):
+    path = write_folder(tmp_path, ("train",), count=8) / "train" / "cat" / "5.png"
+    path.write_bytes(b"")
+    common = (f"root={tmp_path}", "batch_size=4")
+    assert len(group("folder", *common, "verify=false").source.train) == 16
+    found = group("timm", *common, "classes=[feline,canine]")
+    assert found.classes == ["feline", "canine"]
 
 
 @pytest.mark.parametrize(
@@ -661,7 +675,7 @@ def test_config_groups_build_what_their_command_names(tmp_path):
     ],
 )
 def test_the_first_mistakes_are_one_line(tmp_path, name, overrides, word):
-    write_pictures(tmp_path)
+    write_folder(tmp_path, ("train",), count=8)
     overrides = [override.replace("HERE", str(tmp_path)) for override in overrides]
     with pytest.raises((ValueError, OSError, OmegaConfBaseException)) as caught:
         group(name, *overrides)

@@ -58,7 +58,7 @@ def test_help_is_quick_and_written_for_a_person(command, name, tmp_path):
     start = time.perf_counter()
     done = command(name, "--help")
     assert time.perf_counter() - start < 3  # one second on a quiet machine
-    for word in ("Examples", "Groups", "teacher: none, timm, trained", "data.root="):
+    for word in ("Examples", "Groups", "data.root=", "teacher: ", "--cfg job"):
         assert word in done.stdout
     assert not list(tmp_path.iterdir())
 
@@ -88,7 +88,7 @@ def test_ctrl_c_exits_quietly(command, tmp_path):
     import signal
     import subprocess
 
-    from conftest import BIN
+    from tests.conftest import BIN
 
     process = subprocess.Popen(
         [BIN / "distill", "trainer.accelerator=cpu", "trainer.max_epochs=1000", "teacher=none",

@@ -5,8 +5,9 @@ import shlex
 import tarfile
 
 import pytest
-from conftest import ROOT
 from PIL import Image
+
+from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHELL = [

@@ -29,7 +29,7 @@ def finished(tmp_path_factory, cache):
     import os
     import subprocess
 
-    from conftest import BIN
+    from tests.conftest import BIN
 
     environment = {**os.environ, "DISTILL_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

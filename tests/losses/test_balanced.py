@@ -6,14 +6,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from loss_cases import (
-    assert_close,
-    batches,
-    checks,
-    log_softmax,
-    random_batch,
-    row_by_row,
-)
 
 from distill.losses import (
     class_balanced_cross_entropy,
@@ -22,6 +14,14 @@ from distill.losses import (
     cross_entropy,
     ldam,
     logit_adjusted_cross_entropy,
+)
+from tests.losses.loss_cases import (
+    assert_close,
+    batches,
+    checks,
+    log_softmax,
+    random_batch,
+    row_by_row,
 )
 
 counts_of_classes = st.lists(st.integers(1, 10**6), min_size=2, max_size=8)

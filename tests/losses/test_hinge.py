@@ -8,16 +8,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from loss_cases import (
-    assert_close,
-    batches,
-    checks,
-    gradient,
-    random_batch,
-    row_by_row,
-    softmax,
-    temperatures,
-)
 
 from distill.losses import (
     crammer_singer,
@@ -29,6 +19,16 @@ from distill.losses import (
     squared_soft_hinge,
     weighted_sign_hinge,
     weston_watkins,
+)
+from tests.losses.loss_cases import (
+    assert_close,
+    batches,
+    checks,
+    gradient,
+    random_batch,
+    row_by_row,
+    softmax,
+    temperatures,
 )
 
 SIGNED = [

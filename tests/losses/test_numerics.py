@@ -4,9 +4,9 @@ import inspect
 
 import pytest
 import torch
-from loss_cases import random_batch
 
 from distill.losses import LOSSES
+from tests.losses.loss_cases import random_batch
 
 NEEDS_THREE_CLASSES = {"decoupled", "standardized_kl"}
 INDICES_ONLY = {

@@ -6,7 +6,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from loss_cases import (
+
+from distill.losses import (
+    crammer_singer,
+    cross_entropy,
+    generalized_cross_entropy,
+    ramp_hinge,
+    symmetric_cross_entropy,
+)
+from tests.losses.loss_cases import (
     assert_close,
     batches,
     checks,
@@ -15,14 +23,6 @@ from loss_cases import (
     random_batch,
     row_by_row,
     softmax,
-)
-
-from distill.losses import (
-    crammer_singer,
-    cross_entropy,
-    generalized_cross_entropy,
-    ramp_hinge,
-    symmetric_cross_entropy,
 )
 
 

@@ -8,18 +8,6 @@ import torch
 import torch.multiprocessing
 from hypothesis import given
 from hypothesis import strategies as st
-from loss_cases import (
-    assert_close,
-    batches,
-    checks,
-    gradient,
-    kl,
-    log_softmax,
-    random_batch,
-    row_by_row,
-    softmax,
-    temperatures,
-)
 
 from distill.losses import (
     cross_entropy,
@@ -31,6 +19,18 @@ from distill.losses import (
     soft_cross_entropy,
     standardized_kl,
     tempered_cross_entropy,
+)
+from tests.losses.loss_cases import (
+    assert_close,
+    batches,
+    checks,
+    gradient,
+    kl,
+    log_softmax,
+    random_batch,
+    row_by_row,
+    softmax,
+    temperatures,
 )
 
 SHIFT_BLIND = [kl_divergence, soft_cross_entropy, logit_mse, dist]

@@ -8,9 +8,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from loss_cases import assert_close, batches, checks, gradient, random_batch, row_by_row
 
 from distill.losses import crammer_singer, cross_entropy, hard_topk_hinge, smooth_topk
+from tests.losses.loss_cases import (
+    assert_close,
+    batches,
+    checks,
+    gradient,
+    random_batch,
+    row_by_row,
+)
 
 
 def log_sum_exp(values):

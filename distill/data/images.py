@@ -1,0 +1,68 @@
+"""Pixels: decoding image files, their conversion to 8 bits, and resizing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from distill.data.errors import explained
+
+MODES = {1: "L", 3: "RGB"}
+
+
+def check_channels(channels: int) -> None:
+    """Refuse a number of channels that images do not come in."""
+    if channels not in MODES:
+        raise ValueError(f"data.channels must be 1 (grey) or 3 (colour), got {channels}")
+
+
+def check_image(path: Path) -> None:
+    """Refuse a file that is no image; nothing is decoded, so a truncated JPEG passes."""
+    with explained(f"broken image {path}"), Image.open(path) as image:
+        image.verify()
+
+
+def decoded(file: Path | IO[bytes], channels: int) -> Image.Image:
+    """Decode an image file."""
+    with Image.open(file) as image:
+        return upright(image, channels)
+
+
+def upright(image: Image.Image, channels: int) -> Image.Image:
+    """Return the first frame in 8 bits, turned as its EXIF says, on white where transparent."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no fixed range")
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    if image.has_transparency_data:  # what lies under transparent pixels is arbitrary
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert(MODES[channels])
+
+
+def squared(image: Image.Image, channels: int, size: int) -> Tensor:
+    """Return an image as uint8 `[C, size, size]`: shorter side resized, centre cropped."""
+    from torchvision.transforms.v2 import functional as tv
+
+    image = tv.center_crop(tv.resize(upright(image, channels), [size]), [size, size])
+    return tv.pil_to_tensor(image)
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """Return uint8 images `[N, C, size, size]`, interpolated bilinearly."""
+    if size < 1:
+        raise ValueError(f"data.image_size must be at least 1 pixel, got {size}")
+    if images.shape[-2:] == (size, size):
+        return images
+    parts = [
+        F.interpolate(part.float(), size=(size, size), mode="bilinear", antialias=True)
+        for part in images.split(1024)
+    ]
+    return torch.cat([part.round().clamp(0, 255).to(torch.uint8) for part in parts])

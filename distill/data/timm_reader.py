@@ -1,0 +1,111 @@
+"""What timm's readers know of their samples, found by the attributes that each kind has."""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from PIL import Image
+
+from distill.data.errors import explained
+from distill.data.folder import sized_names
+from distill.data.images import decoded, upright
+
+
+def reader_of(dataset: Any) -> Any:
+    """Return what reads the files: torchvision's data sets do so themselves."""
+    return getattr(dataset, "reader", dataset)
+
+
+def class_names(dataset: Any) -> list[str]:
+    """Return a data set's class names in label order, none where it has none."""
+    reader = reader_of(dataset)
+    indices = getattr(reader, "class_name_to_idx", None) or getattr(reader, "class_to_idx", None)
+    if indices:
+        return [str(name) for name, _ in sorted(indices.items(), key=lambda item: item[1])]
+    features = getattr(getattr(reader, "dataset", None), "features", None) or {}
+    return list(getattr(features.get(getattr(reader, "label_key", "")), "names", None) or [])
+
+
+def sample_labels(dataset: Any) -> list[Any]:
+    """Return all labels, without decoding images where the reader knows them."""
+    reader = reader_of(dataset)
+    if hasattr(reader, "targets"):  # a tar, torchvision
+        return list(reader.targets)
+    if hasattr(reader, "samples"):  # a folder
+        return [label for _, label in reader.samples]
+    if hasattr(reader, "label_key"):  # the Hub
+        check_columns(reader)
+        return list(reader.dataset[reader.label_key])
+    return [dataset[position][1] for position in range(len(dataset))]
+
+
+def check_columns(reader: Any) -> None:
+    """Refuse a data set of the Hub whose columns have other names than timm expects."""
+    table = reader.dataset
+    for option, key in (("input_key", reader.image_key), ("target_key", reader.label_key)):
+        # timm's cast to images makes up an empty column where there is none.
+        if key not in table.column_names or table[:1][key] == [None]:
+            names = ", ".join(table.column_names)
+            raise ValueError(
+                f"column {key!r} is missing or empty: give data.options.{option}, of {names}"
+            )
+
+
+def sample_names(dataset: Any, count: int) -> list[str]:
+    """Return one name per sample that changes when the data do."""
+    reader = reader_of(dataset)
+    if in_tar(reader):
+        return [f"{member.name}:{member.size}" for member, _, _ in reader.samples]
+    if hasattr(reader, "samples"):
+        return sized_names([Path(sample[0]) for sample in reader.samples], Path(reader.root))
+    version = getattr(getattr(reader, "dataset", None), "_fingerprint", "")
+    return [f"{version}:{position}" for position in range(count)]
+
+
+@dataclass(frozen=True)
+class DatasetLoader:
+    """Position → image of a timm data set."""
+
+    dataset: Any
+    channels: int
+
+    def __call__(self, position: int) -> Image.Image:
+        """Decode one image, naming the sample if it is broken."""
+        # Not by the data set's own `[position]`, which gives the next image for a broken one.
+        with explained(f"broken image {self.name(position)}"), self.open(position) as file:
+            if isinstance(file, Image.Image):
+                return upright(file, self.channels)
+            return decoded(file, self.channels)
+
+    def name(self, position: int) -> str:
+        """Return what a person can find the sample by."""
+        reader = getattr(self.dataset, "reader", None)
+        found = reader.filename(position, absolute=True) if reader else None
+        return str(found or f"{position} of {type(reader or self.dataset).__name__}")
+
+    def open(self, position: int) -> IO[bytes] | Image.Image:
+        """Return one sample's file, or its image where the data set has no files."""
+        if not hasattr(self.dataset, "reader"):
+            return self.dataset[position][0]
+        reader = self.dataset.reader
+        return open_in_tar(reader, position) if in_tar(reader) else reader[position][0]
+
+
+def in_tar(reader: Any) -> bool:
+    """Whether a timm reader reads from tar files."""
+    return hasattr(reader, "tar_state")
+
+
+def open_in_tar(reader: Any, position: int) -> IO[bytes]:
+    """Read one member of a tar, or of a tar in it, by its place in the file.
+
+    timm's reader keeps the tar open, and data workers would then share one place in it.
+    """
+    member, archive, inner = reader.samples[position]
+    with open(os.path.join(reader.root, archive) if archive else reader.root, "rb") as file:
+        file.seek(member.offset_data + (inner.offset_data if inner else 0))
+        return io.BytesIO(file.read(member.size))

@@ -1,0 +1,85 @@
+"""Losses on feature maps: what the layers below the logits have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.losses._common import require, wide
+
+Maps = Sequence[Tensor]
+
+
+def hint(student: Maps, teacher: Maps) -> Tensor:
+    r"""Ask the student's feature maps to be the teacher's.
+
+    `mean over maps, channels and places of (s − z)²`, the larger map averaged down to the smaller.
+
+    Args:
+        student: maps `[N, C, H, W]`, projected to the teacher's channels.
+        teacher: as many maps `[N, C, H', W']`.
+
+    Returns:
+        One value per example, `[N]`.
+
+    Raises:
+        ValueError: if the numbers of maps or channels differ.
+
+    Example:
+        >>> hint([torch.zeros(2, 3, 4, 4)], [torch.ones(2, 3, 2, 2)])
+        tensor([1., 1.])
+
+    Reference:
+        Romero et al., FitNets, 1412.6550.
+    """
+    pairs = _matched(student, teacher)
+    for s, z in pairs:
+        require(
+            s.shape == z.shape, f"maps of {s.shape[1]} and {z.shape[1]} channels do not compare"
+        )
+    return torch.stack([(s - z).square().flatten(1).mean(1) for s, z in pairs]).mean(0)
+
+
+def attention_transfer(student: Maps, teacher: Maps) -> Tensor:
+    r"""Ask the student to look where the teacher looks.
+
+    `mean over maps of ‖Q_s/‖Q_s‖ − Q_z/‖Q_z‖‖²` with `Q = Σ_c A_c²` flattened over places; between
+    0 and 2. The larger map is averaged down to the smaller; channels need not match.
+
+    Args:
+        student: maps `[N, C, H, W]`.
+        teacher: as many maps `[N, C', H', W']`.
+
+    Returns:
+        One value per example, `[N]`.
+
+    Raises:
+        ValueError: if the numbers of maps differ.
+
+    Example:
+        >>> maps = [torch.rand(2, 3, 4, 4)]
+        >>> attention_transfer(maps, [2 * m for m in maps]).abs().max() < 1e-6
+        tensor(True)
+
+    Reference:
+        Zagoruyko and Komodakis, 1612.03928.
+    """
+    pairs = _matched(student, teacher)
+    return torch.stack([(_attention(s) - _attention(z)).square().sum(1) for s, z in pairs]).mean(0)
+
+
+def _attention(maps: Tensor) -> Tensor:
+    return F.normalize(maps.square().sum(1).flatten(1), dim=1)
+
+
+def _matched(student: Maps, teacher: Maps) -> list[tuple[Tensor, Tensor]]:
+    require(len(student) == len(teacher) > 0, f"{len(student)} maps against {len(teacher)}")
+    pairs = []
+    for s, z in zip(student, teacher, strict=True):
+        size = (min(s.shape[2], z.shape[2]), min(s.shape[3], z.shape[3]))
+        ours, theirs = (F.adaptive_avg_pool2d(wide(x), size) for x in (s, z.detach()))
+        pairs.append((ours, theirs))
+    return pairs

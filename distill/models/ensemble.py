@@ -1,0 +1,69 @@
+"""Several teachers as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+COMBINATIONS = ("probability", "logit", "draw")
+
+
+class Ensemble(nn.Module):
+    """Combine several models' answers to the same view.
+
+    - `probability`: `log Σ_i w_i·softmax(z_i)`, logits whose softmax is the mean probability.
+    - `logit`: `Σ_i w_i·z_i`.
+    - `draw`: in training one model answers each step, drawn with probability `w_i` by a generator
+      keyed by the step alone, so that a resumed run draws the same; otherwise as `probability`.
+
+    Args:
+        models: each takes the view and returns logits `[N, K]` of the same classes.
+        combine: one of the above.
+        weights: one weight per model, scaled to sum to 1; None weighs them alike.
+
+    Raises:
+        ValueError: for no models, an unknown combination or wrong weights.
+
+    Reference:
+        You et al., Learning from Multiple Teacher Networks, KDD 2017.
+    """
+
+    weights: Tensor
+
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        combine: str = "probability",
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        if not models:
+            raise ValueError("an ensemble needs teacher.checkpoints, a list of at least one")
+        if combine not in COMBINATIONS:
+            known = ", ".join(COMBINATIONS)
+            raise ValueError(f"teacher.combine must be one of {known}, got {combine!r}")
+        shares = torch.tensor(weights if weights is not None else [1.0] * len(models)).double()
+        if len(shares) != len(models) or not bool((shares >= 0).all()) or shares.sum() <= 0:
+            raise ValueError(
+                f"teacher.weights must be {len(models)} numbers of at least 0, not all 0"
+            )
+        self.members = nn.ModuleList(models)
+        self.combine = combine
+        self.register_buffer("weights", (shares / shares.sum()).float())
+
+    def forward(self, view: Tensor, step: int | None = None) -> Tensor:
+        """Return combined logits `[N, K]`; `step` is the optimiser step, in training."""
+        if self.combine == "draw" and step is not None:
+            return self.members[self.drawn(step)](view)
+        answers = torch.stack([member(view).float() for member in self.members])
+        if self.combine == "logit":
+            return torch.einsum("i,ink->nk", self.weights, answers)
+        log_weights = self.weights.log()[:, None, None]
+        return (answers.log_softmax(dim=2) + log_weights).logsumexp(dim=0)
+
+    def drawn(self, step: int) -> int:
+        """Return which model answers a step."""
+        generator = torch.Generator().manual_seed(step)
+        return int(torch.multinomial(self.weights.cpu(), 1, generator=generator))

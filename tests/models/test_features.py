@@ -1,0 +1,89 @@
+import pytest
+import timm
+import torch
+
+from distill import Distiller, Objective, save_student
+from distill.models.build import DataShape, ModelSpec, build_model
+from distill.models.features import feature_channels, forward_with_features
+
+SHAPE = DataShape(5, 3, (32, 32))
+HINTS = {
+    "ce": "cross_entropy",
+    "hint": "hint",
+    "attention": "attention_transfer",
+    "kl": "kl_divergence",
+}
+
+
+def pair():
+    torch.manual_seed(0)
+    return [
+        build_model(ModelSpec(name, {}), SHAPE, "student").eval()
+        for name in ("cifar_resnet8", "cifar_wrn_16_2")
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["cifar_resnet8", "resnet10t", "mobilenetv3_small_050", "cifar_vgg8"]
+)
+def test_logits_are_the_models_own_and_maps_have_the_declared_channels(name):
+    torch.manual_seed(0)
+    model = build_model(ModelSpec(name), SHAPE, "student").eval()
+    images, stages = torch.randn(2, 3, 32, 32), (-2, -1)
+    with torch.inference_mode():
+        logits, maps = forward_with_features(model, images, stages)
+        torch.testing.assert_close(logits, model(images))
+    assert [m.shape[1] for m in maps] == feature_channels(model, stages, "student")
+
+
+def test_student_and_projection_learn_and_only_the_student_is_in_the_bundle(tmp_path):
+    student, teacher = pair()
+    before = student.state_dict().keys()
+    objective = Objective(HINTS, 4.0, stages=(-2, -1))
+    module = Distiller(student, teacher, objective, topk=(1,))
+    view, target = torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
+    student.train()
+    losses = objective(*module._answers(view, target))
+    losses["loss"].backward()
+    assert all(p.grad is not None for p in [*student.parameters(), *objective.parameters()])
+    assert [p.weight.shape[:2] for p in objective.projections] == [(64, 32), (128, 64)]
+    assert all(p.grad is None for p in teacher.parameters())
+    path = save_student(student, tmp_path / "student")
+    from safetensors.torch import load_file
+
+    assert load_file(path / "model.safetensors").keys() == before
+
+
+def test_the_projection_is_optimised_beside_the_student(tmp_path):
+    import pytorch_lightning as pl
+    from torch.utils.data import DataLoader, TensorDataset
+
+    student, teacher = pair()
+    module = Distiller(student.train(), teacher, Objective(HINTS), topk=(1,))
+    before = module.objective.projections[0].weight.detach().clone()
+    data = TensorDataset(torch.rand(16, 3, 32, 32), torch.arange(16) % 5)
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(data, 8), DataLoader(data, 8))
+    assert not torch.equal(before, module.objective.projections[0].weight)
+    assert {"val/hint", "val/attention"} <= trainer.callback_metrics.keys()
+
+
+def test_models_without_feature_maps_and_stages_that_are_not_there_are_refused(tiny):
+    student, teacher = pair()
+    with pytest.raises(ValueError, match="student Tiny gives no feature maps"):
+        Distiller(tiny(5), teacher, Objective(HINTS))
+    with pytest.raises(ValueError, match="teacher Tiny gives no feature maps"):
+        Distiller(student, tiny(5), Objective(HINTS))
+    with pytest.raises(ValueError, match=r"stages=\[7\]: the student has 3 stages"):
+        Distiller(student, teacher, Objective(HINTS, stages=(7,)))
+
+
+def test_a_vision_transformer_can_be_hinted():
+    size = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2}
+    student = timm.create_model("vit_tiny_patch16_224", num_classes=5, **size).eval()
+    logits, (last,) = forward_with_features(student, torch.zeros(2, 3, 32, 32), (-1,))
+    assert logits.shape == (2, 5)
+    assert last.shape == (2, 24, 4, 4)

@@ -1,0 +1,146 @@
+"""Every option of every group, in this process: it composes, builds and trains."""
+
+import re
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from distill import config, run
+from distill.cli import CONF
+from distill.losses import LOSSES
+
+OBJECTIVES = sorted(path.stem for path in (CONF / "objective").glob("*.yaml"))
+QUICK = ("trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1",
+         "teacher.fit.max_epochs=1", "trainer.accelerator=cpu", "logger=none", "callbacks=none",
+         "baseline=false")  # fmt: skip
+
+
+@pytest.fixture
+def composed(tmp_path, cache):
+    def make(*overrides, name="train"):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            paths = (f"paths.output_dir={tmp_path}", f"paths.cache={cache}")
+            return compose(name, overrides=[*paths, *overrides])
+
+    return make
+
+
+@pytest.mark.filterwarnings("ignore:.*standardised logits")
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_trains_a_student(composed, objective):
+    cfg = composed(*QUICK, f"objective={objective}")
+    data = config.build_data(cfg)
+    built = config.build_objective(cfg, data)
+    run.check_early(cfg, data, built)
+    teacher = run.prepare_teacher(cfg, data) if built.needs_teacher else None
+    student, trainer = run.fit(cfg, data, teacher)
+    assert trainer.global_step == 2
+    for term in built.terms:
+        assert torch.isfinite(trainer.callback_metrics[f"val/{term}"]), term
+    assert all(p.isfinite().all() for p in student.student.parameters())
+
+
+def test_every_loss_can_be_chosen_by_an_objective():
+    named = {
+        name
+        for path in (CONF / "objective").glob("*.yaml")
+        for name in re.findall(r"loss: (\w+)", path.read_text())
+    }
+    assert named == set(LOSSES)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_opens_with_the_command_that_runs_it(objective):
+    first = (CONF / "objective" / f"{objective}.yaml").read_text().splitlines()[0]
+    assert first.startswith(f"# distill objective={objective}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("objective=dist", "data.batch_size=1"), "no columns at data.batch_size=1"),
+        (("objective=smooth_topk", "objective.terms.topk.k=10"), "objective.terms.topk"),
+        (("objective=gce", "objective.terms.gce.q=0"), "objective.terms.gce"),
+        (("objective=ctkd", "annealing=cosine"), "cannot anneal 'temperature'"),
+        (("objective=ctkd", "objective.curriculum.high=3"), "curriculum.high"),
+        (("objective=kd", "objective.terms.ce.loss=ldam", "+objective.terms.ce.scal=1"), "'scal'"),
+        (("objective.terms.kl.weight=-1",), "weight must be at least 0"),
+    ],
+)
+def test_what_is_undefined_is_refused_when_the_run_is_configured(composed, overrides, message):
+    def configure():
+        cfg = composed(*QUICK, *overrides)
+        data = config.build_data(cfg)
+        run.check_early(cfg, data, config.build_objective(cfg, data))
+
+    with pytest.raises(ValueError, match=message):
+        configure()
+
+
+def write_two_classes(folder):
+    from PIL import Image
+
+    for label, shade in (("dark", 40), ("light", 200)):
+        (folder / "train" / label).mkdir(parents=True)
+        for i in range(40):
+            Image.new("RGB", (32, 32), (shade, shade, i)).save(
+                folder / "train" / label / f"{i}.png"
+            )
+
+
+@pytest.mark.parametrize("objective", ["dkd", "standardized_kd"])
+def test_what_two_classes_leave_undefined_is_refused(composed, tmp_path, objective):
+    write_two_classes(tmp_path / "photos")
+    cfg = composed(*QUICK, "data=folder", f"data.root={tmp_path / 'photos'}", "data.batch_size=8",
+                   "data.num_workers=0", f"objective={objective}")  # fmt: skip
+    data = config.build_data(cfg)
+    with pytest.raises(ValueError, match=r"at least 3 classes|two classes|K = 2|K=2"):
+        run.check_early(cfg, data, config.build_objective(cfg, data))
+
+
+def test_an_ensemble_of_checkpoints_teaches(composed, tmp_path):
+    from distill.models.build import build_model
+
+    data = config.build_data(composed())
+    paths = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        cfg = composed(*QUICK)
+        model = build_model(config.model_spec(cfg.student), config.data_shape(data), "student")
+        from distill import save_student
+
+        paths.append(str(save_student(model, tmp_path / f"teacher{seed}")))
+    cfg = composed(*QUICK[:3], *QUICK[4:], "teacher=ensemble", f"teacher.checkpoints={paths}",
+                   "teacher.combine=draw", "teacher.weights=[2,1]")  # fmt: skip
+    run.check_early(cfg, data, config.build_objective(cfg, data))
+    teacher = run.prepare_teacher(cfg, data)
+    assert teacher.model.weights.tolist() == pytest.approx([2 / 3, 1 / 3])
+    _, trainer = run.fit(cfg, data, teacher)
+    assert torch.isfinite(trainer.callback_metrics["val/agreement"])
+
+
+def test_a_schedule_of_the_objective_moves_its_weight(composed):
+    cfg = composed(*QUICK, "objective=dkd", "trainer.max_epochs=3")
+    data = config.build_data(cfg)
+    _, trainer = run.fit(cfg, data, run.prepare_teacher(cfg, data))
+    assert trainer.lightning_module.objective.get("terms.dkd.weight") == 1.0
+    first = composed(*QUICK, "objective=dkd", "trainer.max_epochs=1")
+    _, trainer = run.fit(first, data, run.prepare_teacher(first, data))
+    assert trainer.lightning_module.objective.get("terms.dkd.weight") == 0.0
+
+
+@pytest.mark.parametrize("experiment", sorted(p.stem for p in (CONF / "experiment").glob("*.yaml")))
+def test_every_experiment_composes(composed, experiment):
+    assert composed(f"experiment={experiment}").task_name == "train"
+
+
+def test_what_is_better_follows_from_the_metric(composed):
+    for metric, mode in (
+        ("val/top1", "max"),
+        ("val/nll", "min"),
+        ("val/agreement", "max"),
+        ("val/loss", "min"),
+    ):
+        cfg = composed(f"optimized_metric={metric}")
+        assert cfg.callbacks.best.mode == mode
