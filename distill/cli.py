@@ -11,14 +11,14 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -100,6 +100,9 @@ def refuse(error: Exception) -> None:
 def one_line(error: BaseException) -> str:
     """Return an error as one line that says what, where and, for a misspelt key, what instead."""
     cause = error.__cause__
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, asked = str(error.missing_cfg_file).rpartition("/")
+        return f"there is no {group}={asked}{nearest(asked, error.options)}"
     if isinstance(error, HydraException) and isinstance(cause, OmegaConfBaseException):
         return f"{first_sentence(str(error))}{nearest_key(str(error), cause)}"
     text = str(error).strip() or type(error).__name__
@@ -112,8 +115,7 @@ def one_line(error: BaseException) -> str:
     elif isinstance(error, OSError) and error.strerror:
         text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     text = re.split(r"\s*(?:Config search path:|See https://hydra)", text)[0]
-    text = re.sub(r"\s*Available options in '[^']*':\s*", "; there are ", text)
-    return re.sub(r"\s*\n+\s*", ", ", text).replace("are ,", "are")
+    return re.sub(r"\s*\n+\s*", ", ", text)
 
 
 def first_sentence(text: str) -> str:
@@ -128,7 +130,10 @@ def nearest_key(message: str, cause: OmegaConfBaseException) -> str:
     if not asked or not known:
         return f": {first_sentence(str(cause))}"
     prefix, _, key = asked.group(1).rpartition(".")
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if near:
-        return f"; did you mean {prefix + '.' if prefix else ''}{near[0]}?"
-    return f"; there are {', '.join(known)}"
+    return nearest(key, known, f"{prefix}." if prefix else "")
+
+
+def nearest(asked: str, known: Sequence[str], prefix: str = "") -> str:
+    """Return a hint at the name that was probably meant, or all the names there are."""
+    near = difflib.get_close_matches(asked, known, n=1, cutoff=0.5)
+    return f"; did you mean {prefix}{near[0]}?" if near else f"; there are {', '.join(known)}"

@@ -111,7 +111,9 @@ class DataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> KeyLoader:
         """Return shuffled batches of augmented views, without a ragged last batch."""
-        return self._loader(self.train, shuffle=True)
+        loader = self._loader(self.train, shuffle=True)
+        loader.position = self._batches_done
+        return loader
 
     def val_dataloader(self) -> KeyLoader:
         """Return the validation split in order."""
@@ -136,6 +138,12 @@ class DataModule(pl.LightningDataModule):
         rank = self.trainer.global_rank if self.trainer else 0
         ranks = self.trainer.world_size if self.trainer else 1
         return KeySampler(len(split), self.batch_size, self.seed, shuffle, rank, ranks)
+
+    def _batches_done(self) -> int:
+        """Return how many batches of the current epoch are trained: none, but after a resume."""
+        if not isinstance(self.trainer, pl.Trainer):
+            return 0
+        return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
     def _loader(self, split: Split, shuffle: bool = False) -> KeyLoader:
         streamed = isinstance(split, Streamed)
@@ -207,29 +215,30 @@ class KeySampler(Sampler[Key]):
 
 
 class KeyLoader(DataLoader[Any]):
-    """A loader that can continue in the middle of an epoch.
+    """A loader that can begin in the middle of an epoch.
 
-    Lightning stores `state_dict` in its checkpoints and calls `load_state_dict` on resume. The
-    iterator is made on the first batch, because workers would otherwise prefetch keys of the epoch
-    before the one that Lightning is about to name.
+    `position` is asked, at the first batch of each epoch, how many batches of it are done. Only
+    then is the iterator made: before, a resumed trainer has not restored where it was, Lightning
+    has not named the epoch, and workers would prefetch the keys of another.
     """
 
     sampler: KeySampler
-    served = 0
+    position: Callable[[], int] = staticmethod(lambda: 0)
 
     def __iter__(self) -> Any:
-        self.served = self.sampler.skip
-        for batch in super().__iter__():
-            self.served += 1
-            yield batch
+        self.sampler.skip = self.position() % len(self)
+        yield from super().__iter__()
 
-    def state_dict(self) -> dict[str, int]:
-        """Return how many batches of this epoch have been served."""
-        return {"served": self.served}
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: that this is here tells Lightning that the loader can be resumed.
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue after the batches that had been served."""
-        self.sampler.skip = state["served"] % len(self)
+        It would not do to keep the position here: Lightning 2.6 does not hand it back to a loader
+        that was asked for its length before the loops were restored, as schedules do.
+        """
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back nothing; see `state_dict`."""
 
 
 class KeyedSplit(Dataset[Any]):

@@ -4,7 +4,8 @@ import time
 import pytest
 
 MISTAKES = [
-    (["objective=kld"], "there are kd, logit_mse"),
+    (["objective=kld"], "there is no objective=kld; did you mean kd?"),
+    (["objective=zzz"], "there are attention_transfer, class_balanced"),
     (["objective.temprature=2"], "did you mean objective.temperature?"),
     (["sede=1"], "did you mean seed?"),
     (["objective.temperature=0"], "objective.temperature must be positive"),
