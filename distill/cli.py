@@ -86,6 +86,8 @@ def import_run() -> ModuleType:
     run = importlib.import_module("distill.run")
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    if int(os.environ.get("LOCAL_RANK", 0)) > 0:  # the first process speaks for all
+        logging.getLogger("distill").setLevel(logging.WARNING)
     for message in ADVICE:
         warnings.filterwarnings("ignore", message=message)
     return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,15 @@ from distill.callbacks.annealing import Annealing
 from distill.callbacks.speed import Speed
 from distill.data import DataModule
 from distill.losses import dist
-from distill.models.build import DataShape, ModelSpec
-from distill.module import create_optimizer, evaluation_metrics, resolve_topk
+from distill.models.build import DataShape, ModelSpec, resolved
+from distill.models.bundle import read_lightning, student_weights
+from distill.module import create_optimizer, create_schedule, evaluation_metrics, resolve_topk
 from distill.objectives import Objective
 
 log = logging.getLogger(__name__)
 
 EXTRAS = ("wandb", "mlflow")
-HIGHER_IS_BETTER = ("top", "mrr", "agreement")
+HIGHER_IS_BETTER = re.compile(r"top\d+|mrr|agreement")
 SUPERVISED = {
     "_target_": "distill.objectives.Objective",
     "terms": {"ce": {"loss": "cross_entropy"}},
@@ -37,7 +39,7 @@ SUPERVISED = {
 
 OmegaConf.register_new_resolver(
     "better",
-    lambda metric: "max" if metric.partition("/")[2].startswith(HIGHER_IS_BETTER) else "min",
+    lambda metric: "max" if HIGHER_IS_BETTER.fullmatch(metric.partition("/")[2]) else "min",
     replace=True,
 )
 
@@ -74,13 +76,40 @@ def make(node: Any, label: str, **extra: Any) -> Any:
 def check_multirun(cfg: DictConfig) -> None:
     """Refuse a sweep whose every job would start subprocesses that repeat the whole sweep."""
     swept = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    launched = cfg.trainer.strategy in ("ddp", "ddp_find_unused_parameters_true", "fsdp", "auto")
-    if swept and launched and cfg.trainer.devices not in (1, "1", "auto"):
+    if swept and processes(cfg) > 1:
         raise ValueError(
             f"a sweep (-m) with trainer.strategy={cfg.trainer.strategy} and trainer.devices="
             f"{cfg.trainer.devices} would repeat the sweep in every process: use trainer.devices=1 "
-            "(one trial per device), trainer.strategy=ddp_fork on CPU, or one torchrun per job"
+            "(one trial per device), or one torchrun per job without -m"
         )
+
+
+def processes(cfg: DictConfig) -> int:
+    """Return how many processes, one per device, a run has."""
+    devices = plain(cfg.trainer.devices)
+    if isinstance(devices, list):
+        count = len(devices)
+    elif str(devices) in ("auto", "-1"):
+        count = 1 if cfg.trainer.accelerator == "cpu" else max(torch.cuda.device_count(), 1)
+    else:
+        count = int(devices)
+    return count * int(cfg.trainer.num_nodes)
+
+
+def check_trainer(cfg: DictConfig) -> None:
+    """Refuse trainers under which a run could not end with its numbers."""
+    trainer = cfg.trainer
+    if any(word in str(trainer.strategy) for word in ("fork", "spawn", "notebook")):
+        raise ValueError(
+            f"trainer.strategy={trainer.strategy} leaves the results in another process: use ddp"
+        )
+    if not 1 <= trainer.check_val_every_n_epoch <= (trainer.max_epochs or 0):
+        raise ValueError(
+            f"trainer.max_epochs={trainer.max_epochs} with trainer.check_val_every_n_epoch="
+            f"{trainer.check_val_every_n_epoch} never validates"
+        )
+    if trainer.limit_val_batches == 0:
+        raise ValueError("trainer.limit_val_batches=0 leaves nothing to choose the best epoch by")
 
 
 def build_data(cfg: DictConfig) -> DataModule:
@@ -99,9 +128,10 @@ def build_objective(cfg: DictConfig, data: DataModule) -> Objective:
 
 def check_objective(cfg: DictConfig, data: DataModule, objective: Objective) -> None:
     """Refuse, by trying it on made-up logits, an objective that these classes leave undefined."""
-    samples = data.batch_size * int(cfg.trainer.num_nodes)
+    if objective.temperature != 1 and not objective.uses_temperature:
+        raise ValueError("objective.temperature: no term of this objective takes one")
     correlated = [name for name, term in objective.terms.items() if term.loss.function is dist]
-    if correlated and samples == 1 and cfg.trainer.devices in (1, "1"):
+    if correlated and data.batch_size * processes(cfg) == 1:
         raise ValueError(
             f"objective.terms.{correlated[0]}: dist has no columns at data.batch_size=1"
         )
@@ -125,7 +155,7 @@ def schedules(cfg: DictConfig, objective: Objective) -> list[Annealing]:
     nodes += [(f"objective.schedules.{k}", v) for k, v in present(cfg.objective.get("schedules"))]
     moved = [make(node, label) for label, node in nodes]
     for annealing in moved:
-        check_annealing(annealing, objective)
+        annealing.check(objective)
     return moved
 
 
@@ -156,18 +186,16 @@ def present(group: DictConfig | None) -> Iterable[tuple[str, Any]]:
     return [(str(name), node) for name, node in (group or {}).items() if node is not None]
 
 
-def check_annealing(annealing: Annealing, objective: Objective) -> None:
-    """Refuse values that the objective would refuse in some later epoch."""
-    before = objective.get(annealing.value)
-    for value in (annealing.start, annealing.end, before):
-        if value is not None:
-            objective.set(annealing.value, value)
-
-
 def model_spec(node: DictConfig) -> ModelSpec:
     """Return which model a teacher or student node names."""
     values = {key: node.get(key) for key in ("name", "pretrained", "checkpoint")}
     return ModelSpec(args=plain(node.get("args")) or {}, **values)
+
+
+def resolve_student(cfg: DictConfig) -> None:
+    """Write into the configuration the architecture that `student.checkpoint` brings."""
+    spec = resolved(model_spec(cfg.student))
+    cfg.student.name, cfg.student.args = spec.name, dict(spec.args)
 
 
 def data_shape(data: DataModule) -> DataShape:
@@ -194,7 +222,10 @@ def topk(cfg: DictConfig, data: DataModule) -> tuple[int, ...]:
 def check_monitor(cfg: DictConfig, data: DataModule, objective: Objective) -> None:
     """Refuse an `optimized_metric` that no epoch will log."""
     metrics = evaluation_metrics(
-        topk(cfg, data), data.num_classes, objective, teacher_name(cfg) is not None
+        resolve_topk(plain(cfg.topk), data.num_classes),
+        data.num_classes,
+        objective,
+        teacher_name(cfg) is not None,
     )
     known = [f"val/{name}" for name in metrics]
     if cfg.optimized_metric not in known:
@@ -204,8 +235,34 @@ def check_monitor(cfg: DictConfig, data: DataModule, objective: Objective) -> No
 
 
 def check_optimizer(cfg: DictConfig, model: Any) -> None:
-    """Refuse an optimiser that cannot be built, before anything is trained."""
-    create_optimizer(model, plain(cfg.optimizer))
+    """Refuse an optimiser or a schedule that cannot be built, before anything is trained."""
+    optimizer = create_optimizer(model, plain(cfg.optimizer))
+    if cfg.scheduler:
+        create_schedule(optimizer, plain(cfg.scheduler), cfg.trainer.max_epochs, 1)
+
+
+def check_resume(cfg: DictConfig, model: Any, objective: Objective) -> None:
+    """Refuse a checkpoint of another run: other weights, other values, or nothing left to do."""
+    if not cfg.ckpt_path:
+        return
+    content = read_lightning(Path(cfg.ckpt_path))
+    own, saved = model.state_dict(), student_weights(content)
+    if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in saved.items()}:
+        raise ValueError(f"ckpt_path={cfg.ckpt_path} is a checkpoint of another student")
+    progress = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    if progress >= cfg.trainer.max_epochs:
+        raise ValueError(
+            f"ckpt_path={cfg.ckpt_path} has trained {progress} epochs of trainer.max_epochs="
+            f"{cfg.trainer.max_epochs}: there is nothing left to do"
+        )
+    moved = {annealing.value for annealing in schedules(cfg, objective)}
+    before = (content.get("distill") or {}).get("objective") or {}
+    for name in objective.annealed:
+        if name not in moved and before.get(name) != objective.get(name):
+            raise ValueError(
+                f"ckpt_path={cfg.ckpt_path} was trained at objective.{name}={before.get(name)}, "
+                f"and this run says {objective.get(name)}"
+            )
 
 
 def plain(node: Any) -> Any:
@@ -219,7 +276,9 @@ def alone(cfg: DictConfig, role: str) -> DictConfig:
     OmegaConf.set_struct(derived, False)
     derived.objective, derived.annealing = SUPERVISED, {}
     derived.logger, derived.ckpt_path = {}, None
-    derived.optimized_metric = "val/top1"  # the run's own may compare with a teacher
+    kept = evaluation_metrics((), 2, Objective({"ce": "cross_entropy"}), with_teacher=False)
+    if cfg.optimized_metric.removeprefix("val/") not in kept:
+        derived.optimized_metric = "val/top1"  # the run's own may compare with a teacher
     derived.callbacks = {
         name: node for name, node in present(cfg.callbacks) if "dirpath" not in node
     }

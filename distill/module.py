@@ -79,7 +79,7 @@ class Distiller(pl.LightningModule):
 
     def forward(self, view: Tensor) -> Tensor:
         """Return the student's logits `[N, K]` for views `[N, C, H, W]` in [0, 1]."""
-        return self.student(self.normalize(view))
+        return self.student(self._images(view))
 
     def setup(self, stage: str) -> None:
         """Move the teacher, which Lightning cannot see, to the student's device."""
@@ -93,7 +93,7 @@ class Distiller(pl.LightningModule):
         values = {f"train/{name}": value.detach() for name, value in losses.items()}
         if self.objective.curriculum is not None:
             values["train/temperature"] = self.objective.curriculum.last_mean
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(view))
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(view), sync_dist=True)
         return losses["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -152,6 +152,10 @@ class Distiller(pl.LightningModule):
         )
         return nn.ModuleDict(metrics)
 
+    def _images(self, view: Tensor) -> Tensor:
+        # Under bf16-true, views made after Lightning's own conversion are wider than the weights.
+        return self.normalize(view.to(self.dtype))
+
     def _answers(self, view: Tensor, target: Tensor, step: int | None = None) -> tuple[Any, ...]:
         """Return what the objective is called with."""
         if self.teacher is None:
@@ -159,7 +163,7 @@ class Distiller(pl.LightningModule):
         if not self.objective.needs_features:
             return self(view), self.teacher(view, step), target
         stages = self.objective.stages
-        student, ours = forward_with_features(self.student, self.normalize(view), stages)
+        student, ours = forward_with_features(self.student, self._images(view), stages)
         teacher, theirs = self.teacher.with_features(view, stages)
         return student, teacher, target, (ours, theirs)
 
@@ -224,6 +228,8 @@ def resolve_topk(topk: Sequence[int] | None, num_classes: int) -> tuple[int, ...
     """Return the k to report: the caller's, or the default ones that are below K."""
     if topk is None:
         return tuple(k for k in DEFAULT_TOPK if k < num_classes)
+    if isinstance(topk, int | str):
+        raise ValueError(f"topk is a list, such as [1,3], not {topk!r}")
     for k in topk:
         if not 1 <= k < num_classes:
             raise ValueError(
@@ -244,6 +250,8 @@ def create_schedule(
     optimizer: torch.optim.Optimizer, options: Mapping[str, Any], epochs: int, updates: int
 ) -> Any:
     """Return timm's schedule in updates, explaining options it does not know."""
+    if options.get("sched") == "plateau":
+        raise ValueError("scheduler.sched=plateau follows a metric; schedules here follow the step")
     try:
         scheduler, _ = create_scheduler_v2(
             optimizer,

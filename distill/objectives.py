@@ -162,7 +162,17 @@ class Objective(nn.Module):
         """The names of the values that annealing can move."""
         names = [f"terms.{name}.weight" for name in self.terms]
         names += ["alpha"] if self.alpha is not None else []
-        return [*names, "temperature" if self.curriculum is None else "curriculum.strength"]
+        if self.curriculum is not None:
+            return [*names, "curriculum.strength"]
+        return [*names, "temperature"] if self.uses_temperature else names
+
+    @property
+    def uses_temperature(self) -> bool:
+        """Whether any term takes the objective's temperature."""
+        return any(
+            term.takes("temperature") and "temperature" not in term.options
+            for term in self.terms.values()
+        )
 
     def get(self, name: str) -> float:
         """Return one of the values that annealing moves."""
@@ -184,6 +194,8 @@ class Objective(nn.Module):
     def load_state(self, state: Mapping[str, float]) -> None:
         """Take back what `state` returned."""
         for name in self.annealed:
+            if name not in state:
+                raise ValueError(f"the checkpoint is of another objective: it has no {name}")
             self.set(name, state[name])
 
     def connect(self, student: nn.Module, teacher: nn.Module | None) -> None:

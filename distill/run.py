@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,8 +25,15 @@ from distill.callbacks.speed import Speed
 from distill.data import DataModule
 from distill.metrics import evaluate as evaluate_logits
 from distill.models.build import ModelSpec, Normalize, build_model, channels_last, normalization
-from distill.models.bundle import load_student, save_student, student_weights
+from distill.models.bundle import (
+    load_student,
+    read_checkpoint,
+    read_lightning,
+    save_student,
+    student_weights,
+)
 from distill.models.ensemble import Ensemble
+from distill.models.features import feature_channels
 from distill.models.teacher import Teacher
 from distill.module import Distiller
 from distill.objectives import Objective
@@ -34,6 +42,7 @@ log = logging.getLogger(__name__)
 
 Predictions = dict[str, dict[str, Tensor]]  # split → student, teacher, target, index
 COSMETIC = ("accelerator", "log_every_n_steps", "compile", "_target_")
+FOR_CALLBACKS = ("limit_val_batches", "check_val_every_n_epoch")
 
 
 def train(cfg: DictConfig) -> float | None:
@@ -47,13 +56,17 @@ def train(cfg: DictConfig) -> float | None:
     """
     started = time.perf_counter()
     config.check_multirun(cfg)
+    forget(Path(cfg.paths.output_dir))
     data = config.build_data(cfg)
     for note in data.notes:
         log.info("%s: %s", data.source.name, note)
     objective = config.build_objective(cfg, data)
+    config.resolve_student(cfg)
     check_early(cfg, data, objective)
 
     teacher = prepare_teacher(cfg, data)
+    if teacher is not None and objective.needs_features:
+        feature_channels(teacher.model, objective.stages, "teacher")
     baseline = prepare_baseline(cfg, data) if cfg.baseline else None
     log.info("student: %s under %s", cfg.student.name, ", ".join(objective.terms))
     student, trainer = fit(cfg, data, teacher)
@@ -111,12 +124,22 @@ def evaluate(cfg: DictConfig) -> None:
     log.info("written to %s", cfg.paths.output_dir)
 
 
+def forget(folder: Path) -> None:
+    """Remove the results of an earlier run in the same folder, which would pass for this one's."""
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        (folder / "summary.json").unlink(missing_ok=True)
+        shutil.rmtree(folder / "student", ignore_errors=True)
+
+
 def check_early(cfg: DictConfig, data: DataModule, objective: Objective) -> None:
     """Refuse what would only fail after the teacher has been trained."""
+    config.check_trainer(cfg)
     config.check_objective(cfg, data, objective)
     config.check_monitor(cfg, data, objective)
     student = build_model(config.model_spec(cfg.student), config.data_shape(data), "student")
     config.check_optimizer(cfg, student)
+    if objective.needs_features:
+        feature_channels(student, objective.stages, "student")
     config.build_trainer(cfg, objective)
     if objective.needs_teacher and not config.teacher_name(cfg):
         raise ValueError(
@@ -124,6 +147,7 @@ def check_early(cfg: DictConfig, data: DataModule, objective: Objective) -> None
         )
     if cfg.ckpt_path and not Path(cfg.ckpt_path).is_file():
         raise FileNotFoundError(f"ckpt_path={cfg.ckpt_path} does not exist")
+    config.check_resume(cfg, student, objective)
 
 
 def fit(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> tuple[Distiller, pl.Trainer]:
@@ -141,7 +165,12 @@ def fit(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> tuple[Dis
         topk=config.plain(cfg.topk),
         normalize=normalization(model, data.in_chans),
     )
-    student.about = {"student_model": asdict(replace(spec, checkpoint=None, pretrained=False))}
+    student.about = {
+        "student_model": asdict(replace(spec, checkpoint=None, pretrained=False)),
+        "preprocessing": {
+            name: values.flatten().tolist() for name, values in student.normalize.named_buffers()
+        },
+    }
     trainer = config.build_trainer(cfg, objective)
     for logger in trainer.loggers:
         logger.log_hyperparams(config.plain(cfg))
@@ -157,6 +186,8 @@ def fit(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> tuple[Dis
         if trainer.interrupted:  # Lightning turns Ctrl-C into an exit code of its own
             raise KeyboardInterrupt from None
         raise
+    if "16-true" in str(cfg.trainer.precision):
+        student.float()  # what is judged and saved is what a user will load
     return student, trainer
 
 
@@ -207,13 +238,13 @@ def prepare_baseline(cfg: DictConfig, data: DataModule) -> Distiller:
 
 def trained_once(cfg: DictConfig, data: DataModule, role: str) -> nn.Module:
     """Return a model trained on labels, from the cache if the same was trained before."""
-    data = data.with_options(seed=cfg.seed, batch_size=cfg.data.batch_size)
+    data = data.with_options(seed=cfg.data.seed, batch_size=cfg.data.batch_size)
     kept = Path(cfg.paths.cache) / f"{role}-{fit_key(cfg, data)}"
     kept.parent.mkdir(parents=True, exist_ok=True)
     if kept.is_dir():
         log.info("%s: %s, trained before, from %s", role, cfg.student.name, kept)
         return load_kept(kept)
-    if distributed(cfg):  # every rank takes part in training: a lock would wait for itself
+    if config.processes(cfg) > 1:  # every rank takes part in training: a lock would wait for itself
         train_and_keep(cfg, data, role, kept)
         return load_kept(kept)
     with FileLock(f"{kept}.lock"):  # a parallel trial waits for this one's work
@@ -241,29 +272,37 @@ def train_and_keep(cfg: DictConfig, data: DataModule, role: str, kept: Path) -> 
 def fit_key(cfg: DictConfig, data: DataModule) -> str:
     """Return a hash of everything that decides a fit's outcome."""
     values = config.plain(cfg)
-    trainer = {k: v for k, v in values["trainer"].items() if k not in COSMETIC}
+    callbacks = {k: node for k, node in (values["callbacks"] or {}).items() if k != "progress"}
+    ignored = COSMETIC if callbacks else COSMETIC + FOR_CALLBACKS
+    trainer = {k: v for k, v in values["trainer"].items() if k not in ignored}
     decided = {key: values[key] for key in ("student", "optimizer", "scheduler", "seed")}
     decided |= {"trainer": trainer, "view": values["data"]["view"], "size": data.image_size}
-    decided |= {"batch_size": data.batch_size, "data": data.fingerprint}
-    decided["callbacks"] = {
-        name: node for name, node in (values["callbacks"] or {}).items() if name != "progress"
-    }
+    decided |= {"batch_size": data.batch_size, "data": data.fingerprint, "order": data.seed}
+    decided |= {"channels": data.in_chans, "classes": data.num_classes}
+    decided["gpu"] = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
+    if cfg.student.checkpoint:  # a path may come to hold other weights
+        decided["student"]["checkpoint"] = weights_digest(cfg.student.checkpoint)
+    decided["callbacks"] = callbacks
     decided["versions"] = report.versions()
     text = json.dumps(decided, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def distributed(cfg: DictConfig) -> bool:
-    """Whether the trainer runs in several processes."""
-    return cfg.trainer.num_nodes > 1 or cfg.trainer.devices not in (1, "1")
+def weights_digest(path: str) -> str:
+    """Return a hash of the weights in a checkpoint."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(read_checkpoint(path).weights.items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def predict(cfg: DictConfig, module: Distiller, data: DataModule) -> Predictions:
-    """Return the answers to the validation and test splits, computed on one device."""
+    """Return the answers to the validation and test splits, on one device and in float32."""
+    devices = config.plain(cfg.trainer.devices)
     trainer = pl.Trainer(
         accelerator=cfg.trainer.accelerator,
-        devices=1,
-        precision=cfg.trainer.precision,
+        devices=devices[:1] if isinstance(devices, list) else 1,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -309,7 +348,7 @@ def best_epoch(trainer: pl.Trainer, student: Distiller) -> tuple[int, Distiller]
     for callback in trainer.checkpoint_callbacks:
         path = getattr(callback, "best_model_path", "")
         if getattr(callback, "monitor", None) and path:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = read_lightning(Path(path))
             model = copy.deepcopy(student.student)
             model.load_state_dict(student_weights(content))
             best = Distiller(model, student.teacher, normalize=student.normalize)

@@ -66,6 +66,20 @@ def test_every_objective_opens_with_the_command_that_runs_it(objective):
         (("objective=ctkd", "objective.curriculum.high=3"), "curriculum.high"),
         (("objective=kd", "objective.terms.ce.loss=ldam", "+objective.terms.ce.scal=1"), "'scal'"),
         (("objective.terms.kl.weight=-1",), "weight must be at least 0"),
+        (("objective=gce", "objective.temperature=4"), "no term of this objective takes one"),
+        (("objective=gce", "annealing=cosine"), "cannot anneal 'temperature'"),
+        (
+            ("annealing=exponential", "annealing.value=terms.kl.weight", "annealing.end=0"),
+            "positive",
+        ),
+        (("scheduler.sched=plateau",), "plateau follows a metric"),
+        (("scheduler.sched=cosin",), "scheduler"),
+        (("topk=3",), "topk is a list"),
+        (("trainer.max_epochs=0",), "never validates"),
+        (("trainer.check_val_every_n_epoch=20",), "never validates"),
+        (("trainer.limit_val_batches=0",), "nothing to choose the best epoch by"),
+        (("trainer.strategy=ddp_fork",), "leaves the results in another process"),
+        (("objective=hint", "objective.stages=[9]"), "the student has"),
     ],
 )
 def test_what_is_undefined_is_refused_when_the_run_is_configured(composed, overrides, message):
@@ -115,7 +129,7 @@ def test_an_ensemble_of_checkpoints_teaches(composed, tmp_path):
                    "teacher.combine=draw", "teacher.weights=[2,1]")  # fmt: skip
     run.check_early(cfg, data, config.build_objective(cfg, data))
     teacher = run.prepare_teacher(cfg, data)
-    assert teacher.model.weights.tolist() == pytest.approx([2 / 3, 1 / 3])
+    assert teacher.model.weights == pytest.approx([2 / 3, 1 / 3])
     _, trainer = run.fit(cfg, data, teacher)
     assert torch.isfinite(trainer.callback_metrics["val/agreement"])
 
@@ -127,7 +141,7 @@ def test_a_schedule_of_the_objective_moves_its_weight(composed):
     assert trainer.lightning_module.objective.get("terms.dkd.weight") == 1.0
     first = composed(*QUICK, "objective=dkd", "trainer.max_epochs=1")
     _, trainer = run.fit(first, data, run.prepare_teacher(first, data))
-    assert trainer.lightning_module.objective.get("terms.dkd.weight") == 0.0
+    assert trainer.lightning_module.objective.get("terms.dkd.weight") == 0.5
 
 
 @pytest.mark.parametrize("experiment", sorted(p.stem for p in (CONF / "experiment").glob("*.yaml")))
@@ -138,9 +152,74 @@ def test_every_experiment_composes(composed, experiment):
 def test_what_is_better_follows_from_the_metric(composed):
     for metric, mode in (
         ("val/top1", "max"),
+        ("val/topk", "min"),  # the term of objective=smooth_topk, a loss
         ("val/nll", "min"),
         ("val/agreement", "max"),
         ("val/loss", "min"),
     ):
         cfg = composed(f"optimized_metric={metric}")
         assert cfg.callbacks.best.mode == mode
+
+
+def test_what_decides_a_cached_model_is_in_its_key_and_nothing_else(composed, tmp_path):
+    def key(role, *overrides):
+        cfg = composed(*overrides)
+        derived = config.alone(cfg, role)
+        data = config.build_data(cfg).with_options(seed=derived.data.seed, batch_size=32)
+        return run.fit_key(derived, data)
+
+    from distill import save_student
+    from distill.models.build import build_model
+
+    for role in ("teacher", "baseline"):
+        for same in ("trainer.log_every_n_steps=7", "objective.temperature=2", "annealing=cosine"):
+            assert key(role) == key(role, same), (role, same)
+    assert key("teacher") == key("teacher", "seed=1") == key("teacher", "trainer.max_epochs=3")
+    assert key("teacher") == key("teacher", "trainer.limit_val_batches=0.5")
+    for role, other in (
+        ("baseline", "seed=1"), ("baseline", "data.seed=1"), ("baseline", "optimizer.lr=0.1"),
+        ("baseline", "student.args.stem_width=8"), ("teacher", "teacher.fit.max_epochs=3"),
+        ("teacher", "data.view.pad=2"), ("teacher", "data.split_seed=1"),
+    ):  # fmt: skip
+        assert key(role) != key(role, other), (role, other)
+
+    cfg, path = composed(), tmp_path / "start"
+    shape = config.data_shape(config.build_data(cfg))
+    keys = []
+    for seed in range(2):  # one path, two contents
+        torch.manual_seed(seed)
+        save_student(build_model(config.model_spec(cfg.student), shape, "student"), path)
+        keys.append(key("baseline", f"student.checkpoint={path}"))
+    assert keys[0] != keys[1]
+
+
+def test_a_checkpoint_of_another_run_is_refused(composed, tmp_path):
+    quick = (*QUICK[:3], QUICK[4], "logger=none", "teacher=none", "objective=supervised",
+             "baseline=false", "callbacks=[checkpoints]")  # fmt: skip
+    cfg = composed(*quick)
+    data = config.build_data(cfg)
+    run.fit(cfg, data, None)
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    for overrides, message in (
+        ((), "nothing left to do"),
+        (("trainer.max_epochs=2", "student.args.stem_width=8"), "another student"),
+        (
+            ("trainer.max_epochs=2", "objective.temperature=2"),
+            "trained at objective.temperature=1.0",
+        ),
+    ):
+        other = composed(*quick, f"ckpt_path={path}", *overrides)
+        with pytest.raises(ValueError, match=message):
+            run.check_early(other, data, config.build_objective(other, data))
+
+
+def test_a_students_checkpoint_names_the_architecture_of_the_run(composed, tmp_path):
+    import timm
+
+    from distill import save_student
+
+    model = timm.create_model("cifar_resnet8", num_classes=10, in_chans=1)
+    save_student(model, tmp_path / "start")
+    cfg = composed(f"student.checkpoint={tmp_path / 'start'}")
+    config.resolve_student(cfg)
+    assert cfg.student.name == "cifar_resnet8"

@@ -24,7 +24,7 @@ class Annealing(pl.Callback):
         end: the value reached at the end.
         start: the value at the beginning; None takes the objective's own.
         unit: `epoch` or `step` (one optimiser step).
-        warmup: units during which `start` is held.
+        warmup: units (below 1: the share of training) during which `start` is held.
         duration: units from the end of the warm-up to `end`; None lasts until training ends.
         value: what is moved: `temperature`, `alpha` or `terms.NAME.weight`.
 
@@ -38,7 +38,7 @@ class Annealing(pl.Callback):
         end: float = 1.0,
         start: float | None = None,
         unit: str = "epoch",
-        warmup: int = 0,
+        warmup: float = 0,
         duration: int | None = None,
         value: str = "temperature",
     ) -> None:
@@ -61,18 +61,27 @@ class Annealing(pl.Callback):
     def at(self, position: int, total: int) -> float:
         """Return the value at unit `position` of `total` (the last is `total − 1`)."""
         assert self.start is not None
-        length = self.duration or max(total - 1 - self.warmup, 1)
-        progress = min(max((position - self.warmup) / length, 0.0), 1.0)
+        held = int(self.warmup * total) if self.warmup < 1 else self.warmup
+        length = self.duration or max(total - 1 - held, 1)
+        progress = min(max((position - held) / length, 0.0), 1.0)
         return SCHEDULES[self.schedule](progress, self.start, self.end)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Take the starting value from the objective, before a checkpoint moves it."""
+        if stage != "fit":  # an evaluation keeps the value that training ended with
+            return
         objective = objective_of(pl_module)
-        if self.start is None:
-            self.start = objective.get(self.value)
-        for end in (self.start, self.end):  # refuse now what would be refused in the last epoch
-            objective.set(self.value, end)
+        self.start = objective.get(self.value) if self.start is None else self.start
+        self.check(objective)
         objective.set(self.value, self.start)
+
+    def check(self, objective: Objective) -> None:
+        """Refuse now the ends that the objective or the schedule would refuse in some epoch."""
+        own = objective.get(self.value)
+        start = own if self.start is None else self.start
+        for progress in (0.0, 1.0):
+            objective.set(self.value, SCHEDULES[self.schedule](progress, start, self.end))
+        objective.set(self.value, own)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

@@ -510,6 +510,9 @@ def _total(x: Tensor, dim: int, over_ranks: bool) -> Tensor:
 
 
 def _world_size() -> int:
+    # Only training steps are taken by all ranks together; in validation one may have a batch more.
+    if not torch.is_grad_enabled():
+        return 1
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_world_size()
     return 1

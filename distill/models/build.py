@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import timm
@@ -72,10 +72,8 @@ def build_model(spec: ModelSpec, shape: DataShape, role: str) -> nn.Module:
         ValueError: if the name is unknown, the weights do not fit, or the model refuses the images.
     """
     checkpoint = read_checkpoint(spec.checkpoint) if spec.checkpoint else None
+    spec = resolved(spec)
     name, args = spec.name, dict(spec.args)
-    if checkpoint is not None and checkpoint.architecture:
-        recorded = checkpoint.args.items()
-        name, args = checkpoint.architecture, {k: v for k, v in recorded if k not in FROM_DATA}
     if not name:
         raise ValueError(f"give {role}.name: a timm model, or {role}.checkpoint: a student bundle")
     published = published_classes(name) if spec.pretrained and checkpoint is None else None
@@ -88,6 +86,7 @@ def build_model(spec: ModelSpec, shape: DataShape, role: str) -> nn.Module:
     model = create(name, args, shape, spec.pretrained and checkpoint is None, role)
     if checkpoint is not None:
         load_weights(model, checkpoint, shape, f"{role}.checkpoint={spec.checkpoint}")
+        model.pretrained_cfg = {**model.pretrained_cfg, **checkpoint.preprocessing}  # type: ignore[assignment, dict-item]
     check_forward(model, shape, f"{role} {name}")
     return channels_last(model)
 
@@ -95,6 +94,15 @@ def build_model(spec: ModelSpec, shape: DataShape, role: str) -> nn.Module:
 def channels_last(model: nn.Module) -> nn.Module:
     """Return the model in channels-last layout: 1.3 to 3.3 times faster, here and on GPUs."""
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def resolved(spec: ModelSpec) -> ModelSpec:
+    """Return the spec with the architecture that its checkpoint brings, where it brings one."""
+    checkpoint = read_checkpoint(spec.checkpoint) if spec.checkpoint else None
+    if checkpoint is None or not checkpoint.architecture:
+        return spec
+    args = {key: value for key, value in checkpoint.args.items() if key not in FROM_DATA}
+    return replace(spec, name=checkpoint.architecture, args=args)
 
 
 def normalization(model: nn.Module, in_chans: int) -> Normalize:

@@ -13,11 +13,13 @@ from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from timm.models import load_state_dict, save_for_hf
 from torch import Tensor, nn
 
 WEIGHTS, TIMM_CONFIG, FACTS, CARD = "model.safetensors", "config.json", "distill.json", "README.md"
 STUDENT_PREFIX = "student."
+PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Checkpoint:
     weights: Mapping[str, Tensor]
     architecture: str | None = None
     args: Mapping[str, Any] = field(default_factory=dict)
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Calibrated(nn.Module):
@@ -80,6 +83,8 @@ def save_student(
         (building / CARD).write_text(card, encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
         building.rename(target)
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise OSError(f"cannot write {target}: {error}") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return target
@@ -152,25 +157,34 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if source.is_dir():
         config = read_json(source / TIMM_CONFIG)
         weights = read_weights(source / WEIGHTS)
-        return Checkpoint(weights, config.get("architecture"), config.get("model_args") or {})
+        settings = config.get("pretrained_cfg") or {}
+        preprocessing = {key: settings[key] for key in PREPROCESSING if key in settings}
+        args = config.get("model_args") or {}
+        return Checkpoint(weights, config.get("architecture"), args, preprocessing)
     if not source.exists():
         raise FileNotFoundError(f"no checkpoint at {source}")
     if source.suffix == ".ckpt":
-        return read_lightning(source)
+        return student_of(read_lightning(source))
     return Checkpoint(read_weights(source))
 
 
-def read_lightning(path: Path) -> Checkpoint:
-    """Read the student out of a Lightning checkpoint."""
+def read_lightning(path: Path) -> dict[str, Any]:
+    """Read a Lightning checkpoint, never running code from it."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling fails in many ways
         raise ValueError(f"{path} is not a checkpoint that can be read safely") from error
-    weights = student_weights(content) if isinstance(content, dict) else {}
-    if not weights:
+    if not isinstance(content, dict) or not student_weights(content):
         raise ValueError(f"{path} holds no student: it is not a checkpoint of this project")
-    spec = (content.get("distill") or {}).get("student_model") or {}
-    return Checkpoint(weights, spec.get("name"), spec.get("args") or {})
+    return content
+
+
+def student_of(content: Mapping[str, Any]) -> Checkpoint:
+    """Return the student in a Lightning checkpoint's content."""
+    known = content.get("distill") or {}
+    spec = known.get("student_model") or {}
+    weights, preprocessing = student_weights(content), known.get("preprocessing") or {}
+    return Checkpoint(weights, spec.get("name"), spec.get("args") or {}, preprocessing)
 
 
 def student_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -30,8 +30,6 @@ class Ensemble(nn.Module):
         You et al., Learning from Multiple Teacher Networks, KDD 2017.
     """
 
-    weights: Tensor
-
     def __init__(
         self,
         models: Sequence[nn.Module],
@@ -44,26 +42,28 @@ class Ensemble(nn.Module):
         if combine not in COMBINATIONS:
             known = ", ".join(COMBINATIONS)
             raise ValueError(f"teacher.combine must be one of {known}, got {combine!r}")
-        shares = torch.tensor(weights if weights is not None else [1.0] * len(models)).double()
-        if len(shares) != len(models) or not bool((shares >= 0).all()) or shares.sum() <= 0:
+        shares = list(weights) if weights is not None else [1.0] * len(models)
+        if len(shares) != len(models) or min(shares) < 0 or sum(shares) <= 0:
             raise ValueError(
                 f"teacher.weights must be {len(models)} numbers of at least 0, not all 0"
             )
         self.members = nn.ModuleList(models)
         self.combine = combine
-        self.register_buffer("weights", (shares / shares.sum()).float())
+        self.weights = [
+            share / sum(shares) for share in shares
+        ]  # on no device: nothing to wait for
 
     def forward(self, view: Tensor, step: int | None = None) -> Tensor:
         """Return combined logits `[N, K]`; `step` is the optimiser step, in training."""
         if self.combine == "draw" and step is not None:
             return self.members[self.drawn(step)](view)
         answers = torch.stack([member(view).float() for member in self.members])
+        weights = answers.new_tensor(self.weights)[:, None, None]
         if self.combine == "logit":
-            return torch.einsum("i,ink->nk", self.weights, answers)
-        log_weights = self.weights.log()[:, None, None]
-        return (answers.log_softmax(dim=2) + log_weights).logsumexp(dim=0)
+            return (weights * answers).sum(dim=0)
+        return (answers.log_softmax(dim=2) + weights.log()).logsumexp(dim=0)
 
     def drawn(self, step: int) -> int:
         """Return which model answers a step."""
         generator = torch.Generator().manual_seed(step)
-        return int(torch.multinomial(self.weights.cpu(), 1, generator=generator))
+        return int(torch.multinomial(torch.tensor(self.weights), 1, generator=generator))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
-import os
 import platform
 import shlex
 import statistics
@@ -21,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from distill import __version__
+from distill.files import write_whole
 
 PACKAGES = ("torch", "timm", "pytorch-lightning", "torchmetrics", "hydra-core")
 
@@ -85,14 +85,8 @@ def throughput(
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file, whole or not at all; a number that is not finite becomes null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    building = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        text = json.dumps(finite(content), indent=2, ensure_ascii=False, allow_nan=False)
-        building.write_text(text + "\n", encoding="utf-8")
-        building.replace(path)
-    finally:
-        building.unlink(missing_ok=True)
+    text = json.dumps(finite(content), indent=2, ensure_ascii=False, allow_nan=False)
+    write_whole(path, text + "\n")
 
 
 def finite(value: Any) -> Any:

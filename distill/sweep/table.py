@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
+
+from distill.files import write_whole
 
 METRICS = ("top1", "nll", "ece", "ece_after_scaling", "agreement")
 
@@ -60,13 +63,11 @@ def columns_of(rows: list[dict[str, Any]]) -> list[str]:
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write the rows, whole or not at all."""
-    building = path.with_name(f".{path.name}.{os.getpid()}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with building.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns_of(rows))
-        writer.writeheader()
-        writer.writerows(rows)
-    building.replace(path)
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, columns_of(rows))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, table.getvalue())
 
 
 def print_rows(rows: list[dict[str, Any]], folder: Path) -> None:

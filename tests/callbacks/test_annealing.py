@@ -126,3 +126,18 @@ def test_a_module_without_an_objective_is_refused(tmp_path):
     trainer = pl.Trainer(logger=False, enable_checkpointing=False, max_epochs=1)
     with pytest.raises(ValueError, match="needs a Distiller"):
         Annealing().setup(trainer, pl.LightningModule(), "fit")
+
+
+def test_an_evaluation_keeps_the_temperature_that_training_ended_with(tiny, loader, tmp_path):
+    annealing = Annealing("linear", start=5.0, end=2.0)
+    _, module = fit(tmp_path, tiny, loader, annealing)
+    trainer = pl.Trainer(logger=False, enable_checkpointing=False, callbacks=[annealing],
+                         enable_progress_bar=False, accelerator="cpu")  # fmt: skip
+    trainer.test(module, loader(), verbose=False)
+    assert module.objective.temperature == 2.0
+
+
+def test_a_share_of_training_can_be_held(tiny, loader, tmp_path):
+    annealing = Annealing("linear", start=6.0, end=2.0, unit="step", warmup=0.5, duration=1)
+    seen, _ = fit(tmp_path, tiny, loader, annealing)
+    assert seen == [6.0] * 7 + [2.0] * 5

@@ -174,6 +174,7 @@ def test_a_student_becomes_a_teacher_and_a_starting_point(command, tmp_path, fin
     ("trainer.gradient_clip_val=1.0", "trainer.precision=bf16-mixed", "logger=none"),
     ("student=timm", "student.name=cifar_resnet8", "trainer.limit_train_batches=2"),
     ("objective=supervised", "teacher=none", "annealing=step", "annealing.start=4"),
+    ("trainer.precision=bf16-true", "objective=dist"),
 ])  # fmt: skip
 def test_options_work_together(command, tmp_path, extra):
     teacher = () if "teacher=none" in extra else QUICK[1:2]
@@ -182,6 +183,10 @@ def test_options_work_together(command, tmp_path, extra):
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert 0 <= summary["student"]["top1"] <= 1
     assert (tmp_path / "run" / "student" / "model.safetensors").is_file()
+    if "trainer.precision=bf16-mixed" in extra:  # judged as the float32 student a user will load
+        command("distill-eval", "student.checkpoint=run/student", "hydra.run.dir=judged")
+        judged = json.loads((tmp_path / "judged" / "summary.json").read_text())
+        assert judged["student"]["nll"] == pytest.approx(summary["student"]["nll"], abs=1e-6)
 
 
 @pytest.mark.slow

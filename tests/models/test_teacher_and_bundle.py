@@ -217,6 +217,12 @@ def test_missing_and_damaged_bundles_are_refused(bundle, tmp_path):
         distill.load_student(bundle)
 
 
+def test_a_bundle_brings_its_own_normalisation(bundle):
+    model = build_model(ModelSpec(checkpoint=str(bundle)), SHAPE, "teacher")
+    assert normalization(model, 1).mean.flatten().tolist() == [0.25]
+    assert normalization(model, 1).std.flatten().tolist() == [0.5]
+
+
 def test_models_that_are_not_timms_cannot_be_saved_for_timm(tiny, tmp_path):
     with pytest.raises(ValueError, match="made by timm"):
         save_student(tiny(), tmp_path / "s")
