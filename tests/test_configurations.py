@@ -223,3 +223,13 @@ def test_a_students_checkpoint_names_the_architecture_of_the_run(composed, tmp_p
     cfg = composed(f"student.checkpoint={tmp_path / 'start'}")
     config.resolve_student(cfg)
     assert cfg.student.name == "cifar_resnet8"
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_command_that_an_objective_opens_with_is_accepted(composed, objective):
+    line = (CONF / "objective" / f"{objective}.yaml").read_text().splitlines()[0]
+    cfg = composed(*line.removeprefix("# distill ").split())
+    data = config.build_data(cfg)
+    built = config.build_objective(cfg, data)
+    config.check_objective(cfg, data, built)
+    config.schedules(cfg, built)

@@ -30,7 +30,7 @@ def run(rank, ranks, port, folder, tiny):
     source = Source("random", list("abcd"), 1, *parts)
     data = DataModule(source, {"pad": 1, "flip": True}, batch_size=16 // ranks)
     torch.manual_seed(0)
-    teacher, student = tiny(width=16), tiny()
+    teacher, student = tiny(width=16).double(), tiny()
     student.body[1] = torch.nn.Identity()  # batch norm sees each rank's own batch
     student.body[3] = torch.nn.Identity()  # and dropout each rank's own noise
     # dist's columns run over the whole batch: in training over the ranks, in validation over none,
@@ -38,7 +38,7 @@ def run(rank, ranks, port, folder, tiny):
     terms = {"ce": "cross_entropy", "kl": "kl_divergence", "dist": "dist"}
     objective = Objective(terms, 4.0, 0.9)
     module = Distiller(
-        student, teacher, objective, topk=(1, 2), optimizer={"opt": "momentum", "lr": 0.1}
+        student, teacher, objective, topk=(1, 2), optimizer={"opt": "momentum", "lr": 0.01}
     )
     trainer = pl.Trainer(
         accelerator="cpu", devices=ranks, strategy="ddp" if ranks > 1 else "auto", max_epochs=2,

@@ -89,3 +89,10 @@ def test_the_programs_of_the_readme_run(command, workplace):
         command("python", f"program{number}.py", folder=workplace)
     files = {p.name for p in (workplace / "my_student").iterdir()}
     assert {"model.safetensors", "config.json"} <= files
+
+
+def test_every_objective_has_its_row_with_the_command_of_its_file():
+    for path in (ROOT / "conf" / "objective").glob("*.yaml"):
+        first = path.read_text().splitlines()[0].removeprefix("# ")
+        row = next(row for row in README.splitlines() if row.startswith(f"| `{path.stem}` |"))
+        assert row.endswith(f"| `{first}` |")
