@@ -55,6 +55,7 @@ METRICS = ("top1", "nll", "ece")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", nargs="+", default=list(BUDGET), choices=list(BUDGET))
+    parser.add_argument("--objectives", nargs="+", default=list(SOFT), choices=list(SOFT))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("outputs/studies/objectives"))
     options = parser.parse_args()
@@ -73,7 +74,7 @@ def study(data: str, options: argparse.Namespace) -> str:
     file = options.out / f"{data}.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     done = {(row["objective"], row["temperature"], row["seed"]) for row in rows}
-    jobs = [("baseline", 1), *((name, t) for name, ts in SOFT.items() for t in ts)]
+    jobs = [("baseline", 1), *((name, t) for name in options.objectives for t in SOFT[name])]
     for seed in range(options.seeds):
         for objective, temperature in jobs:
             if (objective, temperature, seed) not in done:
@@ -130,7 +131,7 @@ def as_markdown(data: str, rows: list[dict[str, Any]]) -> str:
         "| objective | T | top-1 % | NLL | ECE % |",
         "|---|---|---|---|---|",
     ]
-    for objective in ("baseline", *SOFT):
+    for objective in dict.fromkeys(row["objective"] for row in rows):
         mine = [row for row in rows if row["objective"] == objective]
         by_temperature = {
             t: [r for r in mine if r["temperature"] == t] for t in {r["temperature"] for r in mine}

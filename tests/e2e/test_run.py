@@ -103,7 +103,7 @@ def test_the_metrics_file_has_a_row_per_epoch_and_per_change_of_temperature(fini
     with (run / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     changes = [float(row["temperature"]) for row in rows if row["temperature"]]
-    assert changes[0] == 4.0
+    assert changes[0] == 8.0
     assert changes[-1] == pytest.approx(1.0)
     assert len(changes) == 897 // 32
     (epoch,) = [row for row in rows if row["val/top1"]]
