@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -56,7 +55,7 @@ def train(cfg: DictConfig) -> float | None:
     """
     started = time.perf_counter()
     config.check_multirun(cfg)
-    forget(Path(cfg.paths.output_dir))
+    set_aside(Path(cfg.paths.output_dir) / "summary.json")
     data = config.build_data(cfg)
     for note in data.notes:
         log.info("%s: %s", data.source.name, note)
@@ -124,11 +123,10 @@ def evaluate(cfg: DictConfig) -> None:
     log.info("written to %s", cfg.paths.output_dir)
 
 
-def forget(folder: Path) -> None:
-    """Remove the results of an earlier run in the same folder, which would pass for this one's."""
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        (folder / "summary.json").unlink(missing_ok=True)
-        shutil.rmtree(folder / "student", ignore_errors=True)
+def set_aside(summary: Path) -> None:
+    """Rename the summary of an earlier run in the same folder, which would pass for this one's."""
+    if summary.is_file() and int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        summary.replace(summary.with_name("summary.previous.json"))
 
 
 def check_early(cfg: DictConfig, data: DataModule, objective: Objective) -> None:

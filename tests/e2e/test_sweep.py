@@ -28,6 +28,16 @@ def test_a_failing_job_is_named_and_the_others_finish(command, tmp_path):
         assert [row["status"] for row in csv.DictReader(file)] == ["failed", "done"]
 
 
+def test_a_job_that_fails_in_a_used_folder_does_not_show_the_old_numbers(command, tmp_path):
+    options = (*QUICK, "hydra.sweep.dir=sweep", "baseline=false", "trainer.limit_train_batches=1")
+    command("distill", "-m", "objective.temperature=4", *options)
+    again = command("distill", "-m", "objective.temperature=-1", *options, check=False)
+    assert again.returncode == 2
+    with (tmp_path / "sweep" / "sweep.csv").open() as file:
+        assert [row["status"] for row in csv.DictReader(file)] == ["failed"]
+    assert (tmp_path / "sweep" / "0" / "summary.previous.json").is_file()
+
+
 def test_subprocess_ddp_in_a_sweep_is_refused_with_the_ways_out(command, tmp_path):
     done = command("distill", "-m", "seed=0,1", "trainer=ddp", "trainer.accelerator=cpu",
                    "hydra.sweep.dir=sweep", check=False)  # fmt: skip
