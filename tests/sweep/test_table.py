@@ -1,0 +1,48 @@
+import csv
+import json
+
+import pytest
+from omegaconf import OmegaConf
+
+from distill.sweep.table import SweepTable, sweep_rows
+
+
+def write_job(folder, name, overrides, top1=None):
+    (folder / name / ".hydra").mkdir(parents=True)
+    (folder / name / ".hydra" / "overrides.yaml").write_text(json.dumps(overrides))
+    if top1 is not None:
+        student = {"top1": top1, "nll": 0.5, "ece": 0.1}
+        summary = {"student": student, "validation": {"top1": top1}, "baseline": None, "seconds": 1}
+        (folder / name / "summary.json").write_text(json.dumps(summary))
+
+
+def finish(folder):
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(folder)}}})
+    SweepTable().on_multirun_end(config)
+
+
+def test_jobs_are_rows_in_order_with_what_varies(tmp_path, capsys):
+    for job in range(11):
+        write_job(
+            tmp_path, str(job), [f"objective.temperature={job}", "seed=0", "+tag=a=b"], job / 20
+        )
+    rows = sweep_rows(tmp_path)
+    assert [row["job"] for row in rows] == [str(job) for job in range(11)]
+    assert rows[3]["tag"] == "a=b"
+    finish(tmp_path)
+    printed = capsys.readouterr().out
+    assert "objective.temperature" in printed
+    assert "seed" not in printed  # shared by all
+    with (tmp_path / "sweep.csv").open() as file:
+        assert [float(row["test_top1"]) for row in csv.DictReader(file)] == [
+            j / 20 for j in range(11)
+        ]
+
+
+def test_a_job_without_numbers_has_failed_and_so_has_the_sweep(tmp_path, capsys):
+    write_job(tmp_path, "0", ["seed=0"], 0.5)
+    write_job(tmp_path, "1", ["seed=1"])
+    with pytest.raises(SystemExit) as stopped:
+        finish(tmp_path)
+    assert stopped.value.code == 2
+    assert "failed" in capsys.readouterr().out

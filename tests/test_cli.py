@@ -1,0 +1,48 @@
+"""Errors as one line, in this process; tests/e2e/test_cli.py drives the installed command."""
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+
+from distill.cli import CONF, one_line, refuse
+
+
+def message_of(*overrides):
+    with (
+        pytest.raises(HydraException) as caught,
+        initialize_config_dir(str(CONF), version_base="1.3"),
+    ):
+        compose("train", overrides=list(overrides))
+    return one_line(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("objective=kdd", "there is no objective=kdd; did you mean kd?"),
+        (
+            "objective=zzz",
+            "there is no objective=zzz; there are attention_transfer, class_balanced",
+        ),
+        ("trainer.max_epohcs=1", "did you mean trainer.max_epochs?"),
+        ("zzz=1", "there are hydra, task_name"),
+        ("a=[", "cannot read 'a=['"),
+    ],
+)
+def test_a_wrong_override_is_explained(override, message):
+    line = message_of(override)
+    assert message in line
+    assert "\n" not in line
+
+
+def test_other_errors_are_one_line_too(capsys):
+    assert one_line(ValueError("first\n\n second")) == "first, second"
+    assert one_line(ValueError("")) == "ValueError"
+    missing = FileNotFoundError(2, "No such file or directory", "/photos")
+    assert one_line(missing) == "No such file or directory: /photos"
+    worker = "Caught ValueError in worker 0.\nOriginal Traceback\n  ...\nValueError: broken image x"
+    assert one_line(ValueError(worker)) == "broken image x"
+    with pytest.raises(SystemExit) as stopped:
+        refuse(ValueError("no"))
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "distill: no\n"

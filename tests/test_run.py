@@ -1,0 +1,70 @@
+"""The recipe of a run, in this process."""
+
+import json
+import logging
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from distill import run
+from distill.cli import CONF
+
+QUICK = ("trainer.max_epochs=1", "trainer.limit_train_batches=2", "teacher.fit.max_epochs=1",
+         "trainer.accelerator=cpu", "logger=none")  # fmt: skip
+
+
+@pytest.fixture
+def composed(tmp_path, cache):
+    def make(*overrides, name="train", folder="run"):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            paths = (f"paths.output_dir={tmp_path / folder}", f"paths.cache={cache}")
+            return compose(name, overrides=[*paths, *overrides])
+
+    return make
+
+
+def test_a_run_returns_its_metric_and_leaves_numbers_that_evaluation_repeats(
+    composed, tmp_path, capsys, caplog
+):
+    caplog.set_level(logging.INFO, "distill")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "summary.json").write_text("{}")  # of an earlier run
+    value = run.train(composed(*QUICK))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (tmp_path / "run" / "summary.previous.json").read_text() == "{}"
+    assert value == pytest.approx(summary["validation"]["top1"])
+    assert summary["epochs"] == {"last": 1, "best": 1}
+    for role in ("teacher", "baseline", "student"):
+        assert summary[role]["images_per_second"] > 0
+    assert "distilled" in capsys.readouterr().out
+    assert "epoch 1/1" in caplog.text
+
+    bundle = tmp_path / "run" / "student"
+    run.evaluate(composed(f"student.checkpoint={bundle}", "trainer.accelerator=cpu", name="eval",
+                          folder="judged"))  # fmt: skip
+    judged = json.loads((tmp_path / "judged" / "summary.json").read_text())["student"]
+    for name in ("top1", "nll", "brier", "ece", "temperature_star", "mrr"):
+        assert judged[name] == pytest.approx(summary["student"][name], abs=1e-5), name
+
+
+def test_the_best_epoch_is_the_one_whose_weights_are_judged(composed, tmp_path):
+    run.train(composed(*QUICK, "trainer.max_epochs=3", "baseline=false", "optimizer.lr=0.3"))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
+    assert summary["epochs"] == {"last": 3, "best": saved["epoch"] + 1}
+    if saved["epoch"] < 2:
+        assert summary["student_best"]["nll"] != summary["student"]["nll"]
+    assert summary["baseline"] is None
+
+
+def test_a_teacher_without_weights_and_a_missing_teacher_are_refused(composed):
+    for overrides, message in (
+        (("teacher=timm", "teacher.name=resnet18"), "random weights"),
+        (("teacher=none",), "compares with a teacher"),
+        (("ckpt_path=nowhere.ckpt",), "does not exist"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            run.train(composed(QUICK[0], *QUICK[3:], "baseline=false", *overrides))
+    with pytest.raises(ValueError, match=r"give student\.checkpoint"):
+        run.evaluate(composed(name="eval"))
