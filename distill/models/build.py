@@ -72,8 +72,7 @@ def build_model(spec: ModelSpec, shape: DataShape, role: str) -> nn.Module:
         ValueError: if the name is unknown, the weights do not fit, or the model refuses the images.
     """
     checkpoint = read_checkpoint(spec.checkpoint) if spec.checkpoint else None
-    spec = resolved(spec)
-    name, args = spec.name, dict(spec.args)
+    name, args = architecture(spec, checkpoint)
     if not name:
         raise ValueError(f"give {role}.name: a timm model, or {role}.checkpoint: a student bundle")
     published = published_classes(name) if spec.pretrained and checkpoint is None else None
@@ -99,10 +98,18 @@ def channels_last(model: nn.Module) -> nn.Module:
 def resolved(spec: ModelSpec) -> ModelSpec:
     """Return the spec with the architecture that its checkpoint brings, where it brings one."""
     checkpoint = read_checkpoint(spec.checkpoint) if spec.checkpoint else None
+    name, args = architecture(spec, checkpoint)
+    return replace(spec, name=name, args=args)
+
+
+def architecture(
+    spec: ModelSpec, checkpoint: Checkpoint | None
+) -> tuple[str | None, dict[str, Any]]:
+    """Return the name and arguments to build: the checkpoint's own, where it knows them."""
     if checkpoint is None or not checkpoint.architecture:
-        return spec
+        return spec.name, dict(spec.args)
     args = {key: value for key, value in checkpoint.args.items() if key not in FROM_DATA}
-    return replace(spec, name=checkpoint.architecture, args=args)
+    return checkpoint.architecture, args
 
 
 def normalization(model: nn.Module, in_chans: int) -> Normalize:
