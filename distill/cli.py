@@ -5,6 +5,7 @@ Nothing heavy is imported before a task runs, so that `--help` and tab completio
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import importlib
 import os
@@ -43,6 +44,30 @@ def train() -> None:
 def evaluate() -> None:
     """`distill-eval`: judge a trained student."""
     run_command("eval", "evaluate")
+
+
+def report() -> None:
+    """`distill-report`: rebuild the pages of runs and sweeps from their files."""
+    parser = argparse.ArgumentParser(
+        prog="distill-report",
+        description="Write report.html into each run and sweep, from the files that are there; for "
+        "several sweeps, one leaderboard over all of them.",
+    )
+    parser.add_argument("paths", metavar="RUN_OR_SWEEP", nargs="+", type=Path)
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("report.html"),
+        help="the page over several (%(default)s)",
+    )
+    arguments = parser.parse_args()
+    try:
+        written = importlib.import_module("distill.report").write_pages(
+            arguments.paths, arguments.output
+        )
+    except (ValueError, OSError) as error:
+        refuse(error)
+    print("\n".join(map(str, written)))
 
 
 def run_command(config_name: str, task: str) -> None:

@@ -17,10 +17,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger
+from torch import Tensor
 
 from distill.callbacks.annealing import Annealing
 from distill.callbacks.speed import Speed
 from distill.data import DataModule
+from distill.data.costs import read_costs
 from distill.losses import dist
 from distill.models.build import DataShape, ModelSpec, resolved
 from distill.models.bundle import read_lightning, student_weights
@@ -123,28 +125,33 @@ def build_data(cfg: DictConfig) -> DataModule:
 def build_objective(cfg: DictConfig, data: DataModule) -> Objective:
     """Return the objective, which learns from the data how many samples each class has."""
     node = OmegaConf.masked_copy(cfg.objective, [k for k in cfg.objective if k != "schedules"])
+    if node.get("temperature") == "auto":  # any will do until the teacher is there to be asked
+        node.temperature = 1.0
     return make(node, "objective", class_counts=data.class_counts)
 
 
 def check_objective(cfg: DictConfig, data: DataModule, objective: Objective) -> None:
     """Refuse, by trying it on made-up logits, an objective that these classes leave undefined."""
-    if objective.temperature != 1 and not objective.uses_temperature:
+    given = cfg.objective.get("temperature", 1)
+    if given != 1 and not objective.uses_temperature:
         raise ValueError("objective.temperature: no term of this objective takes one")
     correlated = [name for name, term in objective.terms.items() if term.loss.function is dist]
     if correlated and data.batch_size * processes(cfg) == 1:
         raise ValueError(
             f"objective.terms.{correlated[0]}: dist has no columns at data.batch_size=1"
         )
+    if given == "auto" and teacher_name(cfg) is None:
+        raise ValueError("objective.temperature=auto asks the teacher, and there is none")
     logits, teacher = torch.randn(
         2, 2, data.num_classes, generator=torch.Generator().manual_seed(0)
     )
     maps = [torch.ones(2, 1, 1, 1)]
-    given = {"student": logits, "teacher": teacher, "target": torch.tensor([0, 1])}
-    given |= {"temperature": objective.temperature, "class_counts": data.class_counts}
-    given |= {"student_maps": maps, "projected_maps": maps, "teacher_maps": maps}
+    inputs = {"student": logits, "teacher": teacher, "target": torch.tensor([0, 1])}
+    inputs |= {"temperature": objective.temperature, "class_counts": data.class_counts}
+    inputs |= {"student_maps": maps, "projected_maps": maps, "teacher_maps": maps}
     for name, term in objective.terms.items():
         try:
-            term(given)
+            term(inputs)
         except ValueError as error:
             raise ValueError(f"objective.terms.{name}: {error}") from error
 
@@ -234,6 +241,20 @@ def check_monitor(cfg: DictConfig, data: DataModule, objective: Objective) -> No
         )
 
 
+def costs(cfg: DictConfig, data: DataModule) -> Tensor | None:
+    """Return what each decision costs for each true class, where a table is given."""
+    if not cfg.decision.costs:
+        return None
+    return read_costs(cfg.decision.costs, data.classes)[0]
+
+
+def check_decision(cfg: DictConfig, data: DataModule) -> None:
+    """Refuse a confidence or a table of costs that the numbers could not be made with."""
+    if not 0 <= cfg.decision.confidence <= 1:
+        raise ValueError(f"decision.confidence must lie in [0, 1], got {cfg.decision.confidence}")
+    costs(cfg, data)
+
+
 def check_optimizer(cfg: DictConfig, model: Any) -> None:
     """Refuse an optimiser or a schedule that cannot be built, before anything is trained."""
     optimizer = create_optimizer(model, plain(cfg.optimizer))
@@ -257,6 +278,8 @@ def check_resume(cfg: DictConfig, model: Any, objective: Objective) -> None:
         )
     moved = {annealing.value for annealing in schedules(cfg, objective)}
     before = (content.get("distill") or {}).get("objective") or {}
+    if cfg.objective.get("temperature") == "auto":  # the same teacher gives the same again
+        moved.add("temperature")
     for name in objective.annealed:
         if name not in moved and before.get(name) != objective.get(name):
             raise ValueError(

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file under a temporary name, then rename it."""
+@contextmanager
+def writing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file under a temporary name, and rename it once it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     building = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        building.write_text(text, encoding="utf-8", newline="")
+        with building.open("wb") as file:
+            yield file
         building.replace(path)
     finally:
         building.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file as UTF-8, its line ends as they are."""
+    with writing(path) as file:
+        file.write(text.encode("utf-8"))

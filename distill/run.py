@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import logging
 import os
 import time
@@ -13,24 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
-from filelock import FileLock
 from omegaconf import DictConfig
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from torch import Tensor, nn
+from torch import nn
 
-from distill import config, report
+from distill import config, judge, report
+from distill.cache import keep_history, trained_once
 from distill.callbacks.speed import Speed
 from distill.data import DataModule
-from distill.metrics import evaluate as evaluate_logits
-from distill.models.build import ModelSpec, Normalize, build_model, channels_last, normalization
-from distill.models.bundle import (
-    load_student,
-    read_checkpoint,
-    read_lightning,
-    save_student,
-    student_weights,
-)
+from distill.models.build import ModelSpec, Normalize, build_model, normalization
+from distill.models.bundle import read_lightning, save_student, student_weights
 from distill.models.ensemble import Ensemble
 from distill.models.features import feature_channels
 from distill.models.teacher import Teacher
@@ -38,10 +28,6 @@ from distill.module import Distiller
 from distill.objectives import Objective
 
 log = logging.getLogger(__name__)
-
-Predictions = dict[str, dict[str, Tensor]]  # split → student, teacher, target, index
-COSMETIC = ("accelerator", "log_every_n_steps", "compile", "_target_")
-FOR_CALLBACKS = ("limit_val_batches", "check_val_every_n_epoch")
 
 
 def train(cfg: DictConfig) -> float | None:
@@ -67,37 +53,34 @@ def train(cfg: DictConfig) -> float | None:
     if teacher is not None and objective.needs_features:
         feature_channels(teacher.model, objective.stages, "teacher")
     baseline = prepare_baseline(cfg, data) if cfg.baseline else None
+    if cfg.objective.temperature == "auto":
+        cfg.objective.temperature = judge.teacher_temperature(cfg, data, teacher)
+        log.info("objective.temperature: %.4f, fitted to the teacher", cfg.objective.temperature)
     log.info("student: %s under %s", cfg.student.name, ", ".join(objective.terms))
     student, trainer = fit(cfg, data, teacher)
     if not trainer.is_global_zero:
         return None
 
     seconds = time.perf_counter() - started
-    topk = config.topk(cfg, data)
-    predictions = predict(cfg, student, data)
+    answers = judge.answer(cfg, student, data)
+    models = {"student": student.student}
+    if teacher is not None:
+        models["teacher"] = teacher.model
+    if baseline is not None:
+        models["baseline"] = baseline.student
+        answers.add("baseline", judge.answer(cfg, baseline, data))
     best = best_epoch(trainer, student)
-    summary: dict[str, Any] = {
-        "teacher": judge_teacher(cfg, predictions, teacher, topk),
-        "baseline": baseline and judge(predict(cfg, baseline, data), baseline.student, topk),
-        "student": judge(predictions, student.student, topk),
-        "student_best": best and judge(predict(cfg, best[1], data), best[1].student, topk),
-        "validation": evaluate_logits(
-            predictions["val"]["student"], predictions["val"]["target"], topk=topk
-        ),
+    if best is not None:
+        models["student_best"] = best[1].student
+        answers.add("student_best", judge.answer(cfg, best[1], data))
+    summary = {
+        **judge.summary(cfg, data, answers, models),
         "epochs": {"last": trainer.current_epoch, "best": best and best[0]},
         "seconds": round(seconds, 2),
         "images_per_second": training_speed(trainer),
-        **report.circumstances(cfg),
-        "notes": data.notes,
+        **report.circumstances(cfg, data),
     }
-    models = {"student": student.student}
-    models |= {"teacher": teacher.model} if teacher else {}
-    models |= {"baseline": baseline.student} if baseline else {}
-    for role, model in models.items():
-        shape = (data.in_chans, *data.image_size)
-        speed = report.throughput(model, shape, trainer.strategy.root_device)
-        summary[role]["images_per_second"] = speed
-    write_run(cfg, data, student, summary)
+    write_run(cfg, data, answers, summary, student)
     return trainer.callback_metrics[cfg.optimized_metric].item()
 
 
@@ -106,21 +89,15 @@ def evaluate(cfg: DictConfig) -> None:
     data = config.build_data(cfg)
     if not cfg.student.checkpoint and not cfg.student.pretrained:
         raise ValueError("give student.checkpoint=PATH: a student bundle or a checkpoint")
+    config.check_decision(cfg, data)
     shape = config.data_shape(data)
     model = build_model(config.model_spec(cfg.student), shape, "student")
     teacher = load_teacher(cfg, data)
     student = Distiller(model, teacher, normalize=normalization(model, data.in_chans))
-    topk = config.topk(cfg, data)
-    predictions = predict(cfg, student, data)
-    summary: dict[str, Any] = {
-        "teacher": judge_teacher(cfg, predictions, teacher, topk),
-        "student": judge(predictions, model, topk),
-        **report.circumstances(cfg),
-        "notes": data.notes,
-    }
-    report.write_json(Path(cfg.paths.output_dir) / "summary.json", summary)
-    report.print_table(summary)
-    log.info("written to %s", cfg.paths.output_dir)
+    models = {"student": model} | ({"teacher": teacher.model} if teacher else {})
+    answers = judge.answer(cfg, student, data)
+    summary = {**judge.summary(cfg, data, answers, models), **report.circumstances(cfg, data)}
+    write_run(cfg, data, answers, summary)
 
 
 def set_aside(summary: Path) -> None:
@@ -132,6 +109,7 @@ def set_aside(summary: Path) -> None:
 def check_early(cfg: DictConfig, data: DataModule, objective: Objective) -> None:
     """Refuse what would only fail after the teacher has been trained."""
     config.check_trainer(cfg)
+    config.check_decision(cfg, data)
     config.check_objective(cfg, data, objective)
     config.check_monitor(cfg, data, objective)
     student = build_model(config.model_spec(cfg.student), config.data_shape(data), "student")
@@ -194,7 +172,8 @@ def prepare_teacher(cfg: DictConfig, data: DataModule) -> Teacher | None:
     source = cfg.teacher
     if not source.name or source.checkpoint or source.pretrained or not source.fit:
         return load_teacher(cfg, data)
-    return as_teacher(trained_once(config.alone(cfg, "teacher"), data, "teacher"), data)
+    model = trained_once(config.alone(cfg, "teacher"), data, "teacher", train_and_keep)
+    return as_teacher(model, data)
 
 
 def load_teacher(cfg: DictConfig, data: DataModule) -> Teacher | None:
@@ -230,30 +209,8 @@ def as_teacher(model: nn.Module, data: DataModule) -> Teacher:
 
 def prepare_baseline(cfg: DictConfig, data: DataModule) -> Distiller:
     """Return the same student, trained from the same seed for as long, on labels only."""
-    model = trained_once(config.alone(cfg, "baseline"), data, "baseline")
+    model = trained_once(config.alone(cfg, "baseline"), data, "baseline", train_and_keep)
     return Distiller(model, normalize=normalization(model, data.in_chans))
-
-
-def trained_once(cfg: DictConfig, data: DataModule, role: str) -> nn.Module:
-    """Return a model trained on labels, from the cache if the same was trained before."""
-    data = data.with_options(seed=cfg.data.seed, batch_size=cfg.data.batch_size)
-    kept = Path(cfg.paths.cache) / f"{role}-{fit_key(cfg, data)}"
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    if kept.is_dir():
-        log.info("%s: %s, trained before, from %s", role, cfg.student.name, kept)
-        return load_kept(kept)
-    if config.processes(cfg) > 1:  # every rank takes part in training: a lock would wait for itself
-        train_and_keep(cfg, data, role, kept)
-        return load_kept(kept)
-    with FileLock(f"{kept}.lock"):  # a parallel trial waits for this one's work
-        if not kept.is_dir():
-            train_and_keep(cfg, data, role, kept)
-    return load_kept(kept)
-
-
-def load_kept(path: Path) -> nn.Module:
-    """Load a kept model; its memory layout is not part of the file."""
-    return channels_last(load_student(path))
 
 
 def train_and_keep(cfg: DictConfig, data: DataModule, role: str, kept: Path) -> None:
@@ -263,82 +220,9 @@ def train_and_keep(cfg: DictConfig, data: DataModule, role: str, kept: Path) -> 
     if trainer.is_global_zero:
         facts = {"role": role, "config": config.plain(cfg), "data": data.fingerprint}
         save_bundle(student, data, kept, facts)
+        keep_history(cfg, kept)
         log.info("%s: kept in %s", role, kept)
     trainer.strategy.barrier()
-
-
-def fit_key(cfg: DictConfig, data: DataModule) -> str:
-    """Return a hash of everything that decides a fit's outcome."""
-    values = config.plain(cfg)
-    callbacks = {k: node for k, node in (values["callbacks"] or {}).items() if k != "progress"}
-    ignored = COSMETIC if callbacks else COSMETIC + FOR_CALLBACKS
-    trainer = {k: v for k, v in values["trainer"].items() if k not in ignored}
-    decided = {key: values[key] for key in ("student", "optimizer", "scheduler", "seed")}
-    decided |= {"trainer": trainer, "view": values["data"]["view"], "size": data.image_size}
-    decided |= {"batch_size": data.batch_size, "data": data.fingerprint, "order": data.seed}
-    decided |= {"channels": data.in_chans, "classes": data.num_classes}
-    decided["gpu"] = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
-    if cfg.student.checkpoint:  # a path may come to hold other weights
-        decided["student"]["checkpoint"] = weights_digest(cfg.student.checkpoint)
-    decided["callbacks"] = callbacks
-    decided["versions"] = report.versions()
-    text = json.dumps(decided, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def weights_digest(path: str) -> str:
-    """Return a hash of the weights in a checkpoint."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(read_checkpoint(path).weights.items()):
-        digest.update(name.encode())
-        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def predict(cfg: DictConfig, module: Distiller, data: DataModule) -> Predictions:
-    """Return the answers to the validation and test splits, on one device and in float32."""
-    devices = config.plain(cfg.trainer.devices)
-    trainer = pl.Trainer(
-        accelerator=cfg.trainer.accelerator,
-        devices=devices[:1] if isinstance(devices, list) else 1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
-    batches = trainer.predict(module, datamodule=data)
-    assert batches is not None
-    return {
-        split: {key: torch.cat([b[key].cpu() for b in answers]) for key in answers[0]}
-        for split, answers in zip(("val", "test"), batches, strict=True)
-    }
-
-
-def judge(predictions: Predictions, model: nn.Module, topk: tuple[int, ...]) -> dict[str, Any]:
-    """Return the test split's numbers; the temperature is fitted on validation."""
-    val, test = predictions["val"], predictions["test"]
-    numbers = evaluate_logits(
-        test["student"],
-        test["target"],
-        test.get("teacher"),
-        topk=topk,
-        validation=(val["student"], val["target"]),
-    )
-    return {"top5": None, **numbers, "params": report.parameters(model)}
-
-
-def judge_teacher(
-    cfg: DictConfig, predictions: Predictions, teacher: Teacher | None, topk: tuple[int, ...]
-) -> dict[str, Any] | None:
-    """Return the teacher's own numbers on the test split."""
-    if teacher is None:
-        return None
-    answers = {
-        split: {"student": values["teacher"], "target": values["target"]}
-        for split, values in predictions.items()
-    }
-    return {"name": config.teacher_name(cfg), **judge(answers, teacher.model, topk)}
 
 
 def best_epoch(trainer: pl.Trainer, student: Distiller) -> tuple[int, Distiller] | None:
@@ -379,12 +263,22 @@ def save_bundle(
 
 
 def write_run(
-    cfg: DictConfig, data: DataModule, student: Distiller, summary: dict[str, Any]
+    cfg: DictConfig,
+    data: DataModule,
+    answers: judge.Answers,
+    summary: dict[str, Any],
+    student: Distiller | None = None,
 ) -> None:
-    """Write the bundle and the summary, and print the table."""
+    """Write what a run leaves behind, and print its table; a student that was trained is saved."""
     folder = Path(cfg.paths.output_dir)
-    facts = report.bundle_facts(cfg, data, summary)
-    save_bundle(student, data, folder / "student", facts, report.model_card(facts))
+    if student is not None:
+        facts = report.bundle_facts(cfg, data, summary)
+        save_bundle(student, data, folder / "student", facts, report.model_card(facts))
+    answers.save(folder / "predictions.npz")
+    report.save_thumbnails(folder / "examples.npz", data, summary)
     report.write_json(folder / "summary.json", summary)
     report.print_table(summary)
-    log.info("student and summary in %s", os.path.relpath(folder))
+    if cfg.report:
+        report.write_run_page(folder)
+    page = ", report.html" if cfg.report else ""
+    log.info("%ssummary%s in %s", "student, " if student else "", page, os.path.relpath(folder))

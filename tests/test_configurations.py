@@ -6,7 +6,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from distill import config, run
+from distill import cache, config, run
 from distill.cli import CONF
 from distill.losses import LOSSES
 
@@ -166,7 +166,7 @@ def test_what_decides_a_cached_model_is_in_its_key_and_nothing_else(composed, tm
         cfg = composed(*overrides)
         derived = config.alone(cfg, role)
         data = config.build_data(cfg).with_options(seed=derived.data.seed, batch_size=32)
-        return run.fit_key(derived, data)
+        return cache.fit_key(derived, data)
 
     from distill import save_student
     from distill.models.build import build_model

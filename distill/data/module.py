@@ -127,6 +127,10 @@ class DataModule(pl.LightningDataModule):
         """Return validation and test: a temperature is fitted on one and judged on the other."""
         return [self.val_dataloader(), self.test_dataloader()]
 
+    def clean_test_images(self, rows: Tensor) -> Tensor:
+        """Return uint8 images `[n, C, H, W]` of rows of the test split, without augmentation."""
+        return KeyedSplit(self.test, self.view, self.seed)[CLEAN, rows][0]
+
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> list[Tensor]:
         """Make the views, on the device."""
         images, target, index, epoch = batch

@@ -2,7 +2,8 @@
 
 Confidence is the largest probability of a row, and a row is right when its first largest class is
 the label. Every function reads probabilities `[N, K]` (`negative_log_likelihood` reads logits) and
-labels `[N]`, works in float64, and returns a scalar tensor without gradient.
+labels `[N]`, works in float64, and returns a scalar tensor without gradient; `reliability`,
+`class_reliability` and `brier_decomposition` return a few named tensors.
 
 The functions see all samples. The `Metric` classes keep sums of fixed size instead, so that any
 split of the data into batches or processes, in any order, gives the same value.
@@ -11,20 +12,21 @@ split of the data into batches or processes, in any order, gives the same value.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, threshold
 
 from distill.metrics._shared import (
     SumMetric,
+    blocks_of_rows,
     check_classes,
     check_count,
     check_logits,
     check_probabilities,
     mean_over_rows,
-    sum_over_blocks,
     sum_over_rows,
 )
 
@@ -32,6 +34,8 @@ Norm = Literal["l1", "l2", "max"]
 
 GRID_CELLS = 65_536
 
+# A share of the first edge that stays below it however coarsely the probabilities are rounded.
+_BELOW_FIRST_EDGE = 0.9
 # Below this bandwidth the search for the smooth error stops. Its spectrum there has 2^16 modes.
 _NARROWEST = 2.0**-14
 # exp(−(9π)²/2·…): modes beyond 3/σ carry a factor exp(−(3π)²/2) < 1e−19.
@@ -39,6 +43,106 @@ _MODES_PER_BANDWIDTH = 3
 _NODES_PER_BANDWIDTH = 64
 # The offset from the nearest node is at most π/8, and (π/8)^14 / 14! < 1e−16.
 _TAYLOR_TERMS = 14
+
+
+@dataclass(frozen=True, eq=False)
+class Reliability:
+    """The counts behind a reliability diagram, per bin `[B]` or per class and bin `[K, B]`.
+
+    Attributes:
+        edges: The `B + 1` edges `b / B`; bins are `[lo, hi)`, the last one closed.
+        count: Examples in the bin.
+        correct: How many of them are right (per class: how many are of the class).
+        confidence: Sum of their confidences (per class: of their probabilities of the class).
+    """
+
+    edges: Tensor
+    count: Tensor
+    correct: Tensor
+    confidence: Tensor
+
+    @property
+    def accuracy(self) -> Tensor:
+        """Share of right examples per bin; NaN where a bin is empty."""
+        return self.correct / self.count
+
+    @property
+    def mean_confidence(self) -> Tensor:
+        """Mean confidence per bin; NaN where a bin is empty."""
+        return self.confidence / self.count
+
+
+class BrierDecomposition(NamedTuple):
+    """Parts of the Brier score: `brier = reliability − resolution + uncertainty + within`."""
+
+    reliability: Tensor
+    resolution: Tensor
+    uncertainty: Tensor
+    within: Tensor
+
+    @property
+    def brier(self) -> Tensor:
+        """The Brier score that the parts make up."""
+        return self.reliability - self.resolution + self.uncertainty + self.within
+
+
+def reliability(probs: Tensor, target: Tensor, bins: int = 15) -> Reliability:
+    """Count examples, right ones and confidence in equal-width bins of confidence.
+
+    `n_b`, `Σ_{i∈b} [right_i]` and `Σ_{i∈b} c_i`, in the bins of `expected_calibration_error`.
+
+    Args:
+        probs: Probabilities `[N, K]`.
+        target: Labels `[N]`.
+        bins: Number of bins.
+
+    Returns:
+        A `Reliability` of float64 tensors `[bins]`.
+
+    Raises:
+        ValueError: If shapes, values or `bins` are wrong, or there is no example.
+
+    Example:
+        >>> probs = torch.tensor([[0.75, 0.25], [0.75, 0.25], [0.0, 1.0]])
+        >>> diagram = reliability(probs, torch.tensor([0, 1, 1]), bins=4)
+        >>> diagram.count.tolist(), diagram.accuracy.tolist()
+        ([0.0, 0.0, 0.0, 3.0], [nan, nan, nan, 0.6666666666666666])
+
+    Reference: DeGroot and Fienberg, The Comparison and Evaluation of Forecasters, 1983.
+    """
+    _check_binning(bins)
+    confidence, correct = _top_label(probs, target)
+    return _reliability_of(_bin_sums(confidence, correct, bins))
+
+
+def class_reliability(probs: Tensor, target: Tensor, bins: int = 15) -> Reliability:
+    """Count examples, members and probability of each class in equal-width bins.
+
+    `n_kb`, `Σ_{i∈kb} [y_i = k]` and `Σ_{i∈kb} p_ik`, with all N probabilities of class k in its
+    bins, as in `classwise_calibration_error`.
+
+    Args:
+        probs: Probabilities `[N, K]`.
+        target: Labels `[N]`.
+        bins: Number of bins.
+
+    Returns:
+        A `Reliability` of float64 tensors `[K, bins]`.
+
+    Raises:
+        ValueError: If shapes, values or `bins` are wrong, or there is no example.
+
+    Example:
+        >>> probs = torch.tensor([[0.75, 0.25], [0.25, 0.75]])
+        >>> diagram = class_reliability(probs, torch.tensor([0, 0]), bins=2)
+        >>> diagram.accuracy.tolist()
+        [[1.0, 1.0], [0.0, 0.0]]
+
+    Reference: Kull et al., Beyond temperature scaling, arXiv:1910.12656.
+    """
+    _check_binning(bins)
+    check_probabilities(probs, target)
+    return _reliability_of(_class_sums(probs, target, bins))
 
 
 def expected_calibration_error(
@@ -193,6 +297,42 @@ def brier_score(probs: Tensor, target: Tensor) -> Tensor:
     return mean_over_rows(_squared_distance, probs, target)
 
 
+def brier_decomposition(probs: Tensor, target: Tensor, bins: int = 15) -> BrierDecomposition:
+    """Split the Brier score into calibration, sharpness and what no forecast can change.
+
+    Per class, over bins of its probability, then summed over classes:
+    `reliability = Σ_b n_b/N · (conf_b − freq_b)²`, `resolution = Σ_b n_b/N · (freq_b − freq)²`,
+    `uncertainty = freq·(1 − freq)`, and
+    `within = 1/N · Σ_b Σ_{i∈b} (f_i − conf_b)·((f_i − conf_b) − 2·(o_i − freq_b))`, which is zero
+    when the forecasts of each bin are equal. Then
+    `brier = reliability − resolution + uncertainty + within`.
+
+    Args:
+        probs: Probabilities `[N, K]`.
+        target: Labels `[N]`.
+        bins: Number of equal-width bins, as in `classwise_calibration_error`.
+
+    Returns:
+        A `BrierDecomposition` of float64 scalars; only `within` may be negative.
+
+    Raises:
+        ValueError: If shapes, values or `bins` are wrong, or there is no example.
+
+    Example:
+        >>> probs = torch.tensor([[0.75, 0.25]]).repeat(4, 1)
+        >>> parts = brier_decomposition(probs, torch.tensor([0, 0, 1, 1]), bins=4)
+        >>> [float(part) for part in parts], float(parts.brier)
+        ([0.125, 0.0, 0.5, 0.0], 0.625)
+
+    Reference: Murphy, A New Vector Partition of the Probability Score, 1973, and Stephenson et
+    al., Two Extra Components in the Brier Score Decomposition, 2008.
+    """
+    _check_binning(bins)
+    check_probabilities(probs, target)
+    score = sum_over_rows(_squared_distance, probs, target)
+    return _decompose(_class_sums(probs, target, bins), score, len(probs))
+
+
 def negative_log_likelihood(logits: Tensor, target: Tensor) -> Tensor:
     """Mean surprise at the label, in nats.
 
@@ -270,6 +410,13 @@ class CalibrationError(_ProbabilityMetric):
         """Return the calibration error of everything added; NaN if nothing was."""
         return _error_of_bins(self.sums, self.norm)
 
+    def reliability(self) -> Reliability:
+        """Return the counts of everything added, as the function `reliability` does.
+
+        They are this process's own; within `sync_context()` they are those of all processes.
+        """
+        return _reliability_of(self.sums)
+
 
 class ClasswiseCalibrationError(_ProbabilityMetric):
     """`classwise_calibration_error` over batches, from counts and sums per class and bin.
@@ -310,6 +457,13 @@ class ClasswiseCalibrationError(_ProbabilityMetric):
     def compute(self) -> Tensor:
         """Return the classwise error of everything added; NaN if nothing was."""
         return _error_of_classes(self.sums, self.total)
+
+    def reliability(self) -> Reliability:
+        """Return the counts of everything added, as the function `class_reliability` does.
+
+        They are this process's own; within `sync_context()` they are those of all processes.
+        """
+        return _reliability_of(self.sums)
 
 
 class _GridMetric(_ProbabilityMetric):
@@ -445,6 +599,51 @@ class BrierScore(_ProbabilityMetric):
         return self.score / self.total
 
 
+class DecomposedBrierScore(_ProbabilityMetric):
+    """`brier_decomposition` over batches, from counts and sums per class and bin.
+
+    State: `sums` `[3, K, bins]` as in `ClasswiseCalibrationError`, and the Brier score's own sum.
+
+    Args:
+        num_classes: K.
+        bins: Number of bins.
+        **kwargs: Passed to `torchmetrics.Metric`.
+
+    Raises:
+        ValueError: If an argument, or an input of `update(probs, target)`, is wrong.
+
+    Example:
+        >>> metric = DecomposedBrierScore(num_classes=2, bins=4)
+        >>> metric.update(torch.tensor([[0.75, 0.25], [0.75, 0.25]]), torch.tensor([0, 1]))
+        >>> parts = metric.compute()
+        >>> float(parts.reliability), float(parts.uncertainty), float(parts.brier)
+        (0.125, 0.5, 0.625)
+    """
+
+    sums: Tensor
+    score: Tensor
+    total: Tensor
+
+    def __init__(self, num_classes: int, bins: int = 15, **kwargs: Any) -> None:
+        super().__init__(num_classes, **kwargs)
+        _check_binning(bins)
+        self.bins = bins
+        self._add_sum("sums", 3, num_classes, bins)
+        self._add_sum("score")
+        self._add_sum("total")
+
+    def update(self, probs: Tensor, target: Tensor) -> None:
+        """Add probabilities `[N, K]` and labels `[N]`."""
+        self._check(probs, target)
+        self.sums = self.sums + _class_sums(probs, target, self.bins)
+        self.score = self.score + sum_over_rows(_squared_distance, probs, target)
+        self.total = self.total + len(probs)
+
+    def compute(self) -> BrierDecomposition:
+        """Return the parts of the Brier score of everything added; NaN if nothing was."""
+        return _decompose(self.sums, self.score, self.total)
+
+
 class NegativeLogLikelihood(SumMetric):
     """`negative_log_likelihood` over batches; the only metric here that takes logits.
 
@@ -503,8 +702,9 @@ def _confidence_and_hits(probs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _squared_distance(probs: Tensor, target: Tensor) -> Tensor:
-    one = probs.new_ones(len(probs), 1)
-    return probs.scatter_add(1, target.long()[:, None], -one).square().sum(dim=1)
+    label = target.long()[:, None]
+    at_label = (1 - probs.gather(1, label)).square()
+    return probs.square().scatter_(1, label, at_label).sum(dim=1)
 
 
 def _surprise(logits: Tensor, target: Tensor) -> Tensor:
@@ -532,18 +732,42 @@ def _bin_sums(confidence: Tensor, correct: Tensor, bins: int) -> Tensor:
 
 def _class_sums(probs: Tensor, target: Tensor, bins: int) -> Tensor:
     classes = probs.shape[1]
-    cells = classes * bins
-    first_cell = torch.arange(0, cells, bins, device=probs.device)
+    sums = torch.zeros(3, classes * bins, dtype=torch.float64, device=probs.device)
+    count, hits, mass = sums
+    for block, label in blocks_of_rows(probs, target):
+        # Of a row's K probabilities at most `bins` leave the first bin: only they are binned.
+        high = threshold(block, _BELOW_FIRST_EDGE / bins, 0.0)
+        place = high.flatten().nonzero().squeeze(1)
+        value = high.flatten()[place].double()
+        cell = _class_cell(value, place % classes, bins)
+        count.index_add_(0, cell, torch.ones_like(value))
+        mass.index_add_(0, cell, value)
+        mass[::bins] += (block - high).double().sum(dim=0)
+        own = block.gather(1, label.long()[:, None]).squeeze(1).double()
+        hits.index_add_(0, _class_cell(own, label.long(), bins), torch.ones_like(own))
+    count[::bins] += len(probs) - count.view(classes, bins).sum(dim=1)
+    return sums.view(3, classes, bins)
 
-    def sums_of_block(probs: Tensor, target: Tensor) -> Tensor:
-        cell = _bin_index(probs, bins) + first_cell
-        cell_of_label = cell.gather(1, target.long()[:, None]).flatten()
-        flat, cell = probs.flatten(), cell.flatten()
-        count = _sum_by_cell(torch.ones_like(flat), cell, cells)
-        hits = _sum_by_cell(flat.new_ones(len(probs)), cell_of_label, cells)
-        return torch.stack([count, hits, _sum_by_cell(flat, cell, cells)])
 
-    return sum_over_blocks(sums_of_block, probs, target).view(3, classes, bins)
+def _class_cell(value: Tensor, of_class: Tensor, bins: int) -> Tensor:
+    return _bin_index(value, bins) + of_class * bins
+
+
+def _reliability_of(sums: Tensor) -> Reliability:
+    bins = sums.shape[-1]
+    edges = torch.arange(bins + 1, dtype=torch.float64, device=sums.device) / bins
+    return Reliability(edges, *sums.clone())
+
+
+def _decompose(sums: Tensor, score: Tensor, total: Tensor | int) -> BrierDecomposition:
+    count, correct, confidence = sums
+    filled = count.clamp(min=1)
+    frequency = correct.sum(dim=1, keepdim=True) / total
+    reliability = ((confidence - correct).square() / filled).sum() / total
+    resolution = (count * (correct / filled - frequency).square()).sum() / total
+    uncertainty = (frequency * (1 - frequency)).sum()
+    within = score / total - (reliability - resolution + uncertainty)
+    return BrierDecomposition(reliability, resolution, uncertainty, within)
 
 
 def _error_of_bins(sums: Tensor, norm: Norm = "l1") -> Tensor:

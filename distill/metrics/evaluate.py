@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from distill.metrics._shared import check_finite, check_logits, check_scores
 from distill.metrics.calibration import (
     adaptive_calibration_error,
+    brier_decomposition,
     brier_score,
     classwise_calibration_error,
     expected_calibration_error,
     negative_log_likelihood,
     smooth_calibration_error,
 )
-from distill.metrics.fidelity import agreement, kl_from_teacher
-from distill.metrics.ranking import mean_reciprocal_rank, topk_accuracy
-from distill.metrics.scaling import fit_temperature
+from distill.metrics.decisions import anticipated_cost, cost_optimal_decision, expected_cost
+from distill.metrics.fidelity import (
+    agreement,
+    agreement_where_teacher_wrong,
+    centred_logit_mse,
+    confidence_slope,
+    entropy_gap,
+    jensen_shannon,
+    kl_from_teacher,
+    kl_to_teacher,
+    topk_overlap,
+    total_variation,
+)
+from distill.metrics.ranking import auroc, log_odds, mean_reciprocal_rank, topk_accuracy
+from distill.metrics.scaling import VectorScaling, fit_temperature
+from distill.metrics.selective import (
+    accuracy_at_confidence,
+    area_under_risk_coverage,
+    excess_area_under_risk_coverage,
+)
 
 Numbers = dict[str, float | str | None]
 
@@ -28,14 +49,20 @@ def evaluate(
     topk: tuple[int, ...] = (1, 5),
     bins: int = 15,
     validation: tuple[Tensor, Tensor] | None = None,
+    confidence: float = 0.9,
 ) -> Numbers:
-    """Measure accuracy, calibration and fidelity of a model from its logits.
+    """Measure accuracy, calibration, selective prediction and fidelity of a model from its logits.
 
-    Keys: `top1` and `top{k}` for each k, `nll`, `brier`, `ece`, `classwise_ece`, `adaptive_ece`,
-    `smooth_ece`, `mrr`, `temperature_star`, `temperature_status`, `ece_after_scaling`,
-    `nll_after_scaling`; with a teacher also `agreement` and `kl_from_teacher` (at T = 1). The
-    temperature is fitted on `validation` and applied to `logits`; where no temperature is best
-    (status other than "ok") nothing is applied, and the two scaled values are the plain ones.
+    Keys: `top1` and `top{k}` for each k; `nll`, `brier` and its parts `brier_reliability`,
+    `brier_resolution`, `brier_uncertainty`, `brier_within`; `ece`, `rmsce`, `mce`, `classwise_ece`,
+    `adaptive_ece`, `smooth_ece`; `mrr`; `auroc` (one class against the rest, by log-odds);
+    `error_auroc` (does confidence tell right from wrong), `aurc`, `excess_aurc`,
+    `accuracy_when_sure` and `coverage_when_sure` (among answers of at least `confidence`);
+    `temperature_star`, `temperature_status`, and `ece`, `nll`, `brier`, `accuracy_when_sure`,
+    `coverage_when_sure` with `_after_scaling`; with a teacher every function of
+    `distill.metrics.fidelity` by its name, at T = 1. The temperature is fitted on `validation` and
+    applied to `logits`; where no temperature is best (status other than "ok") nothing is applied,
+    and the scaled values are the plain ones.
 
     Args:
         logits: Scores before the softmax `[N, K]`, of the split to report.
@@ -44,7 +71,8 @@ def evaluate(
         topk: The k of each top-k accuracy; None is reported where `k > K`.
         bins: Number of bins of the binned calibration errors.
         validation: Logits and labels of the split on which the temperature is fitted; without it
-            the four keys about scaling are None.
+            the keys about scaling are None.
+        confidence: From which probability on an answer counts as sure.
 
     Returns:
         Plain Python values: floats, the status as a word, None for what is undefined.
@@ -64,58 +92,158 @@ def evaluate(
     check_finite(logits, "logits")
     classes = logits.shape[1]
     numbers: Numbers = {
-        f"top{k}": None if k > classes else float(topk_accuracy(logits, target, k))
+        f"top{k}": None if k > classes else _number(topk_accuracy(logits, target, k))
         for k in dict.fromkeys((1, *topk))
     }
-    numbers |= _calibration(logits, target, bins)
-    numbers["mrr"] = float(mean_reciprocal_rank(logits, target))
-    numbers |= _after_scaling(logits, target, numbers, bins, validation)
+    plain = _of_probabilities(logits, target, 1.0, bins, confidence)
+    numbers |= plain | _of_order(logits, target) | _of_bins(logits, target, bins)
+    numbers |= _after_scaling(logits, target, plain, bins, confidence, validation)
     if teacher_logits is not None:
-        check_scores(teacher_logits, "teacher_logits")
-        check_finite(teacher_logits, "teacher_logits")
-        numbers["agreement"] = float(agreement(logits, teacher_logits))
-        numbers["kl_from_teacher"] = float(kl_from_teacher(logits, teacher_logits))
+        numbers |= _fidelity(logits, teacher_logits, target)
     return numbers
+
+
+def vector_numbers(fit: VectorScaling, logits: Tensor, target: Tensor, bins: int = 15) -> Numbers:
+    """Return what vector scaling makes of a model: `vector_status`, and scores after it.
+
+    Args:
+        fit: what `fit_vector_scaling` found on validation.
+        logits: Scores `[N, K]` of the split to report.
+        target: Labels `[N]`.
+        bins: Number of bins of the calibration error.
+    """
+    scaled = fit.apply(logits.detach().double())
+    return {
+        "vector_status": fit.status,
+        "top1_after_vector": _number(topk_accuracy(scaled, target, 1)),
+        "nll_after_vector": _number(negative_log_likelihood(scaled, target)),
+        "ece_after_vector": _number(expected_calibration_error(scaled.softmax(1), target, bins)),
+    }
+
+
+def cost_numbers(
+    logits: Tensor, target: Tensor, costs: Tensor, temperature: float | None
+) -> Numbers:
+    """Return what a model's decisions cost on average, by how they are made.
+
+    `cost_of_argmax` names the likeliest class; `cost` decides by what the probabilities expect to
+    cost least, `cost_after_scaling` by calibrated ones; `cost_anticipated` and
+    `cost_anticipated_after_scaling` are what the two expected to pay.
+
+    Args:
+        logits: Scores `[N, K]`.
+        target: Labels `[N]`.
+        costs: `[K, D]`, row: true class, column: decision.
+        temperature: fitted on validation, or None to apply none.
+    """
+    numbers: Numbers = {"cost_of_argmax": _number(expected_cost(logits.argmax(1), target, costs))}
+    for suffix, divisor in (("", 1.0), ("_after_scaling", temperature or 1.0)):
+        probs = _probabilities(logits, divisor)
+        decision = cost_optimal_decision(probs, costs)
+        numbers[f"cost{suffix}"] = _number(expected_cost(decision, target, costs))
+        anticipated = anticipated_cost(probs, decision, costs)
+        numbers[f"cost_anticipated{suffix}"] = _number(anticipated)
+    return numbers
+
+
+def _number(value: Tensor) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None
 
 
 def _probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
     return (logits.detach().double() / temperature).softmax(dim=1)
 
 
-def _calibration(logits: Tensor, target: Tensor, bins: int) -> Numbers:
-    probs = _probabilities(logits)
+def _of_probabilities(
+    logits: Tensor, target: Tensor, temperature: float, bins: int, confidence: float
+) -> Numbers:
+    """Return what a temperature changes, and is reported before and after it."""
+    probs = _probabilities(logits, temperature)
+    accuracy, coverage = accuracy_at_confidence(probs, target, confidence)
+    scaled = logits.detach().double() / temperature
     return {
-        "nll": float(negative_log_likelihood(logits, target)),
-        "brier": float(brier_score(probs, target)),
-        "ece": float(expected_calibration_error(probs, target, bins)),
-        "classwise_ece": float(classwise_calibration_error(probs, target, bins)),
-        "adaptive_ece": float(adaptive_calibration_error(probs, target, bins)),
-        "smooth_ece": float(smooth_calibration_error(probs, target)),
+        "nll": _number(negative_log_likelihood(scaled, target)),
+        "brier": _number(brier_score(probs, target)),
+        "ece": _number(expected_calibration_error(probs, target, bins)),
+        "accuracy_when_sure": _number(accuracy),
+        "coverage_when_sure": _number(coverage),
+    }
+
+
+def _of_bins(logits: Tensor, target: Tensor, bins: int) -> Numbers:
+    probs = _probabilities(logits)
+    parts = brier_decomposition(probs, target, bins)
+    return {
+        "rmsce": _number(expected_calibration_error(probs, target, bins, "l2")),
+        "mce": _number(expected_calibration_error(probs, target, bins, "max")),
+        "classwise_ece": _number(classwise_calibration_error(probs, target, bins)),
+        "adaptive_ece": _number(adaptive_calibration_error(probs, target, bins)),
+        "smooth_ece": _number(smooth_calibration_error(probs, target)),
+        "brier_reliability": _number(parts.reliability),
+        "brier_resolution": _number(parts.resolution),
+        "brier_uncertainty": _number(parts.uncertainty),
+        "brier_within": _number(parts.within),
+    }
+
+
+def _of_order(logits: Tensor, target: Tensor) -> Numbers:
+    correct = logits.argmax(dim=1) == target
+    # As log-odds: probabilities close to one would be rounded into ties.
+    odds = log_odds(logits)
+    confidence = odds.amax(dim=1)
+    return {
+        "mrr": _number(mean_reciprocal_rank(logits, target)),
+        "auroc": _number(auroc(odds, target)),
+        "error_auroc": _number(auroc(confidence, correct.long())),
+        "aurc": _number(area_under_risk_coverage(confidence, correct)),
+        "excess_aurc": _number(excess_area_under_risk_coverage(confidence, correct)),
     }
 
 
 def _after_scaling(
     logits: Tensor,
     target: Tensor,
-    plain: Numbers,
+    plain: Mapping[str, float | str | None],
     bins: int,
+    confidence: float,
     validation: tuple[Tensor, Tensor] | None,
 ) -> Numbers:
-    temperature, status = None, None
-    ece, nll = (None, None) if validation is None else (plain["ece"], plain["nll"])
-    if validation is not None:
-        _check_validation(validation, logits.shape[1])
-        fit = fit_temperature(*validation)
-        temperature, status = fit.temperature, fit.status
-    if temperature is not None:
-        probs = _probabilities(logits, temperature)
-        ece = float(expected_calibration_error(probs, target, bins))
-        nll = float(negative_log_likelihood(logits.detach().double() / temperature, target))
+    if validation is None:
+        absent = ("temperature_star", "temperature_status", *(f"{k}_after_scaling" for k in plain))
+        return dict.fromkeys(absent)
+    _check_validation(validation, logits.shape[1])
+    fit = fit_temperature(*validation)
+    scaled = plain
+    if fit.temperature is not None:
+        scaled = _of_probabilities(logits, target, fit.temperature, bins, confidence)
     return {
-        "temperature_star": temperature,
-        "temperature_status": status,
-        "ece_after_scaling": ece,
-        "nll_after_scaling": nll,
+        "temperature_star": fit.temperature,
+        "temperature_status": fit.status,
+        **{f"{key}_after_scaling": value for key, value in scaled.items()},
+    }
+
+
+def _fidelity(logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Numbers:
+    check_scores(teacher_logits, "teacher_logits")
+    check_finite(teacher_logits, "teacher_logits")
+    wrong = agreement_where_teacher_wrong(logits, teacher_logits, target)
+    functions = (
+        agreement,
+        kl_from_teacher,
+        kl_to_teacher,
+        jensen_shannon,
+        total_variation,
+        centred_logit_mse,
+        entropy_gap,
+        confidence_slope,
+    )
+    of_pair = {f.__name__: _number(f(logits, teacher_logits)) for f in functions}
+    overlap = topk_overlap(logits, teacher_logits, min(5, logits.shape[1] - 1))
+    return {
+        **of_pair,
+        "agreement_where_teacher_wrong": _number(wrong),
+        "topk_overlap": _number(overlap),
     }
 
 

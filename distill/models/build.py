@@ -104,7 +104,7 @@ def channels_last(model: nn.Module) -> nn.Module:
 
 def is_narrow_and_strided(layer: nn.Module) -> bool:
     """Whether a layer is a 1×1 convolution that skips pixels and reads less than a vector."""
-    if not isinstance(layer, nn.Conv2d) or max(layer.stride) == 1:  # type: ignore[type-var]
+    if not isinstance(layer, nn.Conv2d) or max(layer.stride) == 1:
         return False
     return set(layer.kernel_size) == {1} and layer.in_channels // layer.groups < VECTOR
 

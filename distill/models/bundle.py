@@ -44,6 +44,23 @@ class Calibrated(nn.Module):
         return self.model(images) / self.temperature
 
 
+class VectorCalibrated(nn.Module):
+    """A model whose logits are scaled and shifted class by class."""
+
+    scale: Tensor
+    bias: Tensor
+
+    def __init__(self, model: nn.Module, scale: Sequence[float], bias: Sequence[float]) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("scale", torch.tensor(scale))
+        self.register_buffer("bias", torch.tensor(bias))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return calibrated logits `[N, K]`."""
+        return self.model(images) * self.scale + self.bias
+
+
 def save_student(
     model: nn.Module,
     path: str | Path,
@@ -64,7 +81,8 @@ def save_student(
         input_size: `(C, H, W)` the model was trained on.
         mean: the input normalisation's mean, one value per channel.
         std: the input normalisation's standard deviation, one value per channel.
-        facts: what `distill.json` says; `temperature` is what `load_student` divides by.
+        facts: what `distill.json` says; `temperature` and `vector_scaling` (`scale` and `bias`)
+            are what `load_student` applies when it is asked to.
         card: the model card's text.
 
     Raises:
@@ -112,16 +130,17 @@ def write_timm_files(
     )
 
 
-def load_student(path: str | Path, calibrated: bool = False) -> nn.Module:
+def load_student(path: str | Path, calibrated: bool | str = False) -> nn.Module:
     """Load a student bundle, in eval mode.
 
     Args:
         path: the bundle's folder.
-        calibrated: divide the logits by the fitted temperature, where one was found.
+        calibrated: True divides the logits by the fitted temperature, "vector" applies the fitted
+            factor and bias of each class; either does nothing where no such fit was found.
 
     Raises:
         FileNotFoundError: if it is no bundle.
-        ValueError: if it cannot be read.
+        ValueError: if it cannot be read, or `calibrated` is another word.
 
     Example:
         `load_student("runs/first/student", calibrated=True)(images).softmax(1)`
@@ -135,8 +154,19 @@ def load_student(path: str | Path, calibrated: bool = False) -> nn.Module:
     except Exception as error:  # timm raises whatever its readers do
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"cannot load the student bundle {folder}: {why}") from error
-    temperature = read_facts(folder).get("temperature") if calibrated else None
-    return Calibrated(model, temperature) if temperature is not None else model
+    return with_calibration(model, read_facts(folder), calibrated) if calibrated else model
+
+
+def with_calibration(model: nn.Module, facts: Mapping[str, Any], kind: bool | str) -> nn.Module:
+    """Return a model whose logits are calibrated as its bundle says, or the model itself."""
+    if kind not in (True, "vector"):
+        raise ValueError(f"calibrated must be True, False or 'vector', not {kind!r}")
+    temperature, vector = facts.get("temperature"), facts.get("vector_scaling")
+    if kind == "vector" and vector:
+        return VectorCalibrated(model, vector["scale"], vector["bias"]).eval()
+    if kind is True and temperature is not None:
+        return Calibrated(model, temperature).eval()
+    return model
 
 
 def read_facts(path: str | Path) -> dict[str, Any]:

@@ -1,16 +1,23 @@
-"""What a run leaves for people: its table, its summary and the student's model card."""
+"""What a run leaves for people: its table, its page, its summary and the student's model card."""
 
 from distill.report.card import bundle_facts, model_card
-from distill.report.summary import circumstances, parameters, throughput, versions, write_json
+from distill.report.evidence import evidence, save_thumbnails
+from distill.report.page import write_pages, write_run_page, write_sweep_page
+from distill.report.summary import circumstances, model_costs, parameters, versions, write_json
 from distill.report.table import print_table
 
 __all__ = [
     "bundle_facts",
     "circumstances",
+    "evidence",
     "model_card",
+    "model_costs",
     "parameters",
     "print_table",
-    "throughput",
+    "save_thumbnails",
     "versions",
     "write_json",
+    "write_pages",
+    "write_run_page",
+    "write_sweep_page",
 ]

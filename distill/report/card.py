@@ -17,6 +17,7 @@ def bundle_facts(cfg: DictConfig, data: DataModule, summary: dict[str, Any]) -> 
     return {
         "temperature": summary["student"]["temperature_star"],
         "temperature_status": summary["student"]["temperature_status"],
+        "vector_scaling": fitted_vector(summary["vector_scaling"]),
         "data": data.source.name,
         "architecture": cfg.student.name,
         "teacher": (summary["teacher"] or {}).get("name"),
@@ -28,6 +29,11 @@ def bundle_facts(cfg: DictConfig, data: DataModule, summary: dict[str, Any]) -> 
         "versions": summary["versions"],
         "seed": summary["seed"],
     }
+
+
+def fitted_vector(fit: dict[str, Any]) -> dict[str, Any] | None:
+    """Return a factor and a bias for each class, where the fit found them."""
+    return {k: fit[k] for k in ("scale", "bias")} if fit["status"] == "ok" else None
 
 
 def model_card(facts: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import math
 import platform
+import re
 import shlex
 import statistics
 import subprocess
@@ -14,12 +15,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from distill import __version__
+from distill.data import DataModule
 from distill.files import write_whole
 
 PACKAGES = ("torch", "timm", "pytorch-lightning", "torchmetrics", "hydra-core")
@@ -31,8 +35,8 @@ def versions() -> dict[str, str]:
     return {"distill": __version__, "python": platform.python_version(), **packages}
 
 
-def circumstances(cfg: DictConfig) -> dict[str, Any]:
-    """Return how a run was made: command, configuration, versions, revision, seed."""
+def circumstances(cfg: DictConfig, data: DataModule) -> dict[str, Any]:
+    """Return how a run was made: command, configuration, data, versions, revision, seed."""
     overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *overrides]),
@@ -40,6 +44,10 @@ def circumstances(cfg: DictConfig) -> dict[str, Any]:
         "versions": versions(),
         "git": git_revision(Path(__file__).parent),
         "seed": cfg.seed,
+        "data": data.source.name,
+        "classes": data.classes,
+        "images": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
+        "notes": data.notes,
     }
 
 
@@ -58,35 +66,65 @@ def parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-@torch.inference_mode()
-def throughput(
-    model: nn.Module, shape: tuple[int, ...], device: torch.device, batch_size: int = 128
-) -> float:
-    """Return images per second of a model's forward pass, the median of repeats.
+def model_costs(model: nn.Module, shape: tuple[int, ...], device: torch.device) -> dict[str, float]:
+    """Return what a model costs to store and to run.
 
     Args:
         model: images `[N, C, H, W]` → logits.
         shape: `(C, H, W)`.
-        device: where to measure.
-        batch_size: images per pass.
+        device: where it runs.
+
+    Returns:
+        `flops` of one image (a multiplication and its addition are two), `latency_ms` of one image,
+        `images_per_second` in batches of 128, each time the median of repeats, and `file_bytes` of
+        its weights as safetensors.
     """
-    training, model = model.training, model.to(device).eval()
-    images = torch.zeros(batch_size, *shape, device=device, dtype=next(model.parameters()).dtype)
+    training = model.training
+    model.to(device).eval()
+    try:
+        with FlopCounterMode(display=False) as counter:
+            forward_seconds(model, shape, 1, repeats=1)
+        latency = forward_seconds(model, shape, 1, repeats=15)
+        batch = forward_seconds(model, shape, 128, repeats=7)
+    finally:
+        model.train(training)
+    weights = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    return {
+        "flops": counter.get_total_flops(),
+        "latency_ms": 1000 * latency,
+        "images_per_second": 128 / batch,
+        "file_bytes": len(safetensors.torch.save(weights)),
+    }
+
+
+@torch.no_grad()  # FLOPs are not counted in inference mode
+def forward_seconds(
+    model: nn.Module, shape: tuple[int, ...], batch_size: int, repeats: int
+) -> float:
+    """Return the seconds of a forward pass: the median, without the first two of more."""
+    weight = next(model.parameters())
+    images = torch.zeros(batch_size, *shape, device=weight.device, dtype=weight.dtype)
     seconds = []
-    for _ in range(7):
+    for _ in range(repeats):
         start = time.perf_counter()
         model(images)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        if weight.device.type == "cuda":
+            torch.cuda.synchronize(weight.device)
         seconds.append(time.perf_counter() - start)
-    model.train(training)
-    return batch_size / statistics.median(seconds[2:])
+    return statistics.median(seconds[2:] or seconds)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file, whole or not at all; a number that is not finite becomes null."""
     text = json.dumps(finite(content), indent=2, ensure_ascii=False, allow_nan=False)
+    # A list of numbers is one line; strings hold no line breaks, so nothing else can match.
+    text = re.sub(r"\[\n[^\[\]{}\"]+\]", lambda found: one_line(found.group()), text)
     write_whole(path, text + "\n")
+
+
+def one_line(text: str) -> str:
+    """Return JSON of several lines as one."""
+    return re.sub(r"\s+", " ", text).replace("[ ", "[").replace(" ]", "]")
 
 
 def finite(value: Any) -> Any:

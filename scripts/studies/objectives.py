@@ -21,7 +21,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 import distill  # noqa: F401  (first: it makes torchvision importable)
-from distill import config, run
+from distill import config, judge, run
 from distill.cli import CONF
 from distill.data import DataModule
 from distill.metrics import evaluate
@@ -108,8 +108,9 @@ def one_run(
         fitted.student, normalize=fitted.normalize
     )  # the teacher's answers are known
     row = {"objective": objective, "temperature": temperature, "seed": seed}
-    for split, answers in run.predict(cfg, student, data).items():
-        numbers = evaluate(answers["student"], answers["target"])
+    answers = judge.answer(cfg, student, data)
+    for split in judge.SPLITS:
+        numbers = evaluate(*answers.of("student", split))
         row |= {f"{split}_{name}": numbers[name] for name in METRICS}
     row["seconds"] = round(time.perf_counter() - started, 1)
     print(data_name, row, flush=True)

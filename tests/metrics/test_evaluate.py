@@ -10,10 +10,23 @@ import pytest
 import torch
 
 from distill import metrics
-from distill.metrics import evaluate, fit_temperature
+from distill.metrics import (
+    cost_numbers,
+    evaluate,
+    fit_temperature,
+    fit_vector_scaling,
+    vector_numbers,
+)
 
-PLAIN = ["nll", "brier", "ece", "classwise_ece", "adaptive_ece", "smooth_ece", "mrr"]
-SCALED = ["temperature_star", "temperature_status", "ece_after_scaling", "nll_after_scaling"]
+SCALABLE = ["nll", "brier", "ece", "accuracy_when_sure", "coverage_when_sure"]
+BINNED = ["rmsce", "mce", "classwise_ece", "adaptive_ece", "smooth_ece", "brier_reliability",
+          "brier_resolution", "brier_uncertainty", "brier_within"]  # fmt: skip
+ORDERED = ["mrr", "auroc", "error_auroc", "aurc", "excess_aurc"]
+SCALED = ["temperature_star", "temperature_status", *(f"{key}_after_scaling" for key in SCALABLE)]
+FIDELITY = ["agreement", "kl_from_teacher", "kl_to_teacher", "jensen_shannon", "total_variation",
+            "centred_logit_mse", "entropy_gap", "confidence_slope",
+            "agreement_where_teacher_wrong", "topk_overlap"]  # fmt: skip
+PLAIN = ["top1", "top5", *SCALABLE, *BINNED, *ORDERED]
 
 
 def sample(rows=600, classes=8, seed=0, sharpness=2.0):
@@ -27,43 +40,106 @@ def sample(rows=600, classes=8, seed=0, sharpness=2.0):
 def test_keys_and_types():
     logits, target = sample()
     numbers = evaluate(logits, target, logits.sin(), validation=sample(seed=1))
-    assert list(numbers) == ["top1", "top5", *PLAIN, *SCALED, "agreement", "kl_from_teacher"]
+    assert set(numbers) == {*PLAIN, *SCALED, *FIDELITY}
     assert numbers.pop("temperature_status") == "ok"
     assert {type(value) for value in numbers.values()} == {float}
     without = evaluate(logits, target)
-    assert list(without) == ["top1", "top5", *PLAIN, *SCALED]
-    assert [without[key] for key in SCALED] == [None] * 4
+    assert set(without) == {*PLAIN, *SCALED}
+    assert [without[key] for key in SCALED] == [None] * len(SCALED)
 
 
 def test_every_number_is_its_function():
     logits, target = sample()
     teacher = logits + logits.sin()
     validation = sample(seed=1)
-    numbers = evaluate(logits, target, teacher, bins=9, topk=(1, 3), validation=validation)
-    probs = logits.double().softmax(1)
+    numbers = evaluate(
+        logits, target, teacher, bins=9, topk=(1, 3), validation=validation, confidence=0.7
+    )
     temperature = fit_temperature(*validation).temperature
     scaled = logits.double() / temperature
+    probs, scaled_probs = logits.double().softmax(1), scaled.softmax(1)
+    confidence = metrics.log_odds(logits).amax(1)
+    correct = logits.argmax(1) == target
+    parts = metrics.brier_decomposition(probs, target, 9)
     expected = {
         "top1": metrics.topk_accuracy(logits, target, 1),
         "top3": metrics.topk_accuracy(logits, target, 3),
-        "nll": metrics.negative_log_likelihood(logits, target),
-        "brier": metrics.brier_score(probs, target),
-        "ece": metrics.expected_calibration_error(probs, target, 9),
+        "rmsce": metrics.expected_calibration_error(probs, target, 9, "l2"),
+        "mce": metrics.expected_calibration_error(probs, target, 9, "max"),
         "classwise_ece": metrics.classwise_calibration_error(probs, target, 9),
         "adaptive_ece": metrics.adaptive_calibration_error(probs, target, 9),
         "smooth_ece": metrics.smooth_calibration_error(probs, target),
+        **{f"brier_{name}": value for name, value in parts._asdict().items()},
         "mrr": metrics.mean_reciprocal_rank(logits, target),
+        "auroc": metrics.auroc(metrics.log_odds(logits), target),
+        "error_auroc": metrics.auroc(confidence, correct.long()),
+        "aurc": metrics.area_under_risk_coverage(confidence, correct),
+        "excess_aurc": metrics.excess_area_under_risk_coverage(confidence, correct),
         "temperature_star": temperature,
-        "ece_after_scaling": metrics.expected_calibration_error(scaled.softmax(1), target, 9),
-        "nll_after_scaling": metrics.negative_log_likelihood(scaled, target),
-        "agreement": metrics.agreement(logits, teacher),
-        "kl_from_teacher": metrics.kl_from_teacher(logits, teacher),
         "temperature_status": "ok",
+        "agreement_where_teacher_wrong": metrics.agreement_where_teacher_wrong(
+            logits, teacher, target
+        ),
+        "topk_overlap": metrics.topk_overlap(logits, teacher, 5),
     }
+    expected |= {name: getattr(metrics, name)(logits, teacher) for name in FIDELITY[:-2]}
+    for suffix, s, p in (("", logits, probs), ("_after_scaling", scaled, scaled_probs)):
+        accuracy, coverage = metrics.accuracy_at_confidence(p, target, 0.7)
+        expected |= {
+            f"nll{suffix}": metrics.negative_log_likelihood(s, target),
+            f"brier{suffix}": metrics.brier_score(p, target),
+            f"ece{suffix}": metrics.expected_calibration_error(p, target, 9),
+            f"accuracy_when_sure{suffix}": accuracy,
+            f"coverage_when_sure{suffix}": coverage,
+        }
     assert numbers.keys() == expected.keys()
     for key, value in expected.items():
         wanted = value if isinstance(value, str) else pytest.approx(float(value), abs=1e-12)
         assert numbers[key] == wanted, key
+
+
+def test_the_parts_of_the_brier_score_add_up():
+    numbers = evaluate(*sample())
+    whole = numbers["brier_reliability"] - numbers["brier_resolution"]
+    whole += numbers["brier_uncertainty"] + numbers["brier_within"]
+    assert whole == pytest.approx(numbers["brier"], abs=1e-12)
+
+
+def test_what_is_undefined_is_none():
+    logits, target = torch.eye(4).repeat(3, 1) * 9, torch.arange(4).repeat(3)
+    numbers = evaluate(logits, target, logits, confidence=1.0)
+    assert numbers["agreement_where_teacher_wrong"] is None  # it makes no mistake
+    assert numbers["error_auroc"] is None
+    assert numbers["accuracy_when_sure"] is None
+    assert numbers["coverage_when_sure"] == 0
+
+
+def test_costs_before_and_after_scaling():
+    """Where a missed class 1 costs much, calibrated probabilities pay what they expect to pay."""
+    generator = torch.Generator().manual_seed(0)
+    honest = torch.randn(20000, 2, generator=generator, dtype=torch.float64)
+    target = torch.multinomial(honest.softmax(1), 1, generator=generator).squeeze(1)
+    costs = torch.tensor([[0.0, 1.0, 0.6], [10.0, 0.0, 0.6]])
+    numbers = cost_numbers(4 * honest, target, costs, temperature=4.0)
+    assert numbers["cost_after_scaling"] < numbers["cost"] < numbers["cost_of_argmax"]
+    assert numbers["cost_anticipated_after_scaling"] == pytest.approx(
+        numbers["cost_after_scaling"], rel=0.03
+    )
+    assert numbers["cost_anticipated"] < 0.8 * numbers["cost"]  # too sure of itself
+    unscaled = cost_numbers(4 * honest, target, costs, temperature=None)
+    assert unscaled["cost_after_scaling"] == unscaled["cost"] == numbers["cost"]
+
+
+def test_vector_scaling_repairs_one_class_that_a_temperature_cannot():
+    logits, target = sample(rows=4000)
+    bent = torch.cat([logits[:, :1] + 3, logits[:, 1:]], dim=1)
+    numbers = vector_numbers(fit_vector_scaling(bent[:2000], target[:2000]), bent[2000:],
+                             target[2000:])  # fmt: skip
+    by_temperature = evaluate(bent[2000:], target[2000:], validation=(bent[:2000], target[:2000]))
+    assert numbers["vector_status"] == "ok"
+    assert numbers["nll_after_vector"] < by_temperature["nll_after_scaling"] - 0.02
+    assert numbers["top1_after_vector"] > by_temperature["top1"]
+    assert numbers["ece_after_vector"] < 0.05
 
 
 def test_the_temperature_comes_from_validation_and_helps_here():
@@ -75,8 +151,7 @@ def test_the_temperature_comes_from_validation_and_helps_here():
     doubled = sample(rows=4000, seed=1)
     other = evaluate(logits, target, validation=(2 * doubled[0], doubled[1]))
     assert other["temperature_star"] == pytest.approx(2 * numbers["temperature_star"], rel=1e-6)
-    unscaled = ["top1", "top5", *PLAIN]
-    assert [other[key] for key in unscaled] == [numbers[key] for key in unscaled]
+    assert [other[key] for key in PLAIN] == [numbers[key] for key in PLAIN]
 
 
 @pytest.mark.parametrize(

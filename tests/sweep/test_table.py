@@ -4,7 +4,8 @@ import json
 import pytest
 from omegaconf import OmegaConf
 
-from distill.sweep.table import SweepTable, sweep_rows
+from distill.report.leaderboard import sweep_rows
+from distill.sweep.table import SweepTable
 
 
 def write_job(folder, name, overrides, top1=None):

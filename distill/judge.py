@@ -1,0 +1,154 @@
+"""Trained models judged: their answers to the held-out splits, and the numbers that follow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from distill import config, report
+from distill.data import DataModule
+from distill.files import writing
+from distill.metrics import (
+    cost_numbers,
+    evaluate,
+    fit_temperature,
+    fit_vector_scaling,
+    vector_numbers,
+)
+from distill.models.teacher import Teacher
+from distill.module import Distiller
+
+SPLITS = ("val", "test")  # a temperature is fitted on the first and judged on the second
+ROLES = ("teacher", "baseline", "student", "student_best")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What models say of the held-out splits: split → role, `target` and `index` → tensor.
+
+    Logits are float32 `[N, K]`, labels and indices `[N]`. Roles are `student`, `teacher`,
+    `baseline` and `student_best`.
+    """
+
+    splits: dict[str, dict[str, Tensor]]
+    device: torch.device  # on which the models answered
+
+    def add(self, role: str, answers: Answers) -> None:
+        """Take the student of other answers to the same splits as a further role."""
+        for split, values in self.splits.items():
+            assert torch.equal(values["index"], answers.splits[split]["index"])
+            values[role] = answers.splits[split]["student"]
+
+    def of(self, role: str, split: str) -> tuple[Tensor, Tensor]:
+        """Return a model's logits and the labels."""
+        return self.splits[split][role], self.splits[split]["target"]
+
+    def save(self, path: Path) -> None:
+        """Write every array, named `SPLIT_ROLE`, as an uncompressed `.npz`."""
+        arrays: dict[str, Any] = {
+            f"{split}_{name}": tensor.numpy()
+            for split, values in self.splits.items()
+            for name, tensor in values.items()
+        }
+        with writing(path) as building:
+            np.savez(building, **arrays)
+
+
+def answer(cfg: DictConfig, module: Distiller, data: DataModule) -> Answers:
+    """Return student's and teacher's answers to both splits, on one device and in float32."""
+    devices = config.plain(cfg.trainer.devices)
+    trainer = pl.Trainer(
+        accelerator=cfg.trainer.accelerator,
+        devices=devices[:1] if isinstance(devices, list) else 1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    batches = trainer.predict(module, datamodule=data)
+    assert batches is not None
+    return Answers(
+        {
+            split: {key: torch.cat([b[key].cpu() for b in answers]) for key in answers[0]}
+            for split, answers in zip(SPLITS, batches, strict=True)
+        },
+        trainer.strategy.root_device,
+    )
+
+
+def summary(
+    cfg: DictConfig, data: DataModule, answers: Answers, models: Mapping[str, nn.Module]
+) -> dict[str, Any]:
+    """Return every number of a run: each model's own, and the evidence that its page shows.
+
+    Args:
+        cfg: the run's configuration.
+        data: the run's data.
+        answers: of the models to the held-out splits.
+        models: role → model; `student` is there, the others may be.
+    """
+    costs = config.costs(cfg, data)
+    shape = (data.in_chans, *data.image_size)
+    found: dict[str, Any] = dict.fromkeys(ROLES)
+    for role, model in models.items():
+        found[role] = judge(cfg, data, answers, role, costs) | {"params": report.parameters(model)}
+        if role != "student_best":  # the same model as the student
+            found[role] |= report.model_costs(model, shape, answers.device)
+    if "teacher" in models:
+        found["teacher"] = {"name": config.teacher_name(cfg), **found["teacher"]}
+    vector = fit_vector_scaling(*answers.of("student", "val"))
+    found["student"] |= vector_numbers(vector, *answers.of("student", "test"))
+    return {
+        **found,
+        "validation": evaluate(*answers.of("student", "val"), topk=config.topk(cfg, data)),
+        "vector_scaling": asdict(vector),
+        "evidence": report.evidence(answers.splits["test"], found),
+    }
+
+
+def judge(
+    cfg: DictConfig, data: DataModule, answers: Answers, role: str, costs: Tensor | None
+) -> dict[str, Any]:
+    """Return the test split's numbers of one model; what is fitted is fitted on validation."""
+    logits, target = answers.of(role, "test")
+    numbers = evaluate(
+        logits,
+        target,
+        answers.splits["test"].get("teacher") if role != "teacher" else None,
+        topk=config.topk(cfg, data),
+        validation=answers.of(role, "val"),
+        confidence=cfg.decision.confidence,
+    )
+    if costs is not None:
+        fitted = numbers["temperature_star"]
+        assert not isinstance(fitted, str)
+        numbers |= cost_numbers(logits, target, costs, fitted)
+    return {"top5": None, **numbers}
+
+
+def teacher_temperature(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> float:
+    """Return the temperature that calibrates the teacher on validation.
+
+    Raises:
+        ValueError: if there is no teacher, or no temperature is best.
+    """
+    if teacher is None:
+        raise ValueError("objective.temperature=auto asks the teacher, and there is none")
+    module = Distiller(teacher.model, num_classes=data.num_classes, normalize=teacher.normalize)
+    fit = fit_temperature(*answer(cfg, module, data).of("student", "val"))
+    if fit.temperature is None:
+        why = "it makes no mistake there" if fit.status == "zero" else "its scores say nothing"
+        raise ValueError(
+            f"objective.temperature=auto: the teacher's temperature on validation is {fit.status} "
+            f"({why}); give a number"
+        )
+    return fit.temperature

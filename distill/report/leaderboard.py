@@ -1,0 +1,148 @@
+"""The jobs of a sweep as rows: what each was told, and what came of it."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from distill.report.reading import SUMMARY, read_summary
+
+METRICS = ("top1", "nll", "ece", "ece_after_scaling", "agreement")
+TEMPERATURE, SEED = "objective.temperature", "seed"
+Row = dict[str, Any]
+Points = list[tuple[float, float, float, int]]
+
+
+def sweep_rows(folder: Path) -> list[Row]:
+    """Return one row per job: its overrides, its validation and its test numbers."""
+    jobs = sorted(folder.glob("*/.hydra/overrides.yaml"), key=lambda p: numbered(p.parents[1].name))
+    return [job_row(file.parents[1]) for file in jobs]
+
+
+def job_row(job: Path) -> Row:
+    """Return the row of one job."""
+    row: Row = {"job": job.name, "status": "failed", "val_top1": "failed"}
+    row |= overrides_of(job)
+    if not (job / SUMMARY).is_file():
+        return row
+    summary = read_summary(job / SUMMARY)
+    student, baseline = summary["student"], summary.get("baseline") or {}
+    row["status"] = "done"
+    row["val_top1"] = (summary.get("validation") or {}).get("top1")
+    row |= {f"test_{name}": student.get(name) for name in METRICS}
+    row |= {f"baseline_{name}": baseline.get(name) for name in METRICS[:3]}
+    row["seconds"] = summary.get("seconds")
+    return row
+
+
+def overrides_of(job: Path) -> Row:
+    """Return what a job was told, by name."""
+    file = job / ".hydra" / "overrides.yaml"
+    if not file.is_file():
+        return {}
+    listed = OmegaConf.to_container(OmegaConf.load(file))
+    pairs = [str(override).split("=", 1) for override in listed or []]
+    return {name.lstrip("+~"): "".join(value) for name, *value in pairs}
+
+
+def numbered(name: str) -> tuple[int, str]:
+    """Return a sort key that puts job 10 after job 9."""
+    return (int(name), "") if name.isdigit() else (1 << 30, name)
+
+
+def columns_of(rows: Sequence[Row]) -> list[str]:
+    """Return every column any row has, in order of appearance."""
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
+def varied(rows: Sequence[Row]) -> list[str]:
+    """Return the overrides in which the jobs differ."""
+    results = ("job", "sweep", "folder", "status", "seconds")
+    return [
+        column
+        for column in columns_of(rows)
+        if column not in results
+        and not column.startswith(("val_", "test_", "baseline_"))
+        and len({str(row.get(column)) for row in rows}) > 1
+    ]
+
+
+def axis_of(rows: Sequence[Row]) -> str | None:
+    """Return the override to draw numbers over: the temperature, or what else was varied most."""
+    counts = {
+        name: len({row.get(name) for row in rows})
+        for name in varied(rows)
+        if name != SEED and all(as_number(row.get(name)) is not None for row in rows)
+    }
+    return (
+        TEMPERATURE if TEMPERATURE in counts else max(counts, key=counts.__getitem__, default=None)
+    )
+
+
+def series_over(rows: Sequence[Row], axis: str, metric: str) -> dict[str, Points]:
+    """Return mean and deviation of a test metric over seeds, for each setting of all the rest.
+
+    Returns:
+        Label → `(x, mean, standard deviation, number of runs)` in ascending x; the deviation of a
+        single run is 0.
+    """
+    rest = [name for name in varied(rows) if name not in (axis, SEED)]
+    found: dict[str, dict[float, list[float]]] = {}
+    for row in rows:
+        value, x = row.get(f"test_{metric}"), as_number(row.get(axis))
+        if value is not None and x is not None:
+            told = [f"{name}={row[name]}" for name in rest if row.get(name) is not None]
+            title = ", ".join(told) or "student"
+            found.setdefault(title, {}).setdefault(x, []).append(value)
+    return {
+        title: [(x, *mean_and_deviation(values), len(values)) for x, values in sorted(at.items())]
+        for title, at in found.items()
+    }
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
+    """Return mean and sample standard deviation, which for a single value is 0."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def as_number(value: Any) -> float | None:
+    """Return a finite number, or None."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def gathered(paths: Sequence[Path]) -> list[Row]:
+    """Return the rows of several runs and sweeps, with their `folder` and, if several, `sweep`.
+
+    What one job was told and another was not is filled in from the other's configuration.
+    """
+    rows = []
+    for path in paths:
+        found = [job_row(path)] if (path / SUMMARY).is_file() else sweep_rows(path)
+        if not found:
+            raise FileNotFoundError(f"{path} holds neither a finished run nor a sweep")
+        single = (path / SUMMARY).is_file()
+        named = {"sweep": path.name} if len(paths) > 1 and not single else {}
+        rows += [row | named | {"folder": path if single else path / row["job"]} for row in found]
+    told = {name for row in rows for name in overrides_of(row["folder"])}
+    return [configured(row, told) for row in rows]
+
+
+def configured(row: Row, told: set[str]) -> Row:
+    """Return a row with what its job was not told but had by default."""
+    missing = sorted(told - row.keys())
+    if not missing or row["status"] != "done":
+        return row
+    config = OmegaConf.create(read_summary(row["folder"] / SUMMARY)["config"])
+    file = row["folder"] / ".hydra" / "hydra.yaml"
+    choices = OmegaConf.load(file).hydra.runtime.choices if file.is_file() else {}
+    found = {name: choices.get(name) or OmegaConf.select(config, name) for name in missing}
+    return row | {name: value for name, value in found.items() if not OmegaConf.is_config(value)}

@@ -1,0 +1,274 @@
+"""One self-contained HTML page for a run, and one for a sweep: made from files alone."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import math
+import os
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+from omegaconf import OmegaConf
+from PIL import Image
+
+from distill.files import write_whole
+from distill.report import figures
+from distill.report.leaderboard import SEED, Row, axis_of, gathered, series_over, varied
+from distill.report.reading import SUMMARY, Run, by_epoch, read_run, temperature_of
+
+PAGE = "report.html"
+ROLES = {"teacher": "teacher", "baseline": "without teacher", "student": "student"}
+
+
+def write_pages(paths: Sequence[Path], output: Path) -> list[Path]:
+    """Write the page of every run and sweep and, if several are given, one page over all of them.
+
+    Args:
+        paths: run directories and sweep directories.
+        output: the page over several.
+
+    Raises:
+        FileNotFoundError: if a path holds neither a finished run nor a sweep.
+        ValueError: if a file is damaged or of another version.
+    """
+    written = []
+    for path in paths:
+        finished = sorted({file.parent for file in path.glob(f"*/{SUMMARY}")})
+        runs = [path] if (path / SUMMARY).is_file() else [run for run in finished if is_job(run)]
+        written += [write_run_page(run) for run in runs]
+        if path not in runs:
+            written.append(write_sweep_page([path], path / PAGE))
+    return written + ([write_sweep_page(paths, output)] if len(paths) > 1 else [])
+
+
+def is_job(folder: Path) -> bool:
+    """Whether a folder was made by a sweep."""
+    return (folder / ".hydra" / "overrides.yaml").is_file()
+
+
+def write_run_page(folder: Path) -> Path:
+    """Write a run's `report.html` from the files in its directory.
+
+    Raises:
+        FileNotFoundError: if the directory holds no run that has ended.
+        ValueError: if a file is damaged or of another version.
+    """
+    run = read_run(folder)
+    try:
+        page = render("run.html", **run_content(run))
+    except (KeyError, TypeError, IndexError, AttributeError, jinja2.UndefinedError) as error:
+        raise ValueError(
+            f"{folder}/summary.json is not what this version writes ({error}): "
+            "distill-eval judges a student anew"
+        ) from error
+    write_whole(folder / PAGE, page)
+    return folder / PAGE
+
+
+def run_content(run: Run) -> dict[str, Any]:
+    """Return what the template of a run shows."""
+    summary = {"epochs": None, "seconds": None, **run.summary}  # an evaluation has none
+    models = {ROLES[role]: summary[role] for role in ROLES if summary.get(role)}
+    if summary["student_best"] and summary["epochs"]["best"] != summary["epochs"]["last"]:
+        models[f"student, epoch {summary['epochs']['best']}"] = summary["student_best"]
+    evidence = summary["evidence"]
+    return {
+        "summary": summary,
+        "student": summary["student"],
+        "models": models,
+        "ks": top_ks(models),
+        "reliability": reliability_figures(summary),
+        "scaling": scaling_figures(summary),
+        "risk": figures.risk_coverage(
+            {role: found["risk_coverage"] for role, found in evidence["models"].items()}
+        ),
+        "learning": learning_figures(run),
+        "confusion": confusion_content(evidence["confusion"]["matrix"], summary["classes"]),
+        "pairs": evidence["confusion"]["pairs"],
+        "classes": summary["classes"],
+        "examples": list(zip(evidence["examples"], map(data_uri, run.images), strict=False)),
+        "config": OmegaConf.to_yaml(OmegaConf.create(summary["config"])),
+        "files": [name for name in LEFT_BEHIND if (run.folder / name).exists()],
+    }
+
+
+def write_sweep_page(paths: Sequence[Path], output: Path) -> Path:
+    """Write a leaderboard over runs and sweeps, which links to the page of each run.
+
+    Raises:
+        FileNotFoundError: if a path holds neither a finished run nor a sweep.
+        ValueError: if a file is damaged.
+    """
+    rows = gathered(paths)
+    done = [row for row in rows if row["status"] == "done"]
+    ranked = sorted(done, key=lambda row: -(row["val_top1"] or 0))
+    axis = axis_of(done)
+    content = {
+        "title": ", ".join(path.resolve().name for path in paths),
+        "told": (["sweep"] if any("sweep" in row for row in rows) else []) + varied(done),
+        "rows": [row | {"link": link_to(row["folder"], output.parent)} for row in ranked],
+        "failed": [row for row in rows if row["status"] != "done"],
+        "seeds": len({row.get(SEED) for row in done}),
+        "axis": axis,
+        "drawn": [sweep_figure(done, axis, metric) for metric in SHOWN] if axis else [],
+    }
+    write_whole(output, render("sweep.html", **content))
+    return output
+
+
+def sweep_figure(rows: Sequence[Row], axis: str, metric: str) -> figures.Figure:
+    """Return a metric over what a sweep varied, with the mean of the students without teacher."""
+    alone = [row[f"baseline_{metric}"] for row in rows]
+    known = [value for value in alone if value is not None]
+    reference = sum(known) / len(known) if known else None
+    return figures.over_axis(metric, axis, series_over(rows, axis, metric), reference)
+
+
+def link_to(folder: Path, start: Path) -> str | None:
+    """Return a relative link to a run's page, if it has one."""
+    page = folder / PAGE
+    return quote(Path(os.path.relpath(page, start)).as_posix()) if page.is_file() else None
+
+
+SHOWN = ("top1", "nll", "ece")
+LEFT_BEHIND = ("summary.json", "predictions.npz", "metrics.csv", "student", "checkpoints")
+
+
+def top_ks(models: Mapping[str, Mapping[str, Any]]) -> list[int]:
+    """Return the k whose top-k accuracy some model has."""
+    names = {name for numbers in models.values() for name in numbers if numbers[name] is not None}
+    return sorted(int(name[3:]) for name in names if name[:3] == "top" and name[3:].isdigit())
+
+
+def reliability_figures(summary: Mapping[str, Any]) -> list[figures.Figure]:
+    """Return a diagram of each model as it is, and of the student after scaling."""
+    found = summary["evidence"]["models"]
+    student, numbers = found["student"], summary["student"]
+    drawn = [
+        figures.reliability(
+            "student", "student", student["reliability"], numbers["ece"], "reliability-student"
+        )
+    ]
+    if student["reliability_after_scaling"]:
+        title = f"student, logits ÷ {numbers['temperature_star']:.3g}"
+        bins, ece = student["reliability_after_scaling"], numbers["ece_after_scaling"]
+        drawn.append(figures.reliability("student", title, bins, ece, "reliability-scaled"))
+    for role in ("teacher", "baseline"):
+        if role in found:
+            bins, ece = found[role]["reliability"], summary[role]["ece"]
+            name = f"reliability-{role}"
+            drawn.append(figures.reliability(role, ROLES[role], bins, ece, name))
+    return drawn
+
+
+def scaling_figures(summary: Mapping[str, Any]) -> list[figures.Figure]:
+    """Return NLL and ECE over the scaling temperature."""
+    found = summary["evidence"]["models"]
+    curves = {role: found[role]["scaling"] for role in found}
+    chosen = {role: summary[role]["temperature_star"] for role in found}
+    return [figures.curve_over_temperature(curves, metric, chosen) for metric in ("nll", "ece")]
+
+
+def learning_figures(run: Run) -> list[figures.Figure]:
+    """Return accuracy and loss over epochs; none for a run that trained nothing."""
+    temperature = temperature_of(run) if run.history else ([], [])
+    drawn = []
+    for name, metrics in (
+        ("top-1 on validation", {"student": "val/top1"}),
+        ("loss", {"validation": "val/loss", "train": "train/loss"}),
+        ("NLL on validation", {"student": "val/nll"}),
+    ):
+        curves = {title: by_epoch(run.history, metric) for title, metric in metrics.items()}
+        if "student" in curves:
+            curves["without teacher"] = by_epoch(run.baseline_history, metrics["student"])
+        curves = {title: points for title, points in curves.items() if points[0]}
+        if curves:
+            drawn.append(figures.learning(name, curves, temperature))
+    return drawn
+
+
+def confusion_content(
+    matrix: Sequence[Sequence[int]] | None, classes: Sequence[str]
+) -> list[dict[str, Any]] | None:
+    """Return the rows of a confusion matrix, each cell with its share of the row."""
+    if matrix is None:
+        return None
+    return [
+        {
+            "name": classes[i],
+            "cells": [
+                {"count": n, "share": n / max(sum(row), 1), "right": i == j, "as": classes[j]}
+                for j, n in enumerate(row)
+            ],
+        }
+        for i, row in enumerate(matrix)
+    ]
+
+
+def data_uri(image: np.ndarray) -> str:
+    """Return an image `[H, W, C]` as a PNG within a page."""
+    file = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def render(template: str, **content: Any) -> str:
+    """Return a page that needs nothing but itself, and may not ask for more."""
+    script = asset("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        environment()
+        .get_template(template)
+        .render(
+            style=Markup(asset("style.css")),
+            script=Markup(script),
+            policy="default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+            f"script-src 'sha256-{digest}'",
+            **content,
+        )
+    )
+
+
+def asset(name: str) -> str:
+    """Return a file that lies beside the templates."""
+    return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
+
+
+@cache
+def environment() -> jinja2.Environment:
+    """Return the templates' environment: whatever comes from data is escaped."""
+    made = jinja2.Environment(
+        loader=jinja2.PackageLoader("distill.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {"percent": percent, "number": number, "amount": amount}
+    return made
+
+
+def percent(value: float | None, digits: int = 2) -> str:
+    """Return a share in percent."""
+    return "–" if value is None else f"{100 * value:z.{digits}f}"
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Return a number to some digits after the point."""
+    return "–" if value is None else f"{value:z,.{digits}f}"
+
+
+def amount(value: float | None, unit: str = "") -> str:
+    """Return a large number with three digits and a prefix: 1.24 M."""
+    if value is None:
+        return "–"
+    power = min(int(math.log10(max(value, 1))) // 3, 4)
+    return f"{value / 1000**power:.3g} {'kMGT'[power - 1] if power else ''}{unit}".rstrip()
