@@ -735,7 +735,7 @@ def _class_sums(probs: Tensor, target: Tensor, bins: int) -> Tensor:
     sums = torch.zeros(3, classes * bins, dtype=torch.float64, device=probs.device)
     count, hits, mass = sums
     for block, label in blocks_of_rows(probs, target):
-        # Of a row's K probabilities at most `bins` leave the first bin: only they are binned.
+        # Of a row's K probabilities hardly more than `bins` pass this: only they need binning.
         high = threshold(block, _BELOW_FIRST_EDGE / bins, 0.0)
         place = high.flatten().nonzero().squeeze(1)
         value = high.flatten()[place].double()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -88,6 +89,7 @@ def themed(svg: str) -> str:
     svg = f'<svg viewBox="{box}" xmlns:xlink="http://www.w3.org/1999/xlink" aria-hidden="true">'
     start, end = rest.find("<metadata>"), rest.find("</metadata>")
     svg += rest[:start] + rest[end + len("</metadata>") :] if start >= 0 else rest
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # the same names in every drawing of a page
     for name, colour in COLOURS.items():
         svg = svg.replace(colour, f"var(--{name})")
     return svg

@@ -179,8 +179,9 @@ def scaling_figures(summary: Mapping[str, Any]) -> list[figures.Figure]:
 
 def learning_figures(run: Run) -> list[figures.Figure]:
     """Return accuracy and loss over epochs; none for a run that trained nothing."""
-    temperature = temperature_of(run) if run.history else ([], [])
-    drawn = []
+    if not run.history:
+        return []
+    temperature, drawn = temperature_of(run), []
     for name, metrics in (
         ("top-1 on validation", {"student": "val/top1"}),
         ("loss", {"validation": "val/loss", "train": "train/loss"}),

@@ -1,0 +1,221 @@
+"""Pages made from a run's files; whatever comes from data is shown, never interpreted."""
+
+import json
+import math
+import re
+import shutil
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+
+from distill import report, run
+from distill.cli import CONF
+from distill.report import figures, page
+from distill.report.reading import by_epoch, read_images, read_run, temperature_of
+
+SECTIONS = ("headline", "confidence", "fidelity", "mistakes", "selective", "learning", "cost",
+            "made")  # fmt: skip
+QUICK = ("trainer.max_epochs=2", "trainer.limit_train_batches=4", "teacher.fit.max_epochs=1",
+         "trainer.accelerator=cpu", "logger=none")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, cache):
+    folder = tmp_path_factory.mktemp("run")
+    costs = folder / "costs.csv"
+    rows = [
+        ",".join("0" if i == j else "9" if i == 3 else "1" for j in range(10)) for i in range(10)
+    ]
+    costs.write_text("\n".join(rows))
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=[
+            f"paths.output_dir={folder / 'run'}", f"paths.cache={cache}", *QUICK,
+            "annealing=cosine", "annealing.unit=step", f"decision.costs={costs}",
+            "objective.temperature=auto", "decision.confidence=0.5",
+        ])  # fmt: skip
+    try:
+        run.train(cfg)
+    except ValueError as error:  # a teacher of one epoch may have no best temperature
+        pytest.fail(str(error))
+    return folder / "run"
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def edit(folder, change):
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text())
+    change(summary)
+    path.write_text(json.dumps(summary))
+    return report.write_run_page(folder).read_text()
+
+
+def test_the_page_has_every_section_and_its_numbers(finished):
+    text = (finished / "report.html").read_text()
+    summary = json.loads((finished / "summary.json").read_text())
+    for name in SECTIONS:
+        assert f'<section id="{name}">' in text, name
+    for role in ("teacher", "baseline", "student"):
+        assert f"{100 * summary[role]['top1']:.2f}" in text
+        assert f"{summary[role]['nll']:.4f}" in text
+        assert f"{summary[role]['cost_after_scaling']:.4f}" in text
+    assert "objective.temperature" not in text or "auto" not in text.split("<pre>")[-1]
+    assert "http://" not in text.replace("http://www.w3.org", "")
+    assert "https://" not in text
+
+
+def test_the_page_is_made_from_files_alone_and_is_the_same_again(copied):
+    before = (copied / "report.html").read_bytes()
+    (copied / "report.html").unlink()
+    assert report.write_run_page(copied).read_bytes() == before
+    shutil.rmtree(copied / "student")
+    (copied / "examples.npz").unlink()
+    (copied / "metrics.csv").unlink()
+    text = report.write_run_page(copied).read_text()
+    assert '<section id="learning">' not in text
+    assert '<section id="confidence">' in text
+
+
+def test_auto_trains_at_the_teachers_own_temperature(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["config"]["objective"]["temperature"] == pytest.approx(
+        summary["teacher"]["temperature_star"], rel=1e-6
+    )
+
+
+def test_everything_on_the_page_is_in_files(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    arrays = np.load(finished / "predictions.npz")
+    sizes = summary["images"]
+    for split in ("val", "test"):
+        for role in ("student", "teacher", "baseline", "student_best"):
+            assert arrays[f"{split}_{role}"].shape == (sizes[split], 10)
+        assert arrays[f"{split}_target"].shape == arrays[f"{split}_index"].shape
+    right = arrays["test_student"].argmax(1) == arrays["test_target"]
+    assert right.mean() == pytest.approx(summary["student"]["top1"])
+    assert set(summary["evidence"]["models"]) == {"student", "teacher", "baseline"}
+    for role in ("student", "teacher", "baseline"):
+        for name in ("params", "flops", "latency_ms", "images_per_second", "file_bytes"):
+            assert summary[role][name] > 0
+    assert summary["student"]["file_bytes"] == pytest.approx(
+        (finished / "student" / "model.safetensors").stat().st_size, rel=0.01
+    )
+
+
+def test_the_flops_are_those_of_the_layers():
+    import torch
+
+    from distill.report.summary import model_costs
+
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(8 * 36, 5)
+    )
+    found = model_costs(model, (3, 6, 6), torch.device("cpu"))
+    assert found["flops"] == 2 * (36 * 8 * 3 * 9 + 8 * 36 * 5)
+    assert model.training
+
+
+def test_markup_in_names_is_shown_and_not_interpreted(copied):
+    evil = "<script>alert(1)</script>\"'&$x_{$"
+
+    def change(summary):
+        summary["classes"][3] = evil
+        summary["data"] = evil
+        summary["command"] = evil
+        summary["notes"] = [evil]
+        summary["teacher"]["name"] = evil
+
+    text = edit(copied, change)
+    assert "<script>alert" not in text
+    assert text.count("<script>") == 1  # our own
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+
+
+def test_the_policy_allows_our_script_and_nothing_else(finished):
+    text = (finished / "report.html").read_text()
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]+)"', text)
+    assert policy.replace("&#39;", "'").startswith("default-src 'none'")
+    assert "unsafe-eval" not in policy
+    assert re.search(r"script-src &#39;sha256-[^&]+&#39;$", policy)
+
+
+def test_a_page_of_many_classes_lists_the_worst_pairs(copied):
+    def change(summary):
+        summary["evidence"]["confusion"] = {"matrix": None, "pairs": [[3, 4, 17]]}
+
+    text = edit(copied, change)
+    assert 'class="confusion"' not in text
+    assert "<td>17</td>" in text
+
+
+def test_no_temperature_is_named_with_its_reason(copied):
+    def change(summary):
+        summary["student"] |= {"temperature_star": None, "temperature_status": "zero"}
+        summary["evidence"]["models"]["student"]["reliability_after_scaling"] = None
+
+    assert "ended as “zero”" in edit(copied, change)
+
+
+@pytest.mark.parametrize("damage", [
+    "{", "[]", "{}", '{"student": {}, "evidence": {}}', '{"student": null, "epochs": 3}',
+])  # fmt: skip
+def test_a_damaged_summary_is_one_error(copied, damage):
+    (copied / "summary.json").write_text(damage)
+    with pytest.raises(ValueError, match=r"summary\.json"):
+        report.write_run_page(copied)
+
+
+def test_images_are_never_unpickled(tmp_path):
+    np.savez(tmp_path / "x.npz", images=np.array([object()], dtype=object))
+    with pytest.raises(ValueError, match="damaged"):
+        read_images(tmp_path / "x.npz")
+    np.savez(tmp_path / "x.npz", images=np.zeros((1, 4, 4, 2), np.uint8))
+    with pytest.raises(ValueError, match="does not hold images"):
+        read_images(tmp_path / "x.npz")
+
+
+def test_the_temperature_is_drawn_as_it_was_annealed(finished):
+    found = read_run(finished)
+    places, values = temperature_of(found)
+    start = found.summary["config"]["objective"]["temperature"]
+    assert values[0] == pytest.approx(start)
+    assert values[-1] == pytest.approx(1.0)
+    assert places[0] == 0
+    assert places[-1] <= 2
+    epochs, top1 = by_epoch(found.history, "val/top1")
+    assert epochs == [1, 2]
+    assert top1[-1] == pytest.approx(found.summary["validation"]["top1"])
+
+
+def test_the_baselines_history_comes_with_the_cached_baseline(finished, cache):
+    assert by_epoch(read_run(finished).baseline_history, "val/top1")[0] == [1, 2]
+
+
+def test_a_drawing_takes_the_pages_colours_and_keeps_its_text():
+    points = [(1.0, 0.5, 0.1, 2), (4.0, 0.6, 0.0, 1)]
+    figure = figures.over_axis("top1", "T", {"a <b> $x$": points, "c": points}, 0.4)
+    assert "var(--student)" in figure.svg
+    assert "#0102" not in figure.svg
+    assert "a &lt;b&gt; $x$" in figure.svg
+    assert "<image" not in figure.svg  # vector all through
+    assert "50" in figure.alternative
+    assert "over 2 runs" in figure.alternative
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0, "0 B"), (999, "999 B"), (1234567, "1.23 MB"), (2.5e9, "2.5 GB")]
+)
+def test_amounts(value, shown):
+    assert page.amount(value, "B") == shown
+
+
+def test_numbers_have_no_negative_zero_and_missing_ones_are_dashes():
+    assert page.number(-1e-9) == "0.0000"
+    assert page.percent(-1e-9) == "0.00"
+    assert page.number(None) == page.percent(None) == page.amount(None) == "–"
+    assert page.number(math.pi, 2) == "3.14"
