@@ -4,7 +4,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
-from distill.cli import CONF, one_line, refuse
+from distill.cli import CONF, one_line, refuse, report
 
 
 def message_of(*overrides):
@@ -46,3 +46,26 @@ def test_other_errors_are_one_line_too(capsys):
         refuse(ValueError("no"))
     assert stopped.value.code == 2
     assert capsys.readouterr().err == "distill: no\n"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: None, "holds neither a finished run nor a sweep"),
+        (lambda folder: folder.mkdir(), "holds neither a finished run nor a sweep"),
+        (lambda folder: folder.write_text("x"), "holds neither a finished run nor a sweep"),
+        (
+            lambda folder: (folder.mkdir(), (folder / "summary.json").write_text("{")),
+            "summary.json is damaged",
+        ),
+    ],
+)
+def test_a_page_of_nothing_is_refused_in_one_line(make, message, tmp_path, monkeypatch, capsys):
+    make(tmp_path / "x")
+    monkeypatch.setattr("sys.argv", ["distill-report", str(tmp_path / "x")])
+    with pytest.raises(SystemExit) as stopped:
+        report()
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not (tmp_path / "report.html").exists()

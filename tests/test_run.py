@@ -63,6 +63,13 @@ def test_a_teacher_without_weights_and_a_missing_teacher_are_refused(composed):
         (("teacher=timm", "teacher.name=resnet18"), "random weights"),
         (("teacher=none",), "compares with a teacher"),
         (("ckpt_path=nowhere.ckpt",), "does not exist"),
+        (("decision.costs=nowhere.csv",), "nowhere.csv"),
+        (("decision.confidence=1.5",), r"decision\.confidence must lie in \[0, 1\], got 1\.5"),
+        (
+            ("objective=supervised", "teacher=none", "objective.temperature=auto"),
+            r"temperature=auto asks the teacher, and there is none",
+        ),
+        (("objective=logit_mse", "objective.temperature=auto"), "no term of this objective takes"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             run.train(composed(QUICK[0], *QUICK[3:], "baseline=false", *overrides))

@@ -382,6 +382,9 @@ class KLFromTeacher(SumMetric):
         super().__init__(**kwargs)
         check_temperature(temperature)
         self.temperature = temperature
+        # A collection merges metrics of equal states: at zero divergence only this one differs.
+        at = torch.tensor(temperature, dtype=torch.float64)
+        self.add_state("at", default=at, dist_reduce_fx="mean")
         self._add_sum("divergence")
         self._add_sum("total")
 

@@ -61,6 +61,7 @@ def test_the_run_directory_is_complete(finished):
         "summary.json", "metrics.csv", ".hydra/config.yaml", ".hydra/overrides.yaml",
         "checkpoints/last.ckpt", "checkpoints/best.ckpt", "student/model.safetensors",
         "student/config.json", "student/distill.json", "student/README.md",
+        "predictions.npz", "examples.npz", "report.html",
     } <= names  # fmt: skip
     assert any("tensorboard/events" in name for name in names)
 
@@ -149,6 +150,7 @@ def test_evaluation_gives_the_numbers_of_the_run(command, tmp_path, finished):
     assert "distilled" in done.stdout
     judged = json.loads((tmp_path / "judged" / "summary.json").read_text())["student"]
     summary = json.loads((run / "summary.json").read_text())["student"]
+    assert (tmp_path / "judged" / "report.html").is_file()
     for name in STUDENT - {"params"}:
         assert judged[name] == pytest.approx(summary[name], abs=1e-5), name
     best = command("distill-eval", f"student.checkpoint={run}/checkpoints/best.ckpt",

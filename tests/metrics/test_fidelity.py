@@ -243,3 +243,17 @@ def test_examples_in_the_documentation_run():
     result = doctest.testmod(importlib.import_module("distill.metrics.fidelity"))
     assert result.attempted > 0
     assert result.failed == 0
+
+
+def test_two_temperatures_in_a_collection_stay_apart_after_a_batch_without_divergence():
+    from torchmetrics import MetricCollection
+
+    collection = MetricCollection({"cold": KLFromTeacher(1.0), "warm": KLFromTeacher(4.0)})
+    logits = torch.eye(4)
+    collection.update(logits, logits)
+    collection.update(logits, 3 * logits)
+    found = collection.compute()
+    both = torch.cat([logits, logits]), torch.cat([logits, 3 * logits])
+    for name, temperature in (("cold", 1.0), ("warm", 4.0)):
+        expected = kl_from_teacher(*both, temperature)
+        torch.testing.assert_close(found[name], expected, rtol=1e-12, atol=0)

@@ -13,6 +13,7 @@ import distill
 from distill.models.build import DataShape, ModelSpec, Normalize, build_model, normalization
 from distill.models.bundle import read_checkpoint, read_facts, save_student
 
+VECTOR = {"scale": [1.0, 2.0, 0.5, 1.0, 1.0, 1.0, 1.0], "bias": [0.5, -0.5, 0, 0, 0, 0, 0]}
 SHAPE = DataShape(num_classes=7, in_chans=1, image_size=(32, 32))
 ARGS = {"layers": [1, 1, 1, 1], "channels": [4, 8, 16, 32], "stem_type": "deep", "stem_width": 4}
 SPEC = ModelSpec("resnet18", ARGS)
@@ -238,3 +239,26 @@ def test_normalisation_is_the_models_own_and_no_part_of_its_weights():
     assert not colour.state_dict()
     x = torch.rand(2, 1, 3, 3)
     torch.testing.assert_close(Normalize([0.5], [0.25])(x), (x - 0.5) / 0.25)
+
+
+def test_a_student_is_calibrated_as_it_is_asked_to_be(student, tmp_path):
+    images = torch.randn(5, 1, 32, 32)
+    facts = {"temperature": 2.5, "vector_scaling": VECTOR}
+    save_student(student, tmp_path / "both", facts=facts)
+    with torch.inference_mode():
+        raw = student(images)
+        scaled = distill.load_student(tmp_path / "both", calibrated=True)(images)
+        vector = distill.load_student(tmp_path / "both", calibrated="vector")(images)
+    torch.testing.assert_close(scaled, raw / 2.5)
+    torch.testing.assert_close(
+        vector, raw * torch.tensor(VECTOR["scale"]) + torch.tensor(VECTOR["bias"])
+    )
+    with pytest.raises(
+        ValueError, match="calibrated must be True, False or 'vector', not 'isotonic'"
+    ):
+        distill.load_student(tmp_path / "both", calibrated="isotonic")
+
+    save_student(student, tmp_path / "none", facts={"temperature": None, "vector_scaling": None})
+    for kind in (False, True, "vector"):
+        with torch.inference_mode():
+            assert torch.equal(distill.load_student(tmp_path / "none", kind)(images), raw)
