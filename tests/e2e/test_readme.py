@@ -36,6 +36,8 @@ def make_photos(folder, count):
 def workplace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     make_photos(folder / "photos", 60)
+    costs = [[0 if i == j else 5 if i == 3 else 1 for j in range(10)] for i in range(10)]
+    (folder / "costs.csv").write_text("\n".join(",".join(map(str, row)) for row in costs))
     with tarfile.open(folder / "photos.tar", "w") as archive:
         archive.add(folder / "photos" / "train", "photos")
     return folder
@@ -43,7 +45,7 @@ def workplace(tmp_path_factory):
 
 def make_inputs(command, folder, text):
     """Run the README's own commands that leave what this text reads, unless they have run here."""
-    for run in re.findall(r"(runs/\w+)/student", text):
+    for run in re.findall(r"(?<!run\.dir=)(runs/\w+)", text):
         if not (folder / run / "student").exists():
             line = next(line for line in SHELL if f"hydra.run.dir={run}" in line)
             make_inputs(command, folder, line)
@@ -86,7 +88,7 @@ def test_a_command_of_the_readme_runs(command, workplace, line):
         words += ["--objectives", "logit_mse", "--seeds", "1", "--out", "study"]
     make_inputs(command, workplace, line)
     done = command(*words, folder=workplace)
-    endings = ("test split, last epoch", "sweep: val_ decides", "| baseline |")
+    endings = ("test split, last epoch", "sweep: val_ decides", "| baseline |", "both.html")
     assert any(ending in done.stdout for ending in endings)
     noise = [row for row in done.stderr.splitlines() if not row.startswith(("+ ", "installing"))]
     assert not noise
@@ -108,3 +110,12 @@ def test_every_objective_has_its_row_with_the_command_of_its_file():
         first = path.read_text().splitlines()[0].removeprefix("# ")
         row = next(row for row in README.splitlines() if row.startswith(f"| `{path.stem}` |"))
         assert row.endswith(f"| `{first}` |")
+
+
+def test_the_pictures_are_there():
+    found = re.findall(r"!\[([^\]]+)\]\(([^)]+)\)", README)
+    assert len(found) == 2
+    for words, path in found:
+        assert len(words) > 20
+        assert (ROOT / path).read_bytes().startswith(b"\x89PNG")
+        assert (ROOT / path).stat().st_size < 300_000
