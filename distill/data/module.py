@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
 from hashlib import sha256
@@ -28,13 +28,16 @@ TRAINING = (
     *("gaussian_blur_prob", "auto_augment", "interpolation", "train_crop_mode", "no_aug"),
 )
 EVALUATION = ("crop_pct", "crop_mode", "crop_border_pixels")
+MIXING = ("mixup", "cutmix")  # of views of data in memory, where a partner is at hand
 
 
 class DataModule(pl.LightningDataModule):
-    """Serve a source's splits as batches `(view, target, index)`.
+    """Serve a source's splits as batches `(view, target, index, number)`.
 
     Views are float32 `[N, C, H, W]` in [0, 1], un-normalised: teacher and student each normalise
-    them their own way. Where the source has no validation or test split, one is cut from train,
+    them their own way. Targets are labels `[N]`, or class probabilities `[N, K]` of training views
+    that mix two samples (`soft_targets`). The number says which of its views a batch shows, and
+    is CLEAN in evaluation. Where the source has no validation or test split, one is cut from train,
     stratified and seeded by `split_seed`.
 
     Args:
@@ -49,6 +52,8 @@ class DataModule(pl.LightningDataModule):
         test_fraction: share of train cut for the test where there is none.
         split_seed: seed of those cuts; apart from `seed`, so that seeds share their splits.
         seed: seed of the order of samples and of their views.
+        views: how many views each sample has, epoch e showing view `e mod views`; None is a new
+            one every epoch. The order of samples is new every epoch in any case.
     """
 
     def __init__(
@@ -62,10 +67,12 @@ class DataModule(pl.LightningDataModule):
         test_fraction: float = 0.2,
         split_seed: int = 0,
         seed: int = 0,
+        views: int | None = None,
     ) -> None:
         super().__init__()
         check_numbers(batch_size, num_workers, image_size, val_fraction, test_fraction)
-        self.source, self.seed = source, seed
+        check_views(views)
+        self.source, self.seed, self.views = source, seed, views
         self.batch_size, self.num_workers = batch_size, num_workers
         self.train, self.val, self.test, self.notes = cut_splits(
             source, val_fraction, test_fraction, split_seed
@@ -73,6 +80,7 @@ class DataModule(pl.LightningDataModule):
         check_labels(self)
         self.view = build_view(self.train, view or {}, image_size, source.channels)
         self.image_size = sample_size(self.train, image_size)
+        self._copies: dict[torch.device, Resident] = {}
         self._keys(self.train, shuffle=True)
 
     @property
@@ -90,6 +98,11 @@ class DataModule(pl.LightningDataModule):
         """The number of colour channels."""
         return self.source.channels
 
+    @property
+    def soft_targets(self) -> bool:
+        """Whether training targets are class probabilities `[N, K]` rather than labels `[N]`."""
+        return isinstance(self.view, ResidentView) and self.view.mixes
+
     @cached_property
     def class_counts(self) -> list[int]:
         """The number of training samples of each class."""
@@ -101,17 +114,17 @@ class DataModule(pl.LightningDataModule):
         parts = [split.fingerprint() for split in (self.train, self.val, self.test)]
         return sha256(repr((parts, self.classes)).encode()).hexdigest()
 
-    def with_options(self, *, seed: int, batch_size: int) -> DataModule:
-        """Return the same splits under another seed and batch size."""
+    def with_options(self, *, seed: int, batch_size: int, views: int | None = None) -> DataModule:
+        """Return the same splits under another seed, batch size and number of views."""
         twin = copy.copy(self)
         twin.trainer = None
-        twin.seed, twin.batch_size = seed, batch_size
+        twin.seed, twin.batch_size, twin.views = seed, batch_size, views
         twin._keys(twin.train, shuffle=True)
         return twin
 
     def train_dataloader(self) -> KeyLoader:
         """Return shuffled batches of augmented views, without a ragged last batch."""
-        loader = self._loader(self.train, shuffle=True)
+        loader = self._loader(self.train, shuffle=True, fetch=not self._on_gpu())
         loader.position = self._batches_done
         return loader
 
@@ -131,12 +144,87 @@ class DataModule(pl.LightningDataModule):
         """Return uint8 images `[n, C, H, W]` of rows of the test split, without augmentation."""
         return KeyedSplit(self.test, self.view, self.seed)[CLEAN, rows][0]
 
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> list[Tensor]:
-        """Make the views, on the device."""
-        images, target, index, epoch = batch
-        if isinstance(self.view, ResidentView):
-            images = self.view(images, self.seed, epoch, index)
-        return [images.float().div(255), target, index]
+    def training_views(self, epoch: int, rows: Tensor) -> Tensor:
+        """Return what an epoch (or CLEAN) shows of rows of the training split.
+
+        Mixed views are shown mixed, uint8 `[n, C, H, W]`.
+        """
+        batch = KeyedSplit(self.train, self.view, self.seed, self.views)[epoch, rows]
+        return self._shown(*batch)[0]
+
+    def in_order(
+        self, split: Split, number: int, positions: Sequence[Tensor], device: torch.device
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield one view of a split's samples, float32 on a device, and their indices on the CPU.
+
+        Args:
+            split: one of the splits.
+            number: which of its views, or CLEAN.
+            positions: of the samples in the split, int64 `[N]` for each batch.
+            device: where views are made.
+        """
+        loader = DataLoader(
+            KeyedSplit(split, self.view, self.seed, self.views),
+            batch_size=None,
+            sampler=[(number, batch) for batch in positions],
+            num_workers=self.num_workers if isinstance(split, Streamed) else 0,
+        )
+        for images, target, index, _ in loader:
+            shown = self._shown(images.to(device), target.to(device), index.to(device), number)
+            yield shown[0].float().div_(255), index
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Let a model look up, while the batch is on the CPU, what it keeps of these samples."""
+        look_up = getattr(self.trainer and self.trainer.lightning_module, "look_up", None)
+        known = look_up(batch[3], batch[2]) if look_up else None
+        return batch if known is None else (*batch, known)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> list[Any]:
+        """Make the views, on the device; what a model has added to its batch follows them."""
+        images, target, index, number, *rest = batch
+        images, target = self._shown(images, target, index, number)
+        return [images.float().div_(255), target, index, number, *rest]
+
+    def _shown(
+        self, images: Tensor, target: Tensor, index: Tensor, number: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return a batch's uint8 views and its targets; images may be positions in train."""
+        if number == CLEAN or not isinstance(self.view, ResidentView):
+            return images, target
+        if images.ndim == 1:
+            images = self._train_on(images.device).images.index_select(0, images)
+        if self.view.mixes:
+            return self._mixed(self.view, images, target, index, number)
+        return self.view(images, self.seed, number, index), target
+
+    def _mixed(
+        self, view: ResidentView, images: Tensor, target: Tensor, index: Tensor, number: int
+    ) -> tuple[Tensor, Tensor]:
+        train = self._train_on(images.device)
+        others = view.partners(self.seed, number, index, len(train))
+        # One call for both halves: a view is the same in any batch.
+        images = torch.cat([images, train.images.index_select(0, others)])
+        views = view(images, self.seed, number, torch.cat([index, train.index[others]]))
+        own, partners = views.chunk(2)
+        mixed, share = view.mixed(own, partners, self.seed, number, index)
+        return mixed, class_probabilities(target, train.labels[others], share, self.num_classes)
+
+    def _train_on(self, device: torch.device) -> Resident:
+        """Return the training split on a device, to which it is sent once."""
+        train = self.train
+        assert isinstance(train, Resident)
+        if train.images.device == device:
+            return train
+        if device not in self._copies:
+            parts = (train.images, train.labels, train.index)
+            self._copies[device] = Resident(*(part.to(device) for part in parts))
+        return self._copies[device]
+
+    def _on_gpu(self) -> bool:
+        """Whether training images lie on a GPU, so that batches need only say which they are."""
+        if not isinstance(self.trainer, pl.Trainer) or not isinstance(self.train, Resident):
+            return False
+        return self.trainer.strategy.root_device.type == "cuda"
 
     def _keys(self, split: Split, shuffle: bool) -> KeySampler:
         rank = self.trainer.global_rank if self.trainer else 0
@@ -149,10 +237,10 @@ class DataModule(pl.LightningDataModule):
             return 0
         return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
-    def _loader(self, split: Split, shuffle: bool = False) -> KeyLoader:
+    def _loader(self, split: Split, shuffle: bool = False, fetch: bool = True) -> KeyLoader:
         streamed = isinstance(split, Streamed)
         return KeyLoader(
-            KeyedSplit(split, self.view, self.seed),
+            KeyedSplit(split, self.view, self.seed, self.views, fetch),
             batch_size=None,
             sampler=self._keys(split, shuffle),
             num_workers=self.num_workers if streamed else 0,
@@ -246,24 +334,56 @@ class KeyLoader(DataLoader[Any]):
 
 
 class KeyedSplit(Dataset[Any]):
-    """A split read by batches of keys."""
+    """A split read by batches of keys.
 
-    def __init__(self, split: Split, view: ResidentView | StreamedView, seed: int) -> None:
+    Args:
+        split: the samples.
+        view: how streamed views are made; those of images in memory are made later.
+        seed: the seed of the views.
+        views: how many views each sample has, or None for a new one every epoch.
+        fetch: whether to return images, rather than the positions of those that are in memory.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        view: ResidentView | StreamedView,
+        seed: int,
+        views: int | None = None,
+        fetch: bool = True,
+    ) -> None:
         self.split, self.view, self.seed = split, view, seed
+        self.views, self.fetch = views, fetch
 
     def __getitem__(self, key: Key) -> tuple[Tensor, Tensor, Tensor, int]:
         epoch, positions = key
+        number = epoch if epoch == CLEAN or self.views is None else epoch % self.views
         found = positions.clamp(min=0)
         index = torch.where(positions < 0, positions, self.split.index[found])
-        return self._images(epoch, found), self.split.labels[found], index, epoch
+        images = self._images(number, found) if self.fetch else found
+        return images, self.split.labels[found], index, number
 
-    def _images(self, epoch: int, positions: Tensor) -> Tensor:
+    def _images(self, number: int, positions: Tensor) -> Tensor:
         split, view = self.split, self.view
         if isinstance(split, Resident):
-            return split.images[positions]
+            return split.images.index_select(0, positions)
         assert isinstance(view, StreamedView)
         indices = split.index[positions].tolist()
-        return torch.stack([view(split.load(i), self.seed, epoch, i) for i in indices])
+        return torch.stack([view(split.load(i), self.seed, number, i) for i in indices])
+
+
+def class_probabilities(target: Tensor, other: Tensor, share: Tensor, classes: int) -> Tensor:
+    """Return `share·[target = k] + (1 − share)·[other = k]`, float32 `[N, K]`.
+
+    Args:
+        target: the samples' labels, int64 `[N]`.
+        other: their partners' labels, int64 `[N]`.
+        share: the samples' shares in [0, 1], float64 `[N]`.
+        classes: K.
+    """
+    names = torch.arange(classes, device=target.device)
+    own, partners = ((labels[:, None] == names).double() for labels in (target, other))
+    return (own * share[:, None] + partners * (1 - share)[:, None]).float()
 
 
 def cut_splits(
@@ -292,9 +412,24 @@ def build_view(
     resident = isinstance(split, Resident)
     known = [f.name for f in fields(ResidentView)] if resident else [*TRAINING, *EVALUATION]
     for name in options:
+        if name in MIXING and not resident:
+            raise ValueError(f"data.view.{name} needs images in memory, and these are streamed")
         if name not in known:
             raise ValueError(f"data.view has no option {name}; there are {', '.join(known)}")
-    return ResidentView(**options) if resident else streamed_view(options, image_size, channels)
+    if resident:
+        return resident_view(options, channels)
+    return streamed_view(options, image_size, channels)
+
+
+def resident_view(options: Mapping[str, Any], channels: int) -> ResidentView:
+    """Return the view of these options, which images of so many channels must allow."""
+    view = ResidentView(**options)
+    if channels != 3 and view.needs_colour:
+        raise ValueError(
+            f"data.view.{view.needs_colour[0]} needs colours (3 channels), and these images have "
+            f"{channels}"
+        )
+    return view
 
 
 def streamed_view(options: Mapping[str, Any], image_size: int, channels: int) -> StreamedView:
@@ -344,6 +479,14 @@ def check_numbers(
     for name, share in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
         if not 0 < share < 1:
             raise ValueError(f"data.{name} must lie between 0 and 1, got {share}")
+
+
+def check_views(views: Any) -> None:
+    """Refuse a number of views per sample that is not one."""
+    if views is not None and (not isinstance(views, int) or isinstance(views, bool) or views < 1):
+        raise ValueError(
+            f"data.views must be how many views each sample has, at least 1, or null, got {views!r}"
+        )
 
 
 def check_cuttable(source: Source) -> None:

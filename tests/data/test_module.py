@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
@@ -20,7 +21,7 @@ from distill.cli import CONF
 from distill.config import build_data
 from distill.data import DataModule
 from distill.data.folder import folder
-from distill.data.module import KeySampler, build_view, configured
+from distill.data.module import KeySampler, build_view, class_probabilities, configured
 from distill.data.splits import Resident, Source, Streamed
 from distill.data.timm_data import timm_dataset
 from distill.data.views import CLEAN, ResidentView, StreamedView
@@ -265,15 +266,17 @@ def test_evaluation_is_in_order_complete_and_clean():
     loaders = (data.val_dataloader(), data.test_dataloader(), *data.predict_dataloader())
     for split, loader in zip((data.val, data.test) * 2, loaders, strict=True):
         found = [data.on_after_batch_transfer(b, 0) for b in batches(loader, epoch=3)]
-        assert torch.cat([index for _, _, index in found]).equal(split.index)
-        assert torch.cat([target for _, target, _ in found]).equal(split.labels)
-        assert torch.equal(torch.cat([view for view, _, _ in found]), split.images.float() / 255)
+        assert torch.cat([index for _, _, index, _ in found]).equal(split.index)
+        assert torch.cat([target for _, target, _, _ in found]).equal(split.labels)
+        assert {number for *_, number in found} == {CLEAN}
+        assert torch.equal(torch.cat([b[0] for b in found]), split.images.float() / 255)
 
 
 def test_views_are_made_after_the_transfer_and_are_floats_up_to_one():
     data = module(source=source(resident(600)), batch_size=8, view={"pad": 1}, seed=4)
     batch = batches(data.train_dataloader(), 2)[0]
-    view, target, index = data.on_after_batch_transfer(batch, 0)
+    view, target, index, number = data.on_after_batch_transfer(batch, 0)
+    assert number == 2
     assert view.dtype == torch.float32
     assert torch.equal(view, ResidentView(pad=1)(batch[0], 4, 2, batch[2]).float() / 255)
     assert torch.equal(target, batch[1])
@@ -333,9 +336,211 @@ def test_a_loader_left_early_starts_the_next_epoch_from_its_beginning():
     assert same(batches(loader, 1), batches(data.train_dataloader(), 1))
 
 
+def test_what_a_model_adds_to_its_batch_follows_the_view():
+    data = module()
+    batch = batches(data.val_dataloader())[0]
+    assert data.on_after_batch_transfer([*batch, "answers"], 0)[3:] == [CLEAN, "answers"]
+
+
+# A number of views
+
+
+@pytest.mark.parametrize("make", [module, streamed_module])
+def test_views_come_again_while_the_order_is_new(make):
+    options = {"view": {"pad": 1}} if make is module else {"view": AUGMENTED}
+
+    def shown(epoch, views):
+        data = make(views=views, **options)
+        found = batches(data.train_dataloader(), epoch)
+        found = [data.on_after_batch_transfer(batch, 0) for batch in found]
+        assert {number for *_, number in found} == {epoch % views if views else epoch}
+        index = torch.cat([b[2] for b in found])
+        rows = torch.cat([b[0] for b in found])
+        return index.tolist(), dict(zip(index.tolist(), rows, strict=True))
+
+    order, first = shown(1, 3)
+    again_order, again = shown(4, 3)
+    fresh_order, fresh = shown(4, None)
+    assert again_order != order
+    assert again_order == fresh_order  # the order has nothing to do with how many views there are
+    both = first.keys() & again.keys()
+    assert len(both) > len(order) // 2
+    assert all(torch.equal(first[index], again[index]) for index in both)
+    assert any(not torch.equal(fresh[index], again[index]) for index in both)
+    assert torch.equal(next(iter(shown(1, 2)[1].values())), next(iter(shown(1, None)[1].values())))
+
+
+@pytest.mark.parametrize("views", [0, -1, 1.5, "2", True, float("nan")])
+def test_a_number_of_views_that_is_none_is_refused(views):
+    with pytest.raises(ValueError, match=r"data\.views must be how many"):
+        module(views=views)
+
+
+# Mixed views
+
+
+def photos(count=90, classes=3):
+    """Colour noise in which no two samples are alike."""
+    generator = torch.Generator().manual_seed(5)
+    images = torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    return Resident(images, torch.arange(count) % classes)
+
+
+def mixing(batch_size=8, seed=3, **options):
+    names = ["red", "green", "blue"]
+    view = {"pad": 1, "flip": True, **(options.pop("view", None) or {"mixup": 1.0, "cutmix": 1.0})}
+    made = Source("photos", names, 3, photos())
+    return DataModule(made, view, batch_size=batch_size, seed=seed, **options)
+
+
+def shown(data, epoch=2):
+    found = [data.on_after_batch_transfer(b, 0) for b in batches(data.train_dataloader(), epoch)]
+    return [torch.cat(part) for part in list(zip(*found, strict=True))[:3]]
+
+
+def test_a_mixed_view_is_its_own_with_its_partners_view_of_the_epoch():
+    data, plain = mixing(), mixing(view={"mixup": 0.0})
+    assert data.soft_targets
+    assert not plain.soft_targets
+    views, target, index = shown(data)
+    rows = (data.train.index == index[:, None]).int().argmax(1)
+    others = data.view.partners(3, 2, index, len(data.train))
+    own, partner = plain.training_views(2, rows), plain.training_views(2, others)
+    expected, share = data.view.mixed(own, partner, 3, 2, index)
+    assert torch.equal((views * 255).round().byte(), expected)
+    assert target.dtype == torch.float32
+    assert torch.allclose(target.sum(1), torch.ones(len(target)))
+    for row, probabilities in enumerate(target):
+        wanted = torch.zeros(3)
+        wanted[data.train.labels[rows[row]]] += share[row].float()
+        wanted[data.train.labels[others[row]]] += 1 - share[row].float()
+        assert torch.allclose(probabilities, wanted)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 30])
+def test_mixed_views_and_their_targets_do_not_depend_on_the_batch(batch_size):
+    def by_index(size):
+        return {int(i): (v, t) for v, t, i in zip(*shown(mixing(size)), strict=True)}
+
+    expected, found = by_index(7), by_index(batch_size)
+    both = expected.keys() & found.keys()
+    assert len(both) > 50
+    for index in both:
+        assert all(map(torch.equal, expected[index], found[index]))
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_mix_as_one_process_does(ranks):
+    def by_index(rank, ranks, size):
+        data = mixing(size)
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=ranks)
+        return {int(i): (v, t) for v, t, i in zip(*shown(data), strict=True)}
+
+    alone = by_index(0, 1, 12)
+    together = [by_index(rank, ranks, 12 // ranks) for rank in range(ranks)]
+    assert sum(map(len, together)) == len(alone)
+    for share in together:
+        assert all(all(map(torch.equal, found, alone[index])) for index, found in share.items())
+
+
+def test_evaluation_is_not_mixed():
+    data = mixing()
+    for split, loader in ((data.val, data.val_dataloader()), (data.test, data.test_dataloader())):
+        found = [data.on_after_batch_transfer(b, 0) for b in batches(loader)]
+        assert torch.equal(torch.cat([b[0] for b in found]), split.images.float() / 255)
+        assert torch.equal(torch.cat([b[1] for b in found]), split.labels)
+
+
+def test_the_same_class_twice_is_sure():
+    labels, share = torch.tensor([0, 1]), torch.tensor([0.3, 1.0]).double()
+    found = class_probabilities(labels, torch.tensor([0, 2]), share, 3)
+    assert found.tolist() == [[1, 0, 0], [0, 1, 0]]
+    found = class_probabilities(labels, torch.tensor([2, 2]), torch.tensor([0.25, 0.5]).double(), 3)
+    assert found.tolist() == [[0.25, 0, 0.75], [0, 0.5, 0.5]]
+
+
+def test_training_views_are_what_training_shows():
+    for data in (module(view={"pad": 1}), mixing(), streamed_module(view=AUGMENTED, views=2)):
+        views, _, index = shown(data, 3)
+        rows = (data.train.index == index[:, None]).int().argmax(1)
+        assert torch.equal(data.training_views(3, rows), (views * 255).round().byte())
+        clean = data.training_views(CLEAN, rows)
+        assert clean.dtype == torch.uint8
+        assert not torch.equal(clean, data.training_views(3, rows))
+
+
+class Watcher(pl.LightningModule):
+    """Write down what a trainer hands to its module."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.train_batches, self.val_batches = [], []
+
+    def training_step(self, batch, batch_idx):
+        self.train_batches.append((self.current_epoch, batch))
+        return self.weight.sum()
+
+    def validation_step(self, batch, batch_idx):
+        self.val_batches.append(batch)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("make", [mixing, streamed_module])
+def test_a_trainer_hands_on_views_targets_indices_and_the_number_of_the_view(make, tmp_path):
+    data, watcher = make(views=2), Watcher()
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=3, limit_train_batches=2, num_sanity_val_steps=0,
+        use_distributed_sampler=False, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(watcher, datamodule=data)
+    numbers = [(epoch, batch[3]) for epoch, batch in watcher.train_batches]
+    assert numbers == [(0, 0), (0, 0), (1, 1), (1, 1), (2, 0), (2, 0)]
+    for _, (view, target, index, number) in watcher.train_batches:
+        rows = (data.train.index == index[:, None]).int().argmax(1)
+        assert torch.equal((view * 255).round().byte(), data.training_views(number, rows))
+        assert target.ndim == 1 + data.soft_targets
+    assert {batch[3] for batch in watcher.val_batches} == {CLEAN}
+    assert {batch[1].dtype for batch in watcher.val_batches} == {torch.int64}
+
+
+# Data on the device
+
+
+@pytest.mark.parametrize("make", [module, mixing])
+def test_batches_of_positions_become_the_same_views(make, monkeypatch):
+    expected = shown(make())
+    monkeypatch.setattr(DataModule, "_on_gpu", lambda self: True)
+    data = make()
+    positions = batches(data.train_dataloader(), 2)[0][0]
+    assert (positions.ndim, positions.dtype) == (1, torch.int64)  # all that travels
+    assert all(map(torch.equal, shown(data), expected))
+
+
+def test_the_training_split_is_sent_to_a_device_once_and_shared_with_twins():
+    data = mixing()
+    assert data._train_on(torch.device("cpu")) is data.train
+    meta = data._train_on(torch.device("meta"))
+    assert meta.images.device.type == meta.index.device.type == "meta"
+    assert data.with_options(seed=1, batch_size=4)._train_on(torch.device("meta")) is meta
+
+
 # Streamed data and workers
 
 AUGMENTED = {"scale": [0.3, 1.0], "color_jitter": 0.4, "auto_augment": "rand-m9-mstd0.5"}
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_workers_of_streamed_data_stay_and_read_ahead(monkeypatch, on_gpu):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
+    loader = streamed_module(workers=2).train_dataloader()
+    assert loader.persistent_workers
+    assert loader.prefetch_factor == 2  # batches that each worker has ready
+    assert loader.pin_memory == on_gpu
+    assert module().train_dataloader().num_workers == 0
 
 
 @pytest.mark.slow
@@ -479,6 +684,9 @@ def test_enlarged_and_reduced_clean_views_are_not_aliased():
         ({"pad": -1}, "data.view.pad"),
         ({"pad": "wide"}, "data.view.pad"),
         ({"hflip": 0.5}, "hflip"),
+        ({"hue": 0.1}, r"data\.view\.hue needs colours \(3 channels\), and these images have 1"),
+        ({"saturation": 0.1}, "saturation needs colours"),
+        ({"crop_scale": [0.5]}, "data.view.crop_scale must be two shares"),
     ],
 )
 def test_wrong_options_of_views_in_memory_are_named(options, word):
@@ -491,6 +699,8 @@ def test_wrong_options_of_views_in_memory_are_named(options, word):
     [
         ({"hfilp": 0.5}, "data.view has no option hfilp; there are scale"),
         ({"pad": 2}, "no option pad"),
+        ({"mixup": 0.2}, "data.view.mixup needs images in memory, and these are streamed"),
+        ({"cutmix": 1.0}, "data.view.cutmix needs images in memory"),
         ({"re_prob": 0.25}, "no option re_prob"),  # timm would leave it out without a word
         ({"separate": True}, "no option separate"),
         ({"normalize": True}, "no option normalize"),
@@ -599,8 +809,8 @@ def test_classes_of_three_images_among_larger_ones_can_be_cut(counts, seed):
 
 def group(name, *overrides):
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        overrides = [f"data={name}", *(f"data.{override}" for override in overrides)]
-        return build_data(compose("train", overrides))
+        named = [f"{'+' * (o[0] == '+')}data.{o.removeprefix('+')}" for o in overrides]
+        return build_data(compose("train", [f"data={name}", *named]))
 
 
 def test_config_groups_build_what_their_command_names(tmp_path):
@@ -626,6 +836,17 @@ def test_a_config_groups_keys_go_to_the_source_and_the_module_that_they_fit():
     for extra in ({"channels": 3}, {"rot": "there"}):
         with pytest.raises(TypeError, match=next(iter(extra))):
             configured(opened, **options, **extra)
+
+
+def test_views_of_data_in_memory_take_their_options_from_the_command_line():
+    told = ("view.crop_scale=[0.5,1]", "view.zoom=[0.9,1.1]", "view.mixup=0.2")
+    data = group("digits", *told, "views=3")
+    assert data.views == 3
+    options = {"crop_ratio": [0.75, 1.3333], "erase_scale": [0.02, 0.3333]}
+    assert data.view == ResidentView(pad=1, crop_scale=[0.5, 1], zoom=[0.9, 1.1], mixup=0.2,
+                                     erase_ratio=[0.3, 3.3333], **options)  # fmt: skip
+    target = shown(data)[1]
+    assert target.shape[1] == 10
 
 
 def test_options_of_a_source_are_keys_of_its_config_group(tmp_path):
@@ -655,6 +876,10 @@ def test_options_of_a_source_are_keys_of_its_config_group(tmp_path):
         ("timm", ["root=HERE", "splits.test=tset"], "contains train"),
         ("timm", ["root=HERE", "name=cifar10"], "data.name=cifar10"),
         ("digits", ["view.pad=-1"], "data.view.pad"),
+        ("digits", ["+view.crop_scale=[1,0.5]"], "data.view.crop_scale must be two shares"),
+        ("digits", ["+view.zoom=[nan,1]"], "data.view.zoom must be two factors"),
+        ("digits", ["view.hue=0.1"], "data.view.hue needs colours"),
+        ("digits", ["views=0"], "data.views must be how many"),
         ("digits", ["image_size=0"], "data.image_size"),
         ("digits", ["val_fraction=2"], "data.val_fraction"),
     ],
