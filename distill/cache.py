@@ -1,4 +1,4 @@
-"""Models trained on labels, kept so that a teacher and a baseline are trained once."""
+"""What runs keep for each other: models trained on labels, and the teacher's answers."""
 
 from __future__ import annotations
 
@@ -6,19 +6,26 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import pytorch_lightning as pl
 import torch
 from filelock import FileLock
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 
 from distill import config, report
 from distill.data import DataModule
+from distill.data.views import CLEAN, RECIPE
 from distill.models.build import channels_last
 from distill.models.bundle import load_student, read_checkpoint
+from distill.models.ensemble import Ensemble
+from distill.models.teacher import Teacher
+from distill.objectives import Objective
+from distill.recall import Recall
 from distill.report.reading import METRICS
+from distill.store import Layout, TeacherStore, check_size, describe, store_folder
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +43,8 @@ def trained_once(cfg: DictConfig, data: DataModule, role: str, train_and_keep: T
         role: `teacher` or `baseline`, for messages and the folder's name.
         train_and_keep: trains the model and writes its bundle into the folder that it is given.
     """
-    data = data.with_options(seed=cfg.data.seed, batch_size=cfg.data.batch_size)
+    options = {key: cfg.data[key] for key in ("seed", "batch_size", "views")}
+    data = data.with_options(**options)
     kept = Path(cfg.paths.cache) / f"{role}-{fit_key(cfg, data)}"
     kept.parent.mkdir(parents=True, exist_ok=True)
     if kept.is_dir():
@@ -79,20 +87,124 @@ def fit_key(cfg: DictConfig, data: DataModule) -> str:
     decided = {key: values[key] for key in ("student", "optimizer", "scheduler", "seed")}
     decided |= {"trainer": trainer, "view": values["data"]["view"], "size": data.image_size}
     decided |= {"batch_size": data.batch_size, "data": data.fingerprint, "order": data.seed}
-    decided |= {"channels": data.in_chans, "classes": data.num_classes}
+    decided |= {"channels": data.in_chans, "classes": data.num_classes, "views": data.views}
     decided["gpu"] = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
     if cfg.student.checkpoint:  # a path may come to hold other weights
-        decided["student"]["checkpoint"] = weights_digest(cfg.student.checkpoint)
+        decided["student"]["checkpoint"] = digest(read_checkpoint(cfg.student.checkpoint).weights)
     decided["callbacks"] = callbacks
     decided["versions"] = report.versions()
     text = json.dumps(decided, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def weights_digest(path: str) -> str:
-    """Return a hash of the weights in a checkpoint."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(read_checkpoint(path).weights.items()):
-        digest.update(name.encode())
-        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def digest(tensors: Mapping[str, Tensor], about: str = "") -> str:
+    """Return a hash of named tensors, and of what else is to be told apart."""
+    found = hashlib.sha256(about.encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def open_recall(
+    cfg: DictConfig,
+    data: DataModule,
+    teacher: Teacher | None,
+    objective: Objective,
+    rank: int = 0,
+) -> Recall | None:
+    """Return the stores of a run, or None where it has none.
+
+    With `store=auto` whatever stands in the way turns the store off and says so.
+
+    Raises:
+        ValueError: with `store=disk`, if the answers cannot be kept.
+    """
+    options = cfg.get("store")
+    if teacher is None or not options or not options.mode:
+        return None
+    stores: dict[str, TeacherStore] = {}
+    try:
+        check_store(cfg, data, objective, teacher.model)
+        for split in ("train", "val"):
+            stores[split] = open_store(cfg, data, teacher, split, rank)
+    except ValueError as error:
+        Recall(stores).close()
+        if options.mode == "disk":
+            raise
+        log.info("teacher store: off (%s)", error)
+        return None
+    log.info("teacher store: %s, in %s", expected(cfg, data), options.path)
+    return Recall(stores)
+
+
+def check_store(
+    cfg: DictConfig, data: DataModule, objective: Objective, model: nn.Module | None = None
+) -> None:
+    """Refuse a store for what it cannot hold, or that would not fit its limit."""
+    options = cfg.store
+    if objective.needs_features:
+        raise ValueError("store: the teacher's feature maps are not kept, only its logits")
+    if isinstance(model, Ensemble) and model.combine == "draw":
+        raise ValueError("store: an ensemble that draws its answers has no lasting one")
+    layout = Layout(data.num_classes, options.dtype, options.topk)
+    check_size(rows(data, "train"), views(cfg, data), layout, options.max_gb)
+
+
+def open_store(
+    cfg: DictConfig, data: DataModule, teacher: Teacher, split: str, rank: int
+) -> TeacherStore:
+    """Return the store of one split, whose name is a hash of all that decides an answer."""
+    options = cfg.store
+    facts = {
+        "split": split,
+        "teacher": digest(teacher.model.state_dict(), repr(teacher.model)),
+        "preprocessing": digest(teacher.normalize.state_dict(), repr(teacher.normalize)),
+        "data": data.fingerprint,
+        "image_size": list(data.image_size),
+        "view": [RECIPE, config.plain(cfg.data.view)],
+        "seed": data.seed if split == "train" else None,  # a clean view is drawn from nothing
+        "batch_size": teacher.batch_size,
+        "precision": str(cfg.trainer.precision),
+        "gpu": cfg.trainer.accelerator != "cpu" and torch.cuda.is_available(),
+        "versions": {key: report.versions()[key] for key in ("distill", "torch", "timm")},
+    }
+    samples, classes, kept = rows(data, split), data.num_classes, (options.dtype, options.topk)
+    folder = store_folder(options.path, facts, samples, classes, *kept)
+    shown = views(cfg, data) if split == "train" else 1
+    return TeacherStore(folder, facts, samples, classes, shown, *kept, options.max_gb, rank)
+
+
+def rows(data: DataModule, split: str) -> int:
+    """Return how many rows a split's store has: one for each index up to its largest."""
+    return int(getattr(data, split).index.max()) + 1
+
+
+def views(cfg: DictConfig, data: DataModule) -> int:
+    """Return how many views of a training image a run shows."""
+    return data.views or int(cfg.trainer.max_epochs)
+
+
+def expected(cfg: DictConfig, data: DataModule) -> str:
+    """Return what a store will hold and how large it will be, for people."""
+    kept = (cfg.store.dtype, cfg.store.topk)
+    return describe(len(data.train), data.num_classes, views(cfg, data), *kept)
+
+
+def fill(
+    cfg: DictConfig, data: DataModule, teacher: Teacher, recall: Recall, trainer: pl.Trainer
+) -> None:
+    """Ask the teacher for every view that a run will show, of which no answer is kept yet."""
+    shown = [("val", CLEAN), *(("train", number) for number in range(views(cfg, data)))]
+    device = trainer.strategy.root_device
+    teacher.to(device)
+    for name, number in shown:
+        split = getattr(data, name)
+        batches = torch.arange(len(split)).split(data.batch_size)
+        missing = [b for b in batches if not recall.read(name, number, split.index[b]).complete]
+        for view, index in data.in_order(split, number, missing, device):
+            with trainer.precision_plugin.forward_context():
+                answers = teacher(view)
+            recall.complete(recall.read(name, number, index), answers)
+        what = "validation" if number == CLEAN else f"view {number + 1} of {len(shown) - 1}"
+        log.info("teacher store: %s, %d of %d batches asked", what, len(missing), len(batches))

@@ -46,6 +46,11 @@ def evaluate() -> None:
     run_command("eval", "evaluate")
 
 
+def store() -> None:
+    """`distill-store`: keep the teacher's answers ahead of training."""
+    run_command("train", "fill_store")
+
+
 def report() -> None:
     """`distill-report`: rebuild the pages of runs and sweeps from their files."""
     parser = argparse.ArgumentParser(

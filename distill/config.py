@@ -146,7 +146,10 @@ def check_objective(cfg: DictConfig, data: DataModule, objective: Objective) -> 
         2, 2, data.num_classes, generator=torch.Generator().manual_seed(0)
     )
     maps = [torch.ones(2, 1, 1, 1)]
-    inputs = {"student": logits, "teacher": teacher, "target": torch.tensor([0, 1])}
+    target = torch.tensor([0, 1])
+    if data.soft_targets:
+        target = torch.nn.functional.one_hot(target, data.num_classes).float()
+    inputs = {"student": logits, "teacher": teacher, "target": target}
     inputs |= {"temperature": objective.temperature, "class_counts": data.class_counts}
     inputs |= {"student_maps": maps, "projected_maps": maps, "teacher_maps": maps}
     for name, term in objective.terms.items():
@@ -313,6 +316,7 @@ def alone(cfg: DictConfig, role: str) -> DictConfig:
         derived.trainer.max_epochs = recipe.max_epochs
         derived.seed = derived.data.seed = recipe.seed
         derived.data.batch_size = recipe.batch_size
+        derived.data.views = None  # its answers are kept for the student, not for itself
         derived.callbacks = {
             name: node for name, node in present(cfg.callbacks) if name == "progress"
         }

@@ -64,16 +64,7 @@ class Answers:
 
 def answer(cfg: DictConfig, module: Distiller, data: DataModule) -> Answers:
     """Return student's and teacher's answers to both splits, on one device and in float32."""
-    devices = config.plain(cfg.trainer.devices)
-    trainer = pl.Trainer(
-        accelerator=cfg.trainer.accelerator,
-        devices=devices[:1] if isinstance(devices, list) else 1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
+    trainer = single_device(cfg)
     batches = trainer.predict(module, datamodule=data)
     assert batches is not None
     return Answers(
@@ -82,6 +73,21 @@ def answer(cfg: DictConfig, module: Distiller, data: DataModule) -> Answers:
             for split, answers in zip(SPLITS, batches, strict=True)
         },
         trainer.strategy.root_device,
+    )
+
+
+def single_device(cfg: DictConfig, **options: Any) -> pl.Trainer:
+    """Return a quiet trainer on the first of a run's devices."""
+    devices = config.plain(cfg.trainer.devices)
+    return pl.Trainer(
+        accelerator=cfg.trainer.accelerator,
+        devices=devices[:1] if isinstance(devices, list) else 1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        **options,
     )
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_utilities import apply_to_collection
+from pytorch_lightning.trainer.states import RunningStage
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
@@ -23,8 +26,15 @@ from distill.metrics import (
 from distill.models.features import forward_with_features
 from distill.models.teacher import Teacher
 from distill.objectives import Objective
+from distill.recall import Known, Recall
 
 DEFAULT_TOPK = (1, 5)
+# What Lightning does → the split whose teacher's answers a store keeps.
+STORED: dict[RunningStage | None, str] = {
+    RunningStage.TRAINING: "train",
+    RunningStage.VALIDATING: "val",
+    RunningStage.SANITY_CHECKING: "val",
+}
 Batch = Sequence[Tensor]
 
 
@@ -75,6 +85,7 @@ class Distiller(pl.LightningModule):
         self.objective.connect(student, self.teacher.model if self.teacher else None)
         self.topk = resolve_topk(topk, self.num_classes)
         self.metrics = nn.ModuleDict({stage: self._metrics() for stage in ("val", "test")})
+        self.recall: Recall | None = None  # where the teacher's answers are kept
         self.about: dict[str, Any] = {}  # plain values that checkpoints carry as they are
 
     def forward(self, view: Tensor) -> Tensor:
@@ -86,14 +97,24 @@ class Distiller(pl.LightningModule):
         if self.teacher is not None:
             self.teacher.to(self.device)
 
+    def look_up(self, view: int, index: Tensor) -> Known | None:
+        """Return what is kept of the teacher's answers to a batch that is still on the CPU.
+
+        Args:
+            view: which of its views the batch shows.
+            index: the samples' indices `[N]`.
+        """
+        split = STORED.get(self.trainer.state.stage)
+        return self.recall.read(split, view, index) if self.recall and split else None
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the objective's loss on one batch."""
-        view, target = batch[:2]
-        losses = self.objective(*self._answers(view, target, self.global_step))
+        losses = self.objective(*self._answers(batch, self.global_step))
         values = {f"train/{name}": value.detach() for name, value in losses.items()}
         if self.objective.curriculum is not None:
             values["train/temperature"] = self.objective.curriculum.last_mean
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(view), sync_dist=True)
+        size = len(batch[0])
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         return losses["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -156,26 +177,35 @@ class Distiller(pl.LightningModule):
         # Under bf16-true, views made after Lightning's own conversion are wider than the weights.
         return self.normalize(view.to(self.dtype))
 
-    def _answers(self, view: Tensor, target: Tensor, step: int | None = None) -> tuple[Any, ...]:
+    def _answers(self, batch: Batch, step: int | None = None) -> tuple[Any, ...]:
         """Return what the objective is called with."""
+        view, target, *rest = batch
         if self.teacher is None:
             return self(view), None, target
         if not self.objective.needs_features:
-            return self(view), self.teacher(view, step), target
+            known: Any = rest[2] if len(rest) > 2 else None
+            return self(view), self._teacher_logits(view, step, known), target
         stages = self.objective.stages
         student, ours = forward_with_features(self.student, self._images(view), stages)
         teacher, theirs = self.teacher.with_features(view, stages)
         return student, teacher, target, (ours, theirs)
 
+    def _teacher_logits(self, view: Tensor, step: int | None, known: Known | None) -> Tensor:
+        assert self.teacher is not None
+        if known is None or self.recall is None:
+            return self.teacher(view, step)
+        if known.complete:
+            return known.logits
+        return self.recall.complete(known, self.teacher(view, step))
+
     def _evaluate(self, stage: str, batch: Batch) -> None:
-        view, target = batch[:2]
+        answers = self._answers(batch)
         if len(batch) > 2 and self.trainer.world_size > 1:
             real = batch[2] >= 0
-            view, target = view[real], target[real]
-        if not len(target):
-            return
-        answers = self._answers(view, target)
-        student, teacher = answers[0].float(), answers[1]
+            if not real.any():
+                return
+            answers = apply_to_collection(answers, Tensor, operator.itemgetter(real))
+        student, teacher, target = answers[0].float(), *answers[1:3]
         losses = self.objective(*answers)
         probs = student.softmax(dim=1)
         for name, metric in self.metrics[stage].items():  # type: ignore[operator]

@@ -58,8 +58,10 @@ class Term:
         tensors = (given[name] for name in self.loss.inputs)
         values = self.loss.function(*tensors, **{**shared, **self.options})
         if self.reweight is not None:
-            weights = class_balanced_weights(given["class_counts"], self.reweight)
-            values = values * weights.to(values)[given["target"]]
+            weights = class_balanced_weights(given["class_counts"], self.reweight).to(values)
+            target = given["target"]  # labels, or the shares of several
+            soft = target.is_floating_point()
+            values = values * (target.to(values) @ weights if soft else weights[target])
         return values.mean()
 
 

@@ -16,9 +16,10 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from distill import config, judge, report
-from distill.cache import keep_history, trained_once
+from distill.cache import check_store, fill, keep_history, open_recall, trained_once
 from distill.callbacks.speed import Speed
 from distill.data import DataModule
+from distill.data.preview import contact_sheet
 from distill.models.build import ModelSpec, Normalize, build_model, normalization
 from distill.models.bundle import read_lightning, save_student, student_weights
 from distill.models.ensemble import Ensemble
@@ -45,6 +46,9 @@ def train(cfg: DictConfig) -> float | None:
     data = config.build_data(cfg)
     for note in data.notes:
         log.info("%s: %s", data.source.name, note)
+    if cfg.views:
+        preview(cfg, data)
+        return None
     objective = config.build_objective(cfg, data)
     config.resolve_student(cfg)
     check_early(cfg, data, objective)
@@ -100,6 +104,33 @@ def evaluate(cfg: DictConfig) -> None:
     write_run(cfg, data, answers, summary)
 
 
+def fill_store(cfg: DictConfig) -> None:
+    """Keep the teacher's answers ahead of the runs that will ask for them."""
+    cfg.store.mode = "disk"
+    data = config.build_data(cfg)
+    objective = config.build_objective(cfg, data)
+    check_store(cfg, data, objective)
+    teacher = prepare_teacher(cfg, data)
+    if teacher is None:
+        raise ValueError("there is no teacher whose answers could be kept")
+    recall = open_recall(cfg, data, teacher, objective)
+    assert recall is not None
+    try:
+        fill(cfg, data, teacher, recall, judge.single_device(cfg, precision=cfg.trainer.precision))
+    finally:
+        recall.close()
+
+
+def preview(cfg: DictConfig, data: DataModule) -> None:
+    """Write `views.png`: what the epochs will show of one training image."""
+    if cfg.views != "preview":
+        raise ValueError(f"views={cfg.views} is unknown: views=preview writes a contact sheet")
+    path = Path(cfg.paths.output_dir) / "views.png"
+    contact_sheet(data, cfg.preview.row, cfg.preview.epochs, path)
+    log.info("image %d, clean and in %d epochs: %s", cfg.preview.row, cfg.preview.epochs,
+             os.path.relpath(path))  # fmt: skip
+
+
 def set_aside(summary: Path) -> None:
     """Rename the summary of an earlier run in the same folder, which would pass for this one's."""
     if summary.is_file() and int(os.environ.get("LOCAL_RANK", 0)) == 0:
@@ -124,6 +155,8 @@ def check_early(cfg: DictConfig, data: DataModule, objective: Objective) -> None
     if cfg.ckpt_path and not Path(cfg.ckpt_path).is_file():
         raise FileNotFoundError(f"ckpt_path={cfg.ckpt_path} does not exist")
     config.check_resume(cfg, student, objective)
+    if cfg.store.mode == "disk" and config.teacher_name(cfg):
+        check_store(cfg, data, objective)
 
 
 def fit(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> tuple[Distiller, pl.Trainer]:
@@ -153,6 +186,7 @@ def fit(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> tuple[Dis
     if cfg.trainer.get("compile"):
         mode = cfg.trainer.compile
         model.compile(mode=None if mode is True else mode)
+    student.recall = open_recall(cfg, data, teacher, objective, trainer.global_rank)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     try:
         trainer.fit(student, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
@@ -162,6 +196,9 @@ def fit(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> tuple[Dis
         if trainer.interrupted:  # Lightning turns Ctrl-C into an exit code of its own
             raise KeyboardInterrupt from None
         raise
+    finally:
+        if student.recall is not None:
+            student.recall.close()
     if "16-true" in str(cfg.trainer.precision):
         student.float()  # what is judged and saved is what a user will load
     return student, trainer
@@ -199,12 +236,12 @@ def load_ensemble(cfg: DictConfig, data: DataModule) -> Teacher:
         model = build_model(ModelSpec(checkpoint=path), config.data_shape(data), "teacher")
         members.append(nn.Sequential(normalization(model, data.in_chans), model))
     weights = config.plain(cfg.teacher.weights)
-    return Teacher(Ensemble(members, cfg.teacher.combine, weights))
+    return Teacher(Ensemble(members, cfg.teacher.combine, weights), batch_size=data.batch_size)
 
 
 def as_teacher(model: nn.Module, data: DataModule) -> Teacher:
     """Freeze a model, with its own normalisation."""
-    return Teacher(model, normalization(model, data.in_chans))
+    return Teacher(model, normalization(model, data.in_chans), data.batch_size)
 
 
 def prepare_baseline(cfg: DictConfig, data: DataModule) -> Distiller:

@@ -23,11 +23,21 @@ class Teacher:
     Args:
         model: views `[N, C, H, W]` in [0, 1] → logits `[N, K]`.
         normalize: the model's own input normalisation, or None.
+        batch_size: how many views it is always shown at once, more in turns and fewer with empty
+            ones beside them: kernels choose their path by the batch size, and then an answer would
+            depend, in its last bits, on how many others were asked for. None shows them as they
+            come.
     """
 
-    def __init__(self, model: nn.Module, normalize: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        normalize: nn.Module | None = None,
+        batch_size: int | None = None,
+    ) -> None:
         self.model = model.requires_grad_(False).eval()
         self.normalize = normalize or nn.Identity()
+        self.batch_size = batch_size
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
         return self
@@ -46,15 +56,25 @@ class Teacher:
     @torch.inference_mode()
     def __call__(self, view: Tensor, step: int | None = None) -> Tensor:
         """Return logits `[N, K]` for views `[N, C, H, W]`; `step` is given in training."""
-        images = self._prepared(view)
-        if isinstance(self.model, Ensemble):
-            return self.model(images, step)
-        return self.model(images)
+        if self.batch_size is None or len(view) == self.batch_size:
+            return self._answer(view, step)
+        return torch.cat([self._padded(part, step) for part in view.split(self.batch_size)])
 
     @torch.inference_mode()
     def with_features(self, view: Tensor, stages: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
         """Return logits `[N, K]` and the feature maps `[N, C, H, W]` of the stages."""
         return forward_with_features(self.model, self._prepared(view), stages)
+
+    def _padded(self, view: Tensor, step: int | None) -> Tensor:
+        assert self.batch_size is not None
+        empty = view.new_zeros(self.batch_size - len(view), *view.shape[1:])
+        return self._answer(torch.cat([view, empty]), step)[: len(view)]
+
+    def _answer(self, view: Tensor, step: int | None) -> Tensor:
+        images = self._prepared(view)
+        if isinstance(self.model, Ensemble):
+            return self.model(images, step)
+        return self.model(images)
 
     def _prepared(self, view: Tensor) -> Tensor:
         if self.model.training:
