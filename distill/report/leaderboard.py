@@ -33,6 +33,8 @@ def job_row(job: Path) -> Row:
     summary = read_summary(job / SUMMARY)
     student, baseline = summary["student"], summary.get("baseline") or {}
     row["status"] = "done"
+    if row.get(TEMPERATURE) == "auto":  # the number it came to
+        row[TEMPERATURE] = OmegaConf.select(OmegaConf.create(summary["config"]), TEMPERATURE)
     row["val_top1"] = (summary.get("validation") or {}).get("top1")
     row |= {f"test_{name}": student.get(name) for name in METRICS}
     row |= {f"baseline_{name}": baseline.get(name) for name in METRICS[:3]}

@@ -88,7 +88,14 @@ def test_a_command_of_the_readme_runs(command, workplace, line):
         words += ["--objectives", "logit_mse", "--seeds", "1", "--out", "study"]
     make_inputs(command, workplace, line)
     done = command(*words, folder=workplace)
-    endings = ("test split, last epoch", "sweep: val_ decides", "| baseline |", "both.html")
+    endings = (
+        "test split, last epoch",
+        "sweep: val_ decides",
+        "| baseline |",
+        "both.html",
+        "view 4 of 4, ",
+        "clean and in 15 epochs",
+    )
     assert any(ending in done.stdout for ending in endings)
     noise = [row for row in done.stderr.splitlines() if not row.startswith(("+ ", "installing"))]
     assert not noise

@@ -88,3 +88,10 @@ def test_several_sweeps_share_one_leaderboard(sweep, tmp_path):
 def test_what_is_no_sweep_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="neither a finished run nor a sweep"):
         gathered([tmp_path])
+
+
+def test_an_automatic_temperature_is_drawn_at_the_number_it_came_to(sweep):
+    write_job(sweep, "6", ["objective.temperature=auto", "seed=0", "logger=none"], 0.9)
+    rows = sweep_rows(sweep)
+    assert axis_of(rows) == "objective.temperature"
+    assert series_over(rows, axis_of(rows), "top1")["student"][-1] == (8.0, 0.9, 0.0, 1)
