@@ -35,7 +35,7 @@ STORED: dict[RunningStage | None, str] = {
     RunningStage.VALIDATING: "val",
     RunningStage.SANITY_CHECKING: "val",
 }
-Batch = Sequence[Tensor]
+Batch = Sequence[Any]  # view, target, and from a DataModule index, view number, what is known
 
 
 class Distiller(pl.LightningModule):

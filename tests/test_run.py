@@ -64,6 +64,10 @@ def test_a_teacher_without_weights_and_a_missing_teacher_are_refused(composed):
         (("teacher=none",), "compares with a teacher"),
         (("ckpt_path=nowhere.ckpt",), "does not exist"),
         (("decision.costs=nowhere.csv",), "nowhere.csv"),
+        (
+            ("objective=dkd", "data.view.mixup=0.2"),
+            r"objective\.terms\.dkd: .* needs class indices",
+        ),
         (("decision.confidence=1.5",), r"decision\.confidence must lie in \[0, 1\], got 1\.5"),
         (
             ("objective=supervised", "teacher=none", "objective.temperature=auto"),
