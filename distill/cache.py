@@ -57,6 +57,7 @@ def trained_once(cfg: DictConfig, data: DataModule, role: str, train_and_keep: T
     with FileLock(f"{kept}.lock"):  # a parallel trial waits for this one's work
         if not kept.is_dir():
             train_and_keep(cfg, data, role, kept)
+    show_history(cfg, kept)
     return load_kept(kept)
 
 

@@ -62,10 +62,14 @@ def report() -> None:
     parser.add_argument(
         "--output",
         type=Path,
-        default=Path("report.html"),
+        default=Path("reports.html"),
         help="the page over several (%(default)s)",
     )
     arguments = parser.parse_args()
+    if arguments.output.is_dir():
+        parser.error(f"--output {arguments.output} is a folder")
+    if len(arguments.paths) == 1 and arguments.output != parser.get_default("output"):
+        parser.error("--output is for several runs or sweeps; one has its page in its own folder")
     try:
         written = importlib.import_module("distill.report").write_pages(
             arguments.paths, arguments.output

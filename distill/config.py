@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -248,13 +249,21 @@ def costs(cfg: DictConfig, data: DataModule) -> Tensor | None:
     """Return what each decision costs for each true class, where a table is given."""
     if not cfg.decision.costs:
         return None
-    return read_costs(cfg.decision.costs, data.classes)[0]
+    return costs_once(cfg.decision.costs, tuple(data.classes))
+
+
+@cache
+def costs_once(path: str, classes: tuple[str, ...]) -> Tensor:
+    """Return a table as it was when a run began: it may be gone or changed when training ends."""
+    return read_costs(path, classes)[0]
 
 
 def check_decision(cfg: DictConfig, data: DataModule) -> None:
     """Refuse a confidence or a table of costs that the numbers could not be made with."""
-    if not 0 <= cfg.decision.confidence <= 1:
-        raise ValueError(f"decision.confidence must lie in [0, 1], got {cfg.decision.confidence}")
+    sure = cfg.decision and cfg.decision.confidence
+    if isinstance(sure, bool) or not isinstance(sure, int | float) or not 0 <= sure <= 1:
+        raise ValueError(f"decision.confidence must lie in [0, 1], got {sure}")
+    costs_once.cache_clear()
     costs(cfg, data)
 
 

@@ -42,7 +42,7 @@ def train(cfg: DictConfig) -> float | None:
     """
     started = time.perf_counter()
     config.check_multirun(cfg)
-    set_aside(Path(cfg.paths.output_dir) / "summary.json")
+    set_aside(Path(cfg.paths.output_dir))
     data = config.build_data(cfg)
     for note in data.notes:
         log.info("%s: %s", data.source.name, note)
@@ -56,10 +56,10 @@ def train(cfg: DictConfig) -> float | None:
     teacher = prepare_teacher(cfg, data)
     if teacher is not None and objective.needs_features:
         feature_channels(teacher.model, objective.stages, "teacher")
-    baseline = prepare_baseline(cfg, data) if cfg.baseline else None
     if cfg.objective.temperature == "auto":
         cfg.objective.temperature = judge.teacher_temperature(cfg, data, teacher)
         log.info("objective.temperature: %.4f, fitted to the teacher", cfg.objective.temperature)
+    baseline = prepare_baseline(cfg, data) if cfg.baseline else None
     log.info("student: %s under %s", cfg.student.name, ", ".join(objective.terms))
     student, trainer = fit(cfg, data, teacher)
     if not trainer.is_global_zero:
@@ -131,10 +131,13 @@ def preview(cfg: DictConfig, data: DataModule) -> None:
              os.path.relpath(path))  # fmt: skip
 
 
-def set_aside(summary: Path) -> None:
-    """Rename the summary of an earlier run in the same folder, which would pass for this one's."""
-    if summary.is_file() and int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        summary.replace(summary.with_name("summary.previous.json"))
+def set_aside(folder: Path) -> None:
+    """Rename what an earlier run left in the same folder, which would pass for this one's."""
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        for name in ("summary.json", "report.html", "predictions.npz", "examples.npz"):
+            path = folder / name
+            if path.is_file():
+                path.replace(path.with_name(f"{path.stem}.previous{path.suffix}"))
 
 
 def check_early(cfg: DictConfig, data: DataModule, objective: Objective) -> None:

@@ -30,9 +30,11 @@ def test_a_run_returns_its_metric_and_leaves_numbers_that_evaluation_repeats(
     caplog.set_level(logging.INFO, "distill")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "summary.json").write_text("{}")  # of an earlier run
+    (tmp_path / "run" / "report.html").write_text("old")
     value = run.train(composed(*QUICK))
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (tmp_path / "run" / "summary.previous.json").read_text() == "{}"
+    assert (tmp_path / "run" / "report.previous.html").read_text() == "old"
     assert value == pytest.approx(summary["validation"]["top1"])
     assert summary["epochs"] == {"last": 1, "best": 1}
     for role in ("teacher", "baseline", "student"):
@@ -68,6 +70,8 @@ def test_a_teacher_without_weights_and_a_missing_teacher_are_refused(composed):
             ("objective=dkd", "data.view.mixup=0.2"),
             r"objective\.terms\.dkd: .* needs class indices",
         ),
+        (("decision.confidence=high",), r"decision\.confidence must lie in \[0, 1\], got high"),
+        (("decision=null",), r"decision\.confidence must lie in \[0, 1\], got None"),
         (("decision.confidence=1.5",), r"decision\.confidence must lie in \[0, 1\], got 1\.5"),
         (
             ("objective=supervised", "teacher=none", "objective.temperature=auto"),

@@ -107,7 +107,7 @@ def confusion(logits: Tensor, target: Tensor) -> dict[str, Any]:
         true class, an answer and how often it was given, the most frequent first.
     """
     classes = logits.shape[1]
-    counts = torch.bincount(target * classes + logits.argmax(dim=1), minlength=classes**2)
+    counts = torch.bincount(target.long() * classes + logits.argmax(dim=1), minlength=classes**2)
     wrong = counts.clone().view(classes, classes).fill_diagonal_(0).flatten()
     most = wrong.argsort(descending=True, stable=True)[:PAIRS]
     pairs = [[i // classes, i % classes, int(wrong[i])] for i in most.tolist() if wrong[i]]

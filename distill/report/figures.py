@@ -32,7 +32,8 @@ COLOURS = {
     "gap": "#010209",
 }
 ROLES = {"teacher": "teacher", "baseline": "without teacher", "student": "student"}
-SERIES = ("student", "teacher", "temperature", "gap", "baseline")
+SERIES = ("student", "teacher", "temperature", "gap")
+DASHES, SHAPES = ("-", "--", ":"), ("o", "s", "^", "D", "v")  # tell series of one colour apart
 MARKERS = {"teacher": "s", "baseline": "^", "student": "o"}
 STYLE: Any = {
     "svg.fonttype": "none",  # text stays text: it can be read aloud, found and scaled
@@ -156,7 +157,8 @@ def curve_over_temperature(
                 axes.axvline(fitted, color=COLOURS[role], linestyle=":", linewidth=1)
                 said.append(f"{ROLES[role]}: T fitted on validation {fitted:.3g}")
             lowest = min((v, t) for v, t in zip(values, temperature, strict=True))
-            said.append(f"lowest {label(metric)} on test {lowest[0]:.4g} at T = {lowest[1]:.3g}")
+            best = f"lowest {label(metric)} on test {lowest[0]:.4g} at T = {lowest[1]:.3g}"
+            said.append(f"{ROLES[role]}: {best}")
         axes.axvline(1, color=COLOURS["ink"], linewidth=0.6)
         axes.set_xscale("log")
         plain_ticks(axes, [0.125, 0.25, 0.5, 1, 2, 4, 8, 16])
@@ -243,14 +245,17 @@ def over_axis(
     said = []
     with drawing(f"sweep-{metric}", 3.8, 2.9) as (canvas, kept):
         axes = canvas.subplots()
-        for (title, points), colour in zip(series.items(), cycle(SERIES), strict=False):
+        looks = zip(cycle(SERIES), cycle(SHAPES), strict=False)
+        for number, ((title, points), (colour, shape)) in enumerate(
+            zip(series.items(), looks, strict=False)
+        ):
             x, count = [p[0] for p in points], [p[3] for p in points]
             mean, spread = (scaled([p[i] for p in points], metric) for i in (1, 2))
-            axes.errorbar(
-                x, mean, spread, marker="o", capsize=3, color=COLOURS[colour], label=title
-            )
+            dash = DASHES[number // len(SERIES) % len(DASHES)]
+            look: Any = {"marker": shape, "linestyle": dash, "color": COLOURS[colour]}
+            axes.errorbar(x, mean, spread, capsize=3, label=title, **look)
             said += [
-                f"{title} at {a:g}: {m:.4g} ± {s:.2g} over {n} runs"
+                f"{title} at {a:g}: {m:.4g}" + (f" ± {s:.2g} over {n} seeds" if n > 1 else "")
                 for a, m, s, n in zip(x, mean, spread, count, strict=True)
             ]
         if reference is not None:

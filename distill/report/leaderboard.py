@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from distill.report.reading import SUMMARY, read_summary
 
 METRICS = ("top1", "nll", "ece", "ece_after_scaling", "agreement")
 TEMPERATURE, SEED = "objective.temperature", "seed"
+UNSHOWN = ("folder", "config", "validation")  # of a row: no columns
 Row = dict[str, Any]
 Points = list[tuple[float, float, float, int]]
 
@@ -33,12 +35,16 @@ def job_row(job: Path) -> Row:
     summary = read_summary(job / SUMMARY)
     student, baseline = summary["student"], summary.get("baseline") or {}
     row["status"] = "done"
-    if row.get(TEMPERATURE) == "auto":  # the number it came to
-        row[TEMPERATURE] = OmegaConf.select(OmegaConf.create(summary["config"]), TEMPERATURE)
     row["val_top1"] = (summary.get("validation") or {}).get("top1")
     row |= {f"test_{name}": student.get(name) for name in METRICS}
     row |= {f"baseline_{name}": baseline.get(name) for name in METRICS[:3]}
     row["seconds"] = summary.get("seconds")
+    row["validation"], row["config"] = (
+        summary.get("validation") or {},
+        flat(summary.get("config") or {}),
+    )
+    # As the configuration has it, so that 8e-3 and 0.008 are one setting.
+    row |= {name: row["config"][name] for name in overrides_of(job) if name in row["config"]}
     return row
 
 
@@ -47,9 +53,29 @@ def overrides_of(job: Path) -> Row:
     file = job / ".hydra" / "overrides.yaml"
     if not file.is_file():
         return {}
-    listed = OmegaConf.to_container(OmegaConf.load(file))
+    try:
+        listed = OmegaConf.to_container(OmegaConf.load(file))
+    except (YAMLError, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
     pairs = [str(override).split("=", 1) for override in listed or []]
     return {name.lstrip("+~"): "".join(value) for name, *value in pairs}
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Return a configuration's values by their dotted names."""
+    if not isinstance(config, dict):
+        return {prefix: config}
+    parts = (flat(v, f"{prefix}.{k}" if prefix else str(k)) for k, v in config.items())
+    return {name: value for part in parts for name, value in part.items()}
+
+
+def setting(row: Row, axis: str) -> str:
+    """Return all that decides a job's numbers but its seed and the axis, as one text."""
+    config = row["config"]
+    free = {axis, *(name for name in config if name.rpartition(".")[2] == SEED)}
+    cosmetic = ("paths.", "tags", "task_name", "report", "logger.", "views", "preview.")
+    kept = [n for n in sorted(config) if n not in free and not n.startswith(cosmetic)]
+    return repr([(name, config[name]) for name in kept if "dir" not in name])
 
 
 def numbered(name: str) -> tuple[int, str]:
@@ -59,12 +85,12 @@ def numbered(name: str) -> tuple[int, str]:
 
 def columns_of(rows: Sequence[Row]) -> list[str]:
     """Return every column any row has, in order of appearance."""
-    return list(dict.fromkeys(key for row in rows for key in row))
+    return list(dict.fromkeys(key for row in rows for key in row if key not in UNSHOWN))
 
 
 def varied(rows: Sequence[Row]) -> list[str]:
     """Return the overrides in which the jobs differ."""
-    results = ("job", "sweep", "folder", "status", "seconds")
+    results = ("job", "sweep", "status", "seconds")
     return [
         column
         for column in columns_of(rows)
@@ -90,26 +116,39 @@ def series_over(rows: Sequence[Row], axis: str, metric: str) -> dict[str, Points
     """Return mean and deviation of a test metric over seeds, for each setting of all the rest.
 
     Returns:
-        Label → `(x, mean, standard deviation, number of runs)` in ascending x; the deviation of a
-        single run is 0.
+        Label → `(x, mean, standard deviation, number of seeds)` in ascending x; the deviation of a
+        single seed is NaN. Of two runs that differ in nothing, the later counts.
     """
     rest = [name for name in varied(rows) if name not in (axis, SEED)]
-    found: dict[str, dict[float, list[float]]] = {}
+    titles: dict[str, str] = {}
+    found: dict[str, dict[float, dict[Any, float]]] = {}
     for row in rows:
         value, x = row.get(f"test_{metric}"), as_number(row.get(axis))
         if value is not None and x is not None:
-            told = [f"{name}={row[name]}" for name in rest if row.get(name) is not None]
-            title = ", ".join(told) or "student"
-            found.setdefault(title, {}).setdefault(x, []).append(value)
+            key = setting(row, axis)
+            titles.setdefault(key, title_of(row, rest, titles.values()))
+            seeds = found.setdefault(titles[key], {}).setdefault(x, {})
+            seeds[row["config"].get(SEED)] = value
     return {
-        title: [(x, *mean_and_deviation(values), len(values)) for x, values in sorted(at.items())]
+        title: [
+            (x, *mean_and_deviation(list(seeds.values())), len(seeds))
+            for x, seeds in sorted(at.items())
+        ]
         for title, at in found.items()
     }
 
 
+def title_of(row: Row, names: Sequence[str], taken: Collection[str]) -> str:
+    """Return what a setting was told, numbered where another was told the same."""
+    told = [f"{name}={row[name]}" for name in names if row.get(name) is not None]
+    title = ", ".join(told) or "student"
+    others = sum(one == title or one.startswith(f"{title} (") for one in taken)
+    return f"{title} ({others + 1})" if others else title
+
+
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
-    """Return mean and sample standard deviation, which for a single value is 0."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+    """Return mean and sample standard deviation, which for a single value is NaN."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
 
 
 def as_number(value: Any) -> float | None:
@@ -143,8 +182,6 @@ def configured(row: Row, told: set[str]) -> Row:
     missing = sorted(told - row.keys())
     if not missing or row["status"] != "done":
         return row
-    config = OmegaConf.create(read_summary(row["folder"] / SUMMARY)["config"])
     file = row["folder"] / ".hydra" / "hydra.yaml"
     choices = OmegaConf.load(file).hydra.runtime.choices if file.is_file() else {}
-    found = {name: choices.get(name) or OmegaConf.select(config, name) for name in missing}
-    return row | {name: value for name, value in found.items() if not OmegaConf.is_config(value)}
+    return row | {name: choices.get(name) or row["config"].get(name) for name in missing}

@@ -64,9 +64,9 @@ def write_run_page(folder: Path) -> Path:
     run = read_run(folder)
     try:
         page = render("run.html", **run_content(run))
-    except (KeyError, TypeError, IndexError, AttributeError, jinja2.UndefinedError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, jinja2.UndefinedError) as error:
         raise ValueError(
-            f"{folder}/summary.json is not what this version writes ({error}): "
+            f"{folder}: summary.json or metrics.csv is not what this version writes ({error}): "
             "distill-eval judges a student anew"
         ) from error
     write_whole(folder / PAGE, page)
@@ -94,7 +94,7 @@ def run_content(run: Run) -> dict[str, Any]:
         "confusion": confusion_content(evidence["confusion"]["matrix"], summary["classes"]),
         "pairs": evidence["confusion"]["pairs"],
         "classes": summary["classes"],
-        "examples": list(zip(evidence["examples"], map(data_uri, run.images), strict=False)),
+        "examples": with_images(evidence["examples"], run.images),
         "config": OmegaConf.to_yaml(OmegaConf.create(summary["config"])),
         "files": [name for name in LEFT_BEHIND if (run.folder / name).exists()],
     }
@@ -109,14 +109,15 @@ def write_sweep_page(paths: Sequence[Path], output: Path) -> Path:
     """
     rows = gathered(paths)
     done = [row for row in rows if row["status"] == "done"]
-    ranked = sorted(done, key=lambda row: -(row["val_top1"] or 0))
+    ranked = sorted(done, key=merit, reverse=True)
     axis = axis_of(done)
     content = {
         "title": ", ".join(path.resolve().name for path in paths),
         "told": (["sweep"] if any("sweep" in row for row in rows) else []) + varied(done),
         "rows": [row | {"link": link_to(row["folder"], output.parent)} for row in ranked],
+        "ties": sum(merit(row) == merit(ranked[0]) for row in ranked),
         "failed": [row for row in rows if row["status"] != "done"],
-        "seeds": len({row.get(SEED) for row in done}),
+        "seeds": len({row["config"].get(SEED) for row in done}),
         "axis": axis,
         "drawn": [sweep_figure(done, axis, metric) for metric in SHOWN] if axis else [],
     }
@@ -126,9 +127,13 @@ def write_sweep_page(paths: Sequence[Path], output: Path) -> Path:
 
 def sweep_figure(rows: Sequence[Row], axis: str, metric: str) -> figures.Figure:
     """Return a metric over what a sweep varied, with the mean of the students without teacher."""
-    alone = [row[f"baseline_{metric}"] for row in rows]
-    known = [value for value in alone if value is not None]
-    reference = sum(known) / len(known) if known else None
+    by_seed: dict[Any, set[float]] = {}
+    for row in rows:
+        if (value := row[f"baseline_{metric}"]) is not None:
+            by_seed.setdefault(row["config"].get(SEED), set()).add(value)
+    known = [value for values in by_seed.values() for value in values]
+    shared = known and all(len(values) == 1 for values in by_seed.values())
+    reference = sum(known) / len(known) if shared else None
     return figures.over_axis(metric, axis, series_over(rows, axis, metric), reference)
 
 
@@ -136,6 +141,15 @@ def link_to(folder: Path, start: Path) -> str | None:
     """Return a relative link to a run's page, if it has one."""
     page = folder / PAGE
     return quote(Path(os.path.relpath(page, start)).as_posix()) if page.is_file() else None
+
+
+def merit(row: Row) -> float:
+    """Return what validation says of a job by its `optimized_metric`; higher is better."""
+    name = str(row["config"].get("optimized_metric", "")).removeprefix("val/")
+    value = row["validation"].get(name)
+    if not isinstance(value, int | float):
+        return row["val_top1"] or 0.0
+    return value if name.startswith("top") or name in ("mrr", "agreement") else -value
 
 
 SHOWN = ("top1", "nll", "ece")
@@ -188,7 +202,7 @@ def learning_figures(run: Run) -> list[figures.Figure]:
         ("NLL on validation", {"student": "val/nll"}),
     ):
         curves = {title: by_epoch(run.history, metric) for title, metric in metrics.items()}
-        if "student" in curves:
+        if "student" in curves and run.summary["baseline"]:
             curves["without teacher"] = by_epoch(run.baseline_history, metrics["student"])
         curves = {title: points for title, points in curves.items() if points[0]}
         if curves:
@@ -212,6 +226,15 @@ def confusion_content(
         }
         for i, row in enumerate(matrix)
     ]
+
+
+def with_images(
+    examples: Sequence[Any], images: Sequence[np.ndarray]
+) -> list[tuple[Any, str | None]]:
+    """Return each example with its image, or with none where the images are not these."""
+    known = len(images) == len(examples)
+    uris = [data_uri(image) for image in images] if known else [None] * len(examples)
+    return list(zip(examples, uris, strict=True))
 
 
 def data_uri(image: np.ndarray) -> str:

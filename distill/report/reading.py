@@ -109,6 +109,6 @@ def temperature_of(run: Run) -> Points:
         return places, [float(row["temperature"]) for row in moved]
     constant = run.summary["config"]["objective"].get("temperature")
     epochs = by_epoch(run.history, "val/top1")[0]
-    if isinstance(constant, int | float) and epochs:
+    if isinstance(constant, int | float) and constant != 1 and epochs:
         return [0.0, epochs[-1]], [float(constant)] * 2
     return [], []

@@ -42,7 +42,7 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     from distill.report.leaderboard import columns_of
 
     table = io.StringIO(newline="")
-    writer = csv.DictWriter(table, columns_of(rows))
+    writer = csv.DictWriter(table, columns_of(rows), extrasaction="ignore")
     writer.writeheader()
     writer.writerows(rows)
     write_whole(path, table.getvalue())

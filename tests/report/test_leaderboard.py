@@ -1,6 +1,7 @@
 """Rows, axes and error bars of sweeps, from files that a sweep would leave."""
 
 import json
+import math
 import statistics
 
 import pytest
@@ -24,7 +25,16 @@ def write_job(folder, name, overrides, top1, **config):
     student = {"top1": top1, "nll": 1 - top1, "ece": 0.1}
     content = {"student": student, "validation": {"top1": top1 - 0.01}, "seconds": 1.0}
     content |= {"baseline": {"top1": 0.4, "nll": 0.6, "ece": 0.2}}
-    content["config"] = {"objective": {"temperature": 8.0}, "seed": 0, **config}
+    told = dict(o.split("=") for o in overrides)
+    temperature = told.get("objective.temperature", 8.0)
+    content["config"] = {
+        "objective": {"temperature": 8.0 if temperature == "auto" else float(temperature),
+                      "name": told.get("objective", "kd")},
+        "seed": int(told.get("seed", 0)),
+        "optimizer": {"lr": float(told.get("optimizer.lr", 0.01))},
+        "trainer": {"max_epochs": int(told.get("trainer.max_epochs", 8))},
+        **config,
+    }  # fmt: skip
     (job / "summary.json").write_text(json.dumps(content))
 
 
@@ -55,7 +65,9 @@ def test_means_and_deviations_are_over_seeds(sweep):
 
 
 def test_a_single_run_has_no_spread():
-    assert mean_and_deviation([0.3]) == (0.3, 0.0)
+    mean, deviation = mean_and_deviation([0.3])
+    assert mean == 0.3
+    assert math.isnan(deviation)
 
 
 def test_other_settings_make_a_series_each_and_seeds_do_not(sweep):
@@ -94,4 +106,33 @@ def test_an_automatic_temperature_is_drawn_at_the_number_it_came_to(sweep):
     write_job(sweep, "6", ["objective.temperature=auto", "seed=0", "logger=none"], 0.9)
     rows = sweep_rows(sweep)
     assert axis_of(rows) == "objective.temperature"
-    assert series_over(rows, axis_of(rows), "top1")["student"][-1] == (8.0, 0.9, 0.0, 1)
+    x, mean, deviation, seeds = series_over(rows, axis_of(rows), "top1")["student"][-1]
+    assert (x, mean, seeds) == (8.0, 0.9, 1)
+    assert math.isnan(deviation)
+
+
+def test_one_setting_written_two_ways_is_one_and_two_settings_are_never_averaged(tmp_path):
+    write_job(tmp_path, "0", ["optimizer.lr=8e-3", "seed=0"], 0.6)
+    write_job(tmp_path, "1", ["optimizer.lr=0.008", "seed=1"], 0.8)
+    write_job(tmp_path, "2", ["optimizer.lr=0.008", "seed=1"], 0.1, trainer={"max_epochs": 30})
+    found = series_over(sweep_rows(tmp_path), "objective.temperature", "top1")
+    assert found == {}  # nothing was told of it
+    found = series_over(sweep_rows(tmp_path), "optimizer.lr", "top1")
+    assert list(found) == ["student", "student (2)"]  # the third differs in what it was not told
+    assert found["student"] == [(0.008, pytest.approx(0.7), pytest.approx(0.1 * 2**0.5), 2)]
+    assert found["student (2)"][0][:2] == (0.008, 0.1)
+
+
+def test_a_run_made_twice_counts_once(tmp_path):
+    for name, top1 in (("0", 0.6), ("1", 0.9)):
+        write_job(tmp_path, name, ["optimizer.lr=0.1", "seed=3"], top1)
+    (points,) = series_over(sweep_rows(tmp_path), "optimizer.lr", "top1").values()
+    assert points[0][1] == 0.9
+    assert points[0][3] == 1
+
+
+def test_a_damaged_list_of_overrides_is_named(tmp_path):
+    write_job(tmp_path, "0", ["seed=3"], 0.5)
+    (tmp_path / "0" / ".hydra" / "overrides.yaml").write_text("[a: {")
+    with pytest.raises(ValueError, match=r"overrides\.yaml is damaged"):
+        sweep_rows(tmp_path)

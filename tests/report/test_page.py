@@ -120,6 +120,18 @@ def test_the_flops_are_those_of_the_layers():
     assert model.training
 
 
+def test_an_earlier_baseline_and_foreign_images_are_not_shown(copied):
+    def change(summary):
+        summary["baseline"] = None
+        del summary["evidence"]["models"]["baseline"]
+        summary["evidence"]["examples"] = summary["evidence"]["examples"][:2]
+
+    text = edit(copied, change)
+    assert "without teacher" not in text.split('<section id="learning">')[1].split("</section>")[0]
+    assert "<img" not in text
+    assert "the same class on every test image" not in text
+
+
 def test_markup_in_names_is_shown_and_not_interpreted(copied):
     evil = "<script>alert(1)</script>\"'&$x_{$"
 
@@ -204,7 +216,8 @@ def test_a_drawing_takes_the_pages_colours_and_keeps_its_text():
     assert "a &lt;b&gt; $x$" in figure.svg
     assert "<image" not in figure.svg  # vector all through
     assert "50" in figure.alternative
-    assert "over 2 runs" in figure.alternative
+    assert "over 2 seeds" in figure.alternative
+    assert "over 1" not in figure.alternative
 
 
 @pytest.mark.parametrize(
