@@ -77,19 +77,28 @@ def mix(word: Word) -> Word:
     return word ^ (word >> 16)
 
 
-def keyed_words(seed: int, epoch: int, index: Tensor, draw: int | Tensor) -> Tensor:
+def keyed_words(seed: int, epoch: int, index: Tensor, draw: int) -> Tensor:
     """Return one pseudo-random 32-bit word per index `[N]`, the same for the same key.
 
     Args:
         seed: the run's seed.
         epoch: the epoch, 0 or more.
         index: the samples' indices, int64 `[N]`.
-        draw: which of a sample's draws this is; several, int64 `[D, 1]`, give `[D, N]`.
+        draw: which of a sample's draws this is.
     """
+    return words_of(draw_word(seed, epoch, draw), index)
+
+
+def draw_word(seed: int, epoch: int, draw: int) -> int:
+    """Return the word that all samples' words of a draw begin from."""
     prefix = mix(mix(seed * _GOLDEN + 1 & _WORD) + epoch * _GOLDEN + 1 & _WORD)
-    word = mix((torch.as_tensor(draw) * _GOLDEN + (prefix + 1)) & _WORD)
-    word = mix((word + index) & _WORD)
-    return mix((word + (index >> 32) * _GOLDEN + 1) & _WORD)
+    return mix(draw * _GOLDEN + prefix + 1 & _WORD)
+
+
+def words_of(word: int | Tensor, index: Tensor) -> Tensor:
+    """Return one word per index `[N]`, or per draw and index `[D, N]` of draws' words `[D, 1]`."""
+    words = mix((index + word) & _WORD)
+    return mix((words + (index >> 32) * _GOLDEN + 1) & _WORD)
 
 
 def keyed_uniform(seed: int, epoch: int, index: Tensor, draw: int) -> Tensor:
@@ -115,8 +124,7 @@ class Draws:
     @classmethod
     def of(cls, seed: int, epoch: int, index: Tensor) -> Draws:
         """Return the draws of these samples; arguments as in `keyed_words`."""
-        numbers = torch.arange(len(Draw), device=index.device)[:, None]
-        return cls(keyed_words(seed, epoch, index, numbers))
+        return cls(words_of(draw_words(seed, epoch, index.device), index))
 
     def integers(self, draw: Draw, below: int | Tensor) -> Tensor:
         """Return integers in [0, below), int64 `[N]`."""
@@ -125,6 +133,14 @@ class Draws:
     def uniform(self, draw: Draw, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Return draws from [low, high), float64 `[N]`."""
         return (self.words[draw] >> 8).double() * ((high - low) * 2.0**-24) + low
+
+    def happens(self, draw: Draw, probability: float) -> Tensor:
+        """Return events of this probability, bool `[N]`."""
+        return (self.words[draw] >> 8) < math.ceil(probability * 2**24)
+
+    def places(self, first: Draw, beyond: Tensor) -> Tensor:
+        """Return integers of this draw and the next, each in [0, beyond), int64 `[2, N]`."""
+        return self.words[first : first + 2] * beyond >> 32
 
     def lookup(self, draw: Draw, table: Tensor) -> Tensor:
         """Return equally likely values of a table of `_STEPS`, `[N]`."""
@@ -281,7 +297,7 @@ class ResidentView:
         ratio = draws.lookup(Draw.CROP_RATIO, log_uniform(self.crop_ratio, share.device))
         sides = box_sides(share, ratio, height, width)
         top = draws.uniform(Draw.CROP_TOP) * (height - sides[0])
-        return top, draws.uniform(Draw.CROP_LEFT) * (width - sides[1]), *sides
+        return top, draws.uniform(Draw.CROP_LEFT) * (width - sides[1]), sides[0], sides[1]
 
     def _coloured(self, images: Tensor, draws: Draws) -> Tensor:
         changes = (
@@ -304,11 +320,10 @@ class ResidentView:
         height, width = images.shape[-2:]
         share = draws.uniform(Draw.ERASE_AREA, *self.erase_scale)
         ratio = draws.lookup(Draw.ERASE_RATIO, log_uniform(self.erase_ratio, share.device))
-        tall, wide = (side.round().long() for side in box_sides(share, ratio, height, width))
-        tall = tall * (draws.uniform(Draw.ERASE) < self.erase)
-        top = draws.integers(Draw.ERASE_TOP, height + 1 - tall)
-        left = draws.integers(Draw.ERASE_LEFT, width + 1 - wide)
-        return images * outside(height, width, top, left, (tall, wide))
+        sides = box_sides(share, ratio, height, width).round().long()
+        sides *= draws.happens(Draw.ERASE, self.erase)
+        corner = draws.places(Draw.ERASE_TOP, extent(height, width, sides.device) + 1 - sides)
+        return images * outside(height, width, corner, sides)
 
     def _kept(self, draws: Draws, height: int, width: int) -> Tensor:
         """Return the samples' share of their pixels in 1/65,536, int32 `[N, 1, 1 | H, 1 | W]`."""
@@ -317,16 +332,21 @@ class ResidentView:
             share = draws.lookup(Draw.MIXUP_SHARE, beta(self.mixup, device))
             kinds.append((share * _ONE).round().int()[:, None, None, None])
         if self.cutmix:
-            half = (1 - draws.lookup(Draw.CUTMIX_SHARE, beta(self.cutmix, device))).sqrt() * 0.5
-            tall, wide = (half * height).long(), (half * width).long()
-            row = draws.integers(Draw.CUTMIX_ROW, height) - tall
-            column = draws.integers(Draw.CUTMIX_COLUMN, width) - wide
-            kept = outside(height, width, row, column, (2 * tall, 2 * wide))
-            kinds.append(kept.int() * _ONE)
+            whole = extent(height, width, device)
+            share = draws.lookup(Draw.CUTMIX_SHARE, beta(self.cutmix, device))
+            half = ((1 - share).sqrt() * 0.5 * whole).long()
+            corner = draws.places(Draw.CUTMIX_ROW, whole) - half
+            kinds.append(outside(height, width, corner, 2 * half).int() * _ONE)
         if len(kinds) == 1:
             return kinds[0]
         second = draws.integers(Draw.MIX_KIND, 2).bool()[:, None, None, None]
         return torch.where(second, kinds[1], kinds[0])
+
+
+@lru_cache(maxsize=16)
+def draw_words(seed: int, epoch: int, device: torch.device) -> Tensor:
+    """Return the word that each draw begins from, int64 `[D, 1]`; an epoch makes them once."""
+    return torch.tensor([[draw_word(seed, epoch, draw)] for draw in Draw], device=device)
 
 
 @lru_cache(maxsize=64)
@@ -444,22 +464,34 @@ def gather_corners(images: Tensor, place: Tensor) -> Tensor:
     return pixels.flatten(2).gather(2, everywhere).view(images.shape)
 
 
-def box_sides(share: Tensor, ratio: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Return height and width in pixels of boxes of a share of the area, float64 `[N]` each.
+@lru_cache(maxsize=64)
+def extent(height: int, width: int, device: torch.device) -> Tensor:
+    """Return height and width, int64 `[2, 1]`; made once, for each costs a transfer to a GPU."""
+    return torch.tensor([[height], [width]], device=device)
+
+
+def box_sides(share: Tensor, ratio: Tensor, height: int, width: int) -> Tensor:
+    """Return height and width in pixels of boxes of a share of the area, float64 `[2, N]`.
 
     A box that the image cannot hold is cut to it.
     """
     area = share * (height * width)
-    return (area / ratio).sqrt().clamp(max=height), (area * ratio).sqrt().clamp(max=width)
+    sides = torch.stack([area / ratio, area * ratio]).sqrt_()
+    return torch.minimum(sides, extent(height, width, share.device))
 
 
-def outside(height: int, width: int, top: Tensor, left: Tensor, sides: Sequence[Tensor]) -> Tensor:
-    """Return 1 outside of each box and 0 inside, uint8 `[N, 1, H, W]`; a box is int64 `[N]`."""
-    beyond = []
-    for size, first, length in ((height, top, sides[0]), (width, left, sides[1])):
-        place = torch.arange(size, device=first.device) - first[:, None]
-        beyond.append(((place < 0) | (place >= length[:, None])).byte())
-    return torch.maximum(beyond[0][:, None, :, None], beyond[1][:, None, None, :])
+def outside(height: int, width: int, corner: Tensor, sides: Tensor) -> Tensor:
+    """Return 1 outside of each box and 0 inside, uint8 `[N, 1, H, W]`.
+
+    Args:
+        height: of the image.
+        width: of the image.
+        corner: top and left of each box, int64 `[2, N]`.
+        sides: height and width of each box, int64 `[2, N]`.
+    """
+    place = torch.arange(max(height, width), device=corner.device) - corner[..., None]
+    rows, columns = ((place < 0) | (place >= sides[..., None])).byte()
+    return torch.maximum(rows[:, None, :height, None], columns[:, None, None, :width])
 
 
 def black(pixels: Tensor) -> Tensor:

@@ -82,19 +82,25 @@ def model_costs(model: nn.Module, shape: tuple[int, ...], device: torch.device) 
     training = model.training
     model.to(device).eval()
     try:
-        with FlopCounterMode(display=False) as counter:
-            forward_seconds(model, shape, 1, repeats=1)
+        operations = flops(model, shape)
         latency = forward_seconds(model, shape, 1, repeats=15)
         batch = forward_seconds(model, shape, 128, repeats=7)
     finally:
         model.train(training)
     weights = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     return {
-        "flops": counter.get_total_flops(),
+        "flops": operations,
         "latency_ms": 1000 * latency,
         "images_per_second": 128 / batch,
         "file_bytes": len(safetensors.torch.save(weights)),
     }
+
+
+def flops(model: nn.Module, shape: tuple[int, ...]) -> int:
+    """Return the floating-point operations of one image `(C, H, W)`."""
+    with FlopCounterMode(display=False) as counter:
+        forward_seconds(model, shape, 1, repeats=1)
+    return counter.get_total_flops()
 
 
 @torch.no_grad()  # FLOPs are not counted in inference mode

@@ -1,11 +1,9 @@
 """Time the metrics, and measure their memory, against torchmetrics on the same logits.
 
-    python scripts/bench_metrics.py [--rows 50000] [--classes 1000] [--repeats 5] [--json PATH]
-
 The reference is what torchmetrics offers for the same questions: top-1, top-5 and
 `MulticlassCalibrationError`. Both sides get the same float32 logits in the same batches; resetting,
-the softmax and computing the values count. The sides take turns, so a busy machine slows both; a
-ratio is that of the medians. `basic` is the set to hold below the limit; the others come alone.
+the softmax and computing the values count. `basic` is the set to hold below the limit; the others
+come alone.
 
 Memory is measured in fresh processes that make their batches as they go, at N rows and at 4N: the
 state in bytes, and the highest resident memory above what it was before the metrics were made.
@@ -18,15 +16,17 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import distill  # noqa: F401  (first: it makes torchvision, and so torchmetrics, importable)
 
 # isort: split
 import torch
+from measure import Row, ratio, resident, rounds, seconds
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
@@ -119,31 +119,23 @@ SIDES: dict[str, Callable[[int], Side]] = {
 }
 
 
-def times(options: argparse.Namespace) -> dict[str, float]:
+def times(options: argparse.Namespace) -> dict[str, list[float]]:
     logits = 3 * torch.randn(options.rows, options.classes)
     # Labels that a noisy version of the logits names: about half of them are the largest one's.
     target = (logits + torch.randn_like(logits)).argmax(dim=1)
-    sides = {name: make(options.classes) for name, make in SIDES.items()}
-    taken: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(options.repeats + 1):
-        for name, side in sides.items():
-            start = time.perf_counter()
-            side.run(zip(logits.split(options.batch), target.split(options.batch), strict=True))
-            if turn:  # the first warms up
-                taken[name].append(time.perf_counter() - start)
-    return {name: median(values) for name, values in taken.items()}
+
+    def turn(side: Side) -> float:
+        batches = zip(logits.split(options.batch), target.split(options.batch), strict=True)
+        return seconds(lambda: side.run(batches))
+
+    sides = {name: partial(turn, make(options.classes)) for name, make in SIDES.items()}
+    return rounds(sides, options.repeats or 5)
 
 
 def made_as_needed(rows: int, classes: int, batch: int) -> Iterator[Batch]:
     for start in range(0, rows, batch):
         size = min(batch, rows - start)
         yield 3 * torch.randn(size, classes), torch.randint(classes, (size,))
-
-
-def resident(field: str) -> int:
-    """Bytes of resident memory: `VmRSS` now, `VmHWM` the highest since it was last reset."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def measure_memory(name: str, rows: int, classes: int, batch: int) -> dict[str, int]:
@@ -159,7 +151,7 @@ def measure_memory(name: str, rows: int, classes: int, batch: int) -> dict[str, 
 def memory(name: str, rows: int, options: argparse.Namespace) -> dict[str, int]:
     arguments = [name, str(rows), str(options.classes), str(options.batch)]
     answer = subprocess.run(
-        [sys.executable, __file__, "--memory-of", *arguments],
+        [sys.executable, __file__, *arguments],
         check=True,
         stdout=subprocess.PIPE,
         # Memory returned to the system at once, so that the peak is of what is in use.
@@ -168,57 +160,40 @@ def memory(name: str, rows: int, options: argparse.Namespace) -> dict[str, int]:
     return json.loads(answer.stdout)
 
 
-def print_times(seconds: dict[str, float]) -> None:
-    print(f"{'set':22}{'seconds':>9}{'ratio':>8}{'limit':>7}")
-    for name, value in seconds.items():
-        ratio, limit = value / seconds["torchmetrics"], LIMITS.get(name)
-        verdict = f"{limit:7.1f}{'  OVER' if ratio > limit else ''}" if limit else ""
-        print(f"{name:22}{value:9.3f}{ratio:8.2f}{verdict}")
-
-
 def print_memory(table: dict[str, list[dict[str, int]]], rows: list[int]) -> None:
     heads = [f"{what} at {count:,}" for count in rows for what in ("state", "peak")]
-    print("\n" + f"{'MB':22}" + "".join(f"{head:>18}" for head in heads))
+    print(f"{'MB':22}" + "".join(f"{head:>18}" for head in heads))
     for name, values in table.items():
         cells = [value[what] / 1e6 for value in values for what in ("state", "peak")]
         print(f"{name:22}" + "".join(f"{cell:18.3f}" for cell in cells))
 
 
-def main() -> None:
-    if sys.argv[1:2] == ["--memory-of"]:
-        name, *numbers = sys.argv[2:]
-        print(json.dumps(measure_memory(name, *map(int, numbers))))
-        return
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=1000, help="rows of one update")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--no-memory", action="store_true", help="time only")
-    parser.add_argument("--json", type=Path, help="also write the tables here")
-    options = parser.parse_args()
 
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    seconds = times(options)
-    print(
-        f"{options.rows:,} × {options.classes:,} float32 in batches of {options.batch:,}, "
-        f"{options.threads} threads, torch {torch.__version__}"
-    )
-    print_times(seconds)
+
+def measure(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
+    taken = times(options)
+    compared = [
+        Row(
+            name,
+            ratio(taken, name, "torchmetrics"),
+            most=LIMITS.get(name),
+            note=f"{median(taken[name]):.3f} and {median(taken['torchmetrics']):.3f} s",
+        )
+        for name in SIDES
+        if name != "torchmetrics"
+    ]
     rows = [options.rows, 4 * options.rows]
     space = {} if options.no_memory else {n: [memory(n, r, options) for r in rows] for n in SIDES}
     if space:
         print_memory(space, rows)
-    if options.json:
-        about = {key: value for key, value in vars(options).items() if key != "json"}
-        ratios = {name: value / seconds["torchmetrics"] for name, value in seconds.items()}
-        tables = {"seconds": seconds, "ratio": ratios, "limit": LIMITS, "memory": space}
-        options.json.write_text(json.dumps({"options": about, **tables}, indent=2) + "\n")
+    return compared, {"seconds": taken, "memory": space}
 
 
 if __name__ == "__main__":
-    main()
+    name, *numbers = sys.argv[1:]
+    print(json.dumps(measure_memory(name, *map(int, numbers))))

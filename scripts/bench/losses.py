@@ -1,25 +1,20 @@
 """Time every loss against the leanest direct torch expression of its formula.
 
-    python scripts/bench_losses.py [--rows 1024] [--classes 1000] [--repeats 15] [--json PATH]
-
-Forward and backward in float32 on the CPU. A loss and its reference take turns, so a busy machine
-slows both; the ratio is that of the medians. The references skip what the losses guard against
-(cancellation, overflow, ties), not parts of the formula.
+Forward and backward in float32 on one thread of the CPU. The references skip what the losses guard
+against (cancellation, overflow, ties), not parts of the formula.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from measure import Row, rounds, seconds
 from torch import Tensor
 
 from distill import losses
@@ -205,61 +200,31 @@ def cases(z: Tensor, y: Tensor) -> dict[str, Case]:
     }
 
 
-def seconds(function: Function, student: Tensor) -> float:
+def turn(function: Function, student: Tensor) -> float:
     student.grad = None
-    start = time.perf_counter()
-    function(student).sum().backward()
-    return time.perf_counter() - start
+    return seconds(lambda: function(student).sum().backward())
 
 
-def measure(case: Case, student: Tensor, repeats: int) -> dict[str, float]:
-    times: dict[str, list[float]] = {"loss": [], "reference": []}
-    for turn in range(repeats + 2):
-        for name, function in (("loss", case.loss), ("reference", case.reference)):
-            taken = seconds(function, student)
-            if turn >= 2:
-                times[name].append(taken)
-    loss, reference = median(times["loss"]), median(times["reference"])
-    return {
-        "milliseconds": 1e3 * loss,
-        "reference_milliseconds": 1e3 * reference,
-        "ratio": loss / reference,
-        "limit": case.limit,
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, default=1024)
     parser.add_argument("--classes", type=int, default=1000)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", default="", help="a part of the names to time")
-    parser.add_argument("--json", type=Path, help="also write the table here")
-    options = parser.parse_args()
 
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
+
+def measure(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
+    torch.set_num_threads(options.threads or 1)  # more would time how threads share the rows
     shape = options.rows, options.classes
     student = (3 * torch.randn(shape)).requires_grad_()
     teacher, target = 3 * torch.randn(shape), torch.randint(shape[1], shape[:1])
-
-    table = {}
-    print(f"{'loss':32}{'ms':>9}{'reference':>11}{'ratio':>8}{'limit':>7}")
+    rows, tables = [], {}
     for name, case in cases(teacher, target).items():
-        if options.only not in name:
-            continue
-        row = table[name] = measure(case, student, options.repeats)
-        verdict = "" if row["ratio"] <= row["limit"] else "  OVER"
-        print(
-            f"{name:32}{row['milliseconds']:9.2f}{row['reference_milliseconds']:11.2f}"
-            f"{row['ratio']:8.2f}{row['limit']:7.1f}{verdict}"
-        )
-    if options.json:
-        options.json.write_text(json.dumps(table, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+        if options.only in name:
+            sides = {"loss": case.loss, "reference": case.reference}
+            turns = {side: partial(turn, function, student) for side, function in sides.items()}
+            taken = rounds(turns, options.repeats or 25, warm=2)
+            loss, reference = (1e3 * median(values) for values in taken.values())
+            note = f"{loss:.2f} and {reference:.2f} ms"
+            # Not pair by pair: turns of milliseconds are at the scheduler's mercy.
+            rows.append(Row(name, loss / reference, most=case.limit, note=note))
+            tables[name] = {"milliseconds": loss, "reference_milliseconds": reference}
+    return rows, {"losses": tables}

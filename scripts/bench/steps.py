@@ -1,0 +1,299 @@
+"""Time a training step: ours against the leanest torch loop, and with and without the teacher.
+
+Ours is the whole of what `distill` runs: views made from uint8 images, look-ups in the store,
+Lightning, logging, schedule. The bare loop is given the same views as normalised float tensors and
+has nothing in it but the two models, the loss and the optimiser. Each turn is a fit of its own; its
+first steps do not count. Data are random images of the pair's size: what is in them costs nothing.
+
+A row compares images per second. `per step` of logging is the share of a step's time that is spent
+in `log_dict` and in the loggers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import cached_property, partial
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest import mock
+
+import pytorch_lightning as pl
+import torch
+from hydra import compose, initialize_config_dir
+from measure import Row, ratio, rounds
+from omegaconf import OmegaConf, open_dict
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from torch import Tensor
+from torch.nn import functional as F
+
+from distill import config, run
+from distill.cli import CONF
+from distill.data import DataModule
+from distill.data.splits import Resident, Source
+from distill.models import build
+from distill.models.build import ModelSpec, build_model
+from distill.models.teacher import Teacher
+from distill.module import Distiller, create_optimizer
+from distill.report.summary import flops
+
+BATCH = 128
+WARM = 3  # steps of a turn that do not count
+CIFAR = ["student=timm", "student.name=cifar_resnet8x4", "student.lr=1e-3"]
+PAIRS = {  # name → teacher, overrides for the student, shape of an image, K
+    "cifar_resnet32x4 → cifar_resnet8x4": ("cifar_resnet32x4", CIFAR, (3, 32, 32), 100),
+    "resnet18 → cifar_resnet8x4": ("resnet18", CIFAR, (3, 32, 32), 100),
+    "digits' default pair": (None, [], (1, 32, 32), 10),
+}
+SIDES = {  # how to run ours
+    "live": ["store=off"],
+    "fed": ["store=disk", "store.views=1", "store.dtype=float32"],
+    "supervised": ["teacher=none", "objective=supervised", "store=off"],
+}
+LOGGING = (
+    (Distiller, "log_dict"),
+    (CSVLogger, "log_metrics"),
+    (TensorBoardLogger, "log_metrics"),
+)
+
+
+class Clock(pl.Callback):
+    """Count the seconds of the steps after the first few."""
+
+    def __init__(self) -> None:
+        self.seconds = self.began = 0.0
+        self.steps = 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, at: int
+    ) -> None:
+        """Note the time."""
+        if trainer.strategy.root_device.type == "cuda":
+            torch.cuda.synchronize()
+        if at + 1 == WARM:
+            self.began = time.perf_counter()
+        elif at + 1 > WARM:
+            self.steps = at + 1 - WARM
+            self.seconds = time.perf_counter() - self.began
+
+
+class Pair:
+    """A teacher and a student, with data of their size."""
+
+    def __init__(self, name: str, steps: int, work: Path) -> None:
+        self.name, self.steps, self.work = name, steps, work
+        self.teacher_name, self.overrides, shape, classes = PAIRS[name]
+        count = (steps + WARM) * BATCH
+        self.data = DataModule(
+            Source(
+                name="random",
+                classes=[str(k) for k in range(classes)],
+                train=random_split(count, shape, classes),
+                val=random_split(2 * classes, shape, classes),
+                test=random_split(2 * classes, shape, classes),
+                channels=shape[0],
+            ),
+            view={"pad": 4, "flip": True, "erase": 0.25} if shape[0] == 3 else {"pad": 1},
+            batch_size=BATCH,
+        )
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        """The teacher, with random weights: they cost what trained ones do."""
+        spec = ModelSpec(self.teacher_name)
+        if self.teacher_name is None:
+            spec = config.model_spec(self.config([]).teacher)
+        return run.as_teacher(build_model(spec, config.data_shape(self.data), "teacher"), self.data)
+
+    def config(self, overrides: list[str]) -> Any:
+        """Return the default configuration of a run that is as long as a turn."""
+        folder = self.work / "run"
+        short = [
+            "trainer.max_epochs=1", f"trainer.limit_train_batches={self.steps + WARM}",
+            "trainer.limit_val_batches=0", "callbacks=none", f"paths.cache={self.work}/cache",
+            f"paths.output_dir={folder}",
+        ]  # fmt: skip
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("train", overrides=[*short, *self.overrides, *overrides])
+        with open_dict(cfg):
+            cfg.callbacks = {"clock": {"_target_": "steps.Clock"}}
+            cfg.data.views = OmegaConf.select(cfg, "store.views")
+        return cfg
+
+    def ours(self, side: str, more: Sequence[str] = ()) -> float:
+        """Return images per second of our own run."""
+        cfg = self.config([*SIDES[side], *more])
+        data = self.data.with_options(seed=0, batch_size=BATCH, views=cfg.data.views)
+        teacher = None if side == "supervised" else self.teacher
+        trainer = run.fit(cfg, data, teacher)[1]
+        clock = next(c for c in trainer.callbacks if isinstance(c, Clock))
+        return BATCH * clock.steps / clock.seconds
+
+    def bare(self, side: str) -> float:
+        """Return images per second of the leanest loop."""
+        cfg = self.config(SIDES[side])
+        device = config.build_trainer(cfg, config.build_objective(cfg, self.data)).strategy
+        spec = config.model_spec(cfg.student)
+        student = build_model(spec, config.data_shape(self.data), "student")
+        student.to(device.root_device).train()
+        optimizer = create_optimizer(student, config.plain(cfg.optimizer))
+        teacher = None if side == "supervised" else self.teacher.to(device.root_device).model
+        alpha, temperature = cfg.objective.get("alpha"), cfg.objective.get("temperature")
+        batches = [(v.to(device.root_device), y.to(device.root_device)) for v, y in self.batches]
+        for step, (view, target) in enumerate(batches):
+            if step == WARM:
+                wait(device.root_device)
+                began = time.perf_counter()
+            logits = student(view)
+            loss = F.cross_entropy(logits, target)
+            if teacher is not None:
+                with torch.inference_mode():
+                    z = teacher(view)
+                soft = F.kl_div(
+                    F.log_softmax(logits / temperature, 1),
+                    F.softmax(z / temperature, 1),
+                    reduction="batchmean",
+                )
+                loss = (1 - alpha) * loss + alpha * temperature**2 * soft
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        wait(device.root_device)
+        return BATCH * self.steps / (time.perf_counter() - began)
+
+    @cached_property
+    def batches(self) -> list[tuple[Tensor, Tensor]]:
+        """Normalised views and labels, as many as a turn needs."""
+        made = map(lambda b: self.data.on_after_batch_transfer(b, 0), self.data.train_dataloader())
+        normalize = self.teacher.normalize
+        return [(normalize(b[0]), b[1]) for b in islice(made, self.steps + WARM)]
+
+    def logging_share(self, side: str) -> float:
+        """Return the share of a step that goes into logging."""
+        spent = 0.0
+
+        def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*arguments: Any, **named: Any) -> Any:
+                nonlocal spent
+                start = time.perf_counter()
+                answer = function(*arguments, **named)
+                spent += time.perf_counter() - start
+                return answer
+
+            return call
+
+        with ExitStack() as patched:
+            for kind, name in LOGGING:
+                changed = mock.patch.object(kind, name, timed(getattr(kind, name)))
+                patched.enter_context(changed)
+            speed = self.ours(side)
+        return spent / ((self.steps + WARM) * BATCH / speed)
+
+    def gflops(self) -> float:
+        """Return 10⁹ floating-point operations of one live step: a backward pass is two forward."""
+        student = build_model(
+            config.model_spec(self.config([]).student), config.data_shape(self.data), "student"
+        )
+        shape = (self.data.in_chans, *self.data.image_size)
+        return BATCH * (3 * flops(student, shape) + flops(self.teacher.model, shape)) / 1e9
+
+
+def random_split(count: int, shape: tuple[int, ...], classes: int) -> Resident:
+    images = torch.randint(256, (count, *shape), dtype=torch.uint8)
+    return Resident(images, torch.arange(count) % classes)
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--steps", type=int, default=8, help="steps of a turn that count")
+    parser.add_argument("--pairs", nargs="+", choices=list(PAIRS), default=list(PAIRS))
+    parser.add_argument("--no-variants", action="store_true", help="no bf16, compile, layout")
+
+
+def measure(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
+    work = Path(tempfile.mkdtemp(prefix="distill-bench-"))
+    rows: list[Row] = []
+    tables: dict[str, Any] = {}
+    try:
+        for name in options.pairs:
+            first = name == next(iter(PAIRS))
+            pair = Pair(name, options.steps if first else 4 * options.steps, work)
+            found, tables[name] = compare(pair, options.repeats or 7, held=first)
+            rows += found
+            if first:
+                rows += variants(pair, options.repeats or 3) if not options.no_variants else []
+    finally:
+        shutil.rmtree(work)
+    return rows, tables
+
+
+def compare(pair: Pair, repeats: int, held: bool) -> tuple[list[Row], dict[str, Any]]:
+    """Return the rows of one pair; the bounds hold for the first."""
+    sides = {f"ours, {side}": partial(pair.ours, side) for side in SIDES}
+    sides |= {f"bare, {side}": partial(pair.bare, side) for side in ("live", "supervised")}
+    speeds = rounds(sides, repeats)
+    logged = median(pair.logging_share("fed") for _ in range(repeats))
+
+    def row(side: str, other: str, least: float | None) -> Row:
+        note = f"{median(speeds[side]):,.0f} and {median(speeds[other]):,.0f} images/s"
+        label = f"{pair.name}: {side} / {other}"
+        return Row(label, ratio(speeds, side, other), least=least if held else None, note=note)
+
+    rows = [
+        row("ours, live", "bare, live", 0.97),
+        row("ours, fed", "ours, supervised", 0.95),
+        row("ours, fed", "ours, live", 2.3),
+        row("ours, supervised", "bare, supervised", None),
+        Row(f"{pair.name}: logging, share of a fed step", logged, most=0.01 if held else None),
+    ]
+    achieved = pair.gflops() / 1e3 * median(speeds["ours, live"]) / BATCH
+    return rows, {"images_per_second": speeds, "tflops_live": achieved, "tflops_matmul": matmul()}
+
+
+def matmul(size: int = 2048) -> float:
+    """Return the 10¹² operations per second of a large float32 product: a bound in practice."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a = torch.randn(size, size, device=device)
+    taken = []
+    for _ in range(5):
+        wait(a.device)
+        start = time.perf_counter()
+        a @ a
+        wait(a.device)
+        taken.append(time.perf_counter() - start)
+    return 2 * size**3 / min(taken) / 1e12
+
+
+def in_plain_layout(pair: Pair, side: str) -> float:
+    with mock.patch.object(build, "channels_last", lambda model: model):
+        return pair.ours(side)
+
+
+VARIANTS: dict[str, Callable[[Pair, str], float]] = {
+    "bf16-mixed": lambda pair, side: pair.ours(side, ["trainer.precision=bf16-mixed"]),
+    "torch.compile of the student": lambda pair, side: pair.ours(side, ["trainer.compile=true"]),
+    "plain layout": in_plain_layout,
+}
+
+
+def variants(pair: Pair, repeats: int) -> list[Row]:
+    """Return what each choice makes of the default's speed, live and fed."""
+    rows = []
+    for side in ("live", "fed"):
+        sides = {name: partial(turn, pair, side) for name, turn in VARIANTS.items()}
+        speeds = rounds({"default": partial(pair.ours, side), **sides}, repeats)
+        for name in VARIANTS:
+            note = f"{median(speeds[name]):,.0f} and {median(speeds['default']):,.0f} images/s"
+            label = f"{pair.name}: {side}, {name} / default"
+            rows.append(Row(label, ratio(speeds, name, "default"), note=note))
+    return rows
