@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +11,10 @@ import torch
 from torch import Tensor
 
 from distill.data.views import CLEAN
-from distill.store import TeacherStore
+from distill.store import TeacherStore, topk_error
+
+log = logging.getLogger(__name__)
+TEMPERATURES = (1, 4, 16)
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Recall:
 
     def __init__(self, stores: Mapping[str, TeacherStore]) -> None:
         self.stores = dict(stores)
+        self._said_topk = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Recall:
         return self  # weight averaging copies the module that holds it
@@ -67,10 +72,23 @@ class Recall:
         """
         missing = (~known.there).nonzero().squeeze(1)
         here = missing.to(live.device)
-        kept = self.stores[known.split].write(known.view, known.index[missing], live[here])
+        store = self.stores[known.split]
+        kept = store.write(known.view, known.index[missing], live[here])
+        if store.layout.topk and store.writes and not self._said_topk:
+            self._said_topk = True
+            log.info("teacher store: %s", topk_text(live[here], store.layout.topk))
         return known.logits.to(live.device).index_copy(0, here, kept)
 
     def close(self) -> None:
         """Let another process write."""
         for store in self.stores.values():
             store.close()
+
+
+def topk_text(logits: Tensor, k: int) -> str:
+    """Return what keeping k of the logits `[N, K]` costs, for people."""
+    costs = [f"{topk_error(logits, k, t):.2g} nats at T = {t}" for t in TEMPERATURES]
+    return (
+        f"keeping {k:,} of {logits.shape[1]:,} logits moves the teacher's probabilities by a KL of "
+        f"{', '.join(costs)} (mean over {len(logits)} answers)"
+    )

@@ -1,14 +1,17 @@
 """Every option of every group, in this process: it composes, builds and trains."""
 
 import re
+import traceback
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill import cache, config, run
 from distill.cli import CONF
 from distill.losses import LOSSES
+from distill.module import Distiller
 
 OBJECTIVES = sorted(path.stem for path in (CONF / "objective").glob("*.yaml"))
 QUICK = ("trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1",
@@ -26,16 +29,62 @@ def composed(tmp_path, cache):
     return make
 
 
+class Waits(TorchDispatchMode):
+    """Note what would make a processor wait for its GPU: asking for a value, or for a size."""
+
+    asking = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+    indexing = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default)
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        counts = func in self.indexing and any(
+            i is not None and i.dtype == torch.bool for i in args[1]
+        )
+        if func in self.asking or counts:
+            stack = traceback.format_stack(limit=12)
+            if not any("_check_values" in line for line in stack):  # class counts are on the CPU
+                self.found.append("".join(stack))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """Return what forward and backward passes of a Distiller wait for."""
+    watch = Waits()
+    for name in ("training_step", "backward"):
+        step = getattr(Distiller, name)
+
+        def watched(*arguments, step=step, **named):
+            with watch:
+                return step(*arguments, **named)
+
+        monkeypatch.setattr(Distiller, name, watched)
+    return watch.found
+
+
+def test_waiting_is_noticed():
+    with Waits() as watch:
+        torch.ones(2).sum().item()
+        torch.ones(2)[torch.tensor([True, False])]
+    assert len(watch.found) == 2
+
+
 @pytest.mark.filterwarnings("ignore:.*standardised logits")
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_every_objective_trains_a_student(composed, objective):
-    cfg = composed(*QUICK, f"objective={objective}")
+def test_every_objective_trains_a_student_and_never_waits_for_its_device(
+    composed, waits, objective
+):
+    cfg = composed(*QUICK, f"objective={objective}", "store=off")
     data = config.build_data(cfg)
     built = config.build_objective(cfg, data)
     run.check_early(cfg, data, built)
     teacher = run.prepare_teacher(cfg, data) if built.needs_teacher else None
     student, trainer = run.fit(cfg, data, teacher)
     assert trainer.global_step == 2
+    assert waits == []
     for term in built.terms:
         assert torch.isfinite(trainer.callback_metrics[f"val/{term}"]), term
     assert all(p.isfinite().all() for p in student.student.parameters())

@@ -1,6 +1,7 @@
 """Runs that ask the teacher once: the same students, from the store as from a live teacher."""
 
 import logging
+import re
 
 import pytest
 import torch
@@ -82,6 +83,19 @@ def test_views_come_again_and_a_store_filled_ahead_leaves_nothing_to_ask(fitted,
     caplog.clear()
     fitted(*EXACT, "store.views=1", "data.view.pad=2", task=run.fill_store)
     assert "view 1 of 1, 0 of 30 batches asked" in caplog.text
+
+
+def test_what_topk_costs_is_said_once(fitted, caplog):
+    caplog.set_level(logging.INFO, "distill")
+    fitted("store=disk", "store.topk=3")
+    said = [r.message for r in caplog.records if "keeping 3 of 10 logits" in r.message]
+    assert len(said) == 1
+    costs = [float(cost) for cost in re.findall(r"([\d.e-]+) nats", said[0])]
+    assert len(costs) == 3
+    assert all(cost > 0 for cost in costs)
+    caplog.clear()
+    fitted("store=disk", "store.topk=3")
+    assert "keeping" not in caplog.text
 
 
 def test_damage_is_said_and_asked_again(fitted, tmp_path, caplog):
