@@ -16,9 +16,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from distill.data.draws import keyed_words
 from distill.data.images import MODES
 from distill.data.splits import Resident, Source, Split, Streamed, stratified
-from distill.data.views import CLEAN, ResidentView, StreamedView, keyed_words
+from distill.data.views import CLEAN, ResidentView, StreamedView
 
 Key = tuple[int, Tensor]  # (epoch, positions in the split); −1 is a rank's padding
 

@@ -15,20 +15,17 @@ from scipy import stats
 from timm.data import create_transform
 from torchvision.transforms.v2 import functional as tv
 
-from distill.data.views import (
-    CLEAN,
+from distill.data.draws import (
     Draw,
     Draws,
-    ResidentView,
-    StreamedView,
     beta,
-    bilinear,
-    half_pixels,
     keyed_integers,
     keyed_uniform,
     keyed_words,
     mix,
 )
+from distill.data.pixels import bilinear, half_pixels
+from distill.data.views import CLEAN, ResidentView, StreamedView
 
 COUNT = 24
 MASK = 0xFFFFFFFF
