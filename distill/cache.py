@@ -25,6 +25,7 @@ from distill.models.teacher import Teacher
 from distill.objectives import Objective
 from distill.recall import Recall
 from distill.report.reading import METRICS
+from distill.sharing import alone
 from distill.store import Layout, TeacherStore, check_size, describe, store_folder
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,11 @@ def trained_once(cfg: DictConfig, data: DataModule, role: str, train_and_keep: T
         role: `teacher` or `baseline`, for messages and the folder's name.
         train_and_keep: trains the model and writes its bundle into the folder that it is given.
     """
+    with alone():  # others would wait for the lock, and this one for them
+        return _trained_once(cfg, data, role, train_and_keep)
+
+
+def _trained_once(cfg: DictConfig, data: DataModule, role: str, train_and_keep: Train) -> nn.Module:
     options = {key: cfg.data[key] for key in ("seed", "batch_size", "views")}
     data = data.with_options(**options)
     kept = Path(cfg.paths.cache) / f"{role}-{fit_key(cfg, data)}"

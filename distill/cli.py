@@ -8,11 +8,13 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import logging
 import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -97,26 +99,46 @@ def run_command(config_name: str, task: str) -> None:
 
 def hydra_main(config_name: str, task: str, explain: bool) -> None:
     """Hand the command line to Hydra."""
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(
+        Task(task, explain)
+    )()
 
-    def run_task(cfg: DictConfig) -> Any:
-        function: Callable[[DictConfig], Any] = getattr(import_run(), task)
-        if not explain:
+
+@dataclass(frozen=True)
+class Task:
+    """What a command does with a configuration, which can be sent to another process.
+
+    Args:
+        name: of a function of `distill.run`.
+        explain: whether mistakes end in one line.
+    """
+
+    name: str
+    explain: bool
+
+    def __call__(self, cfg: DictConfig) -> Any:
+        """Run; a job of a sweep that fails says so and leaves the others alone."""
+        function: Callable[[DictConfig], Any] = getattr(import_run(), self.name)
+        if not self.explain:
             return function(cfg)
+        swept = HydraConfig.get().mode == RunMode.MULTIRUN
         try:
             return function(cfg)
         except (OmegaConfBaseException, ValueError, OSError) as error:
-            if HydraConfig.get().mode != RunMode.MULTIRUN:
+            if not swept:
                 refuse(error)
             print(f"distill: job {HydraConfig.get().job.num}: {one_line(error)}", file=sys.stderr)
-            return float("nan")  # the other jobs of the sweep go on
-
-    hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(run_task)()
+        except MemoryError:
+            raise
+        except Exception as error:
+            if not swept or type(error).__name__ == "OutOfMemoryError":
+                raise
+            logging.getLogger("distill").exception("job %s failed", HydraConfig.get().job.num)
+        return float("nan")
 
 
 def import_run() -> ModuleType:
     """Import what runs, and silence the advice of its libraries."""
-    import logging
-
     run = importlib.import_module("distill.run")
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Iterable
@@ -29,6 +30,7 @@ from distill.models.build import DataShape, ModelSpec, resolved
 from distill.models.bundle import read_lightning, student_weights
 from distill.module import create_optimizer, create_schedule, evaluation_metrics, resolve_topk
 from distill.objectives import Objective
+from distill.sharing import once
 
 log = logging.getLogger(__name__)
 
@@ -116,11 +118,24 @@ def check_trainer(cfg: DictConfig) -> None:
 
 
 def build_data(cfg: DictConfig) -> DataModule:
-    """Return the data module."""
-    data = make(cfg.data, "data")
+    """Return the data module; of runs that share, each has its own with the same splits."""
+    data = once(shared_key(cfg, "data"), lambda: make(cfg.data, "data"))
     if not isinstance(data, DataModule):
         raise ValueError("data must be a distill.data.DataModule")
-    return data
+    return data.with_options(seed=data.seed, batch_size=data.batch_size, views=data.views)
+
+
+def shared_key(cfg: DictConfig, what: str) -> str:
+    """Return a text that is the same for runs that can share their data, or also their teacher.
+
+    What else a run says is on its student's side: objective, annealing, optimiser, schedule,
+    architecture, and the seed of the weights.
+    """
+    decided = {"data": plain(cfg.data)}
+    if what != "data":
+        decided |= {key: plain(cfg[key]) for key in ("teacher", "trainer")}
+        decided["trainer"].pop("max_epochs")
+    return json.dumps([what, decided], sort_keys=True, default=str)
 
 
 def build_objective(cfg: DictConfig, data: DataModule) -> Objective:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import os
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from distill.models.features import feature_channels
 from distill.models.teacher import Teacher
 from distill.module import Distiller
 from distill.objectives import Objective
+from distill.sharing import clock, once
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def train(cfg: DictConfig) -> float | None:
     Raises:
         ValueError: for what a person can put right.
     """
-    started = time.perf_counter()
+    started = clock()
     config.check_multirun(cfg)
     set_aside(Path(cfg.paths.output_dir))
     data = config.build_data(cfg)
@@ -65,7 +65,7 @@ def train(cfg: DictConfig) -> float | None:
     if not trainer.is_global_zero:
         return None
 
-    seconds = time.perf_counter() - started
+    seconds = clock() - started
     answers = judge.answer(cfg, student, data)
     models = {"student": student.student}
     if teacher is not None:
@@ -211,9 +211,13 @@ def prepare_teacher(cfg: DictConfig, data: DataModule) -> Teacher | None:
     """Return the teacher, trained once and kept where no weights exist."""
     source = cfg.teacher
     if not source.name or source.checkpoint or source.pretrained or not source.fit:
-        return load_teacher(cfg, data)
-    model = trained_once(config.alone(cfg, "teacher"), data, "teacher", train_and_keep)
-    return as_teacher(model, data)
+        return once(config.shared_key(cfg, "teacher"), lambda: load_teacher(cfg, data))
+
+    def trained() -> Teacher:
+        model = trained_once(config.alone(cfg, "teacher"), data, "teacher", train_and_keep)
+        return as_teacher(model, data)
+
+    return once(config.shared_key(cfg, "teacher"), trained)
 
 
 def load_teacher(cfg: DictConfig, data: DataModule) -> Teacher | None:

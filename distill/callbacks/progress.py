@@ -8,12 +8,16 @@ import sys
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
 
+from distill import sharing
+
 log = logging.getLogger(__name__)
 
 
 def progress_callback() -> pl.Callback:
     """Return the progress display that fits where standard output goes."""
-    return RichProgressBar(leave=False) if sys.stdout.isatty() else EpochLines()
+    if sys.stdout.isatty() and not sharing.active():  # there is only one line for a bar
+        return RichProgressBar(leave=False)
+    return EpochLines()
 
 
 class EpochLines(pl.Callback):

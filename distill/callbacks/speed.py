@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytorch_lightning as pl
+
+from distill.sharing import clock
 
 
 class Speed(pl.Callback):
@@ -23,7 +24,7 @@ class Speed(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
-        self._mark = time.perf_counter()
+        self._mark = clock()
 
     def on_train_batch_end(
         self,
@@ -34,11 +35,11 @@ class Speed(pl.Callback):
         batch_idx: int,
     ) -> None:
         """Count a batch and the time since the last."""
-        now = time.perf_counter()
+        now = clock()
         self.seconds += now - self._mark
         self.images += len(batch[0]) * trainer.world_size
         self._mark = now
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave out the time that validation took."""
-        self._mark = time.perf_counter()
+        self._mark = clock()

@@ -16,10 +16,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from distill import sharing
 from distill.data.draws import keyed_words
 from distill.data.images import MODES
 from distill.data.splits import Resident, Source, Split, Streamed, stratified
 from distill.data.views import CLEAN, ResidentView, StreamedView
+from distill.sharing import Recent, Streams
 
 Key = tuple[int, Tensor]  # (epoch, positions in the split); −1 is a rank's padding
 
@@ -82,6 +84,8 @@ class DataModule(pl.LightningDataModule):
         self.view = build_view(self.train, view or {}, image_size, source.channels)
         self.image_size = sample_size(self.train, image_size)
         self._copies: dict[torch.device, Resident] = {}
+        self._streams = Streams() if sharing.active() else None
+        self._recent = Recent()
         self._keys(self.train, shuffle=True)
 
     @property
@@ -180,11 +184,28 @@ class DataModule(pl.LightningDataModule):
         known = look_up(batch[3], batch[2]) if look_up else None
         return batch if known is None else (*batch, known)
 
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> list[Any]:
+        """Move a batch, which runs that share their batches do once."""
+
+        def move(part: Any) -> Any:
+            return super(DataModule, self).transfer_batch_to_device(part, device, dataloader_idx)
+
+        return [*self._once(batch[2], "moved", lambda: move(batch[:4])), *move(batch[4:])]
+
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> list[Any]:
         """Make the views, on the device; what a model has added to its batch follows them."""
-        images, target, index, number, *rest = batch
+        return [*self._once(batch[2], "shown", lambda: self._views(batch)), *batch[4:]]
+
+    def _once(self, index: Tensor, step: str, make: Callable[[], Any]) -> Any:
+        """Return what `make` returns, made once by runs that were given the same batch."""
+        return make() if self._streams is None else self._recent.answer(index, step, make)
+
+    def _views(self, batch: Any) -> list[Any]:
+        images, target, index, number = batch[:4]
         images, target = self._shown(images, target, index, number)
-        return [images.float().div_(255), target, index, number, *rest]
+        return [images.float().div_(255), target, index, number]
 
     def _shown(
         self, images: Tensor, target: Tensor, index: Tensor, number: int
@@ -245,8 +266,12 @@ class DataModule(pl.LightningDataModule):
             batch_size=None,
             sampler=self._keys(split, shuffle),
             num_workers=self.num_workers if streamed else 0,
-            persistent_workers=streamed and self.num_workers > 0,
+            # Streams that are shared may overlap, and a lasting worker serves one at a time.
+            persistent_workers=streamed and self.num_workers > 0 and self._streams is None,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # else each pass would draw from the run's own
+            streams=self._streams,
+            name=f"{id(split)} {self.views} {fetch}",
         )
 
 
@@ -318,9 +343,22 @@ class KeyLoader(DataLoader[Any]):
     sampler: KeySampler
     position: Callable[[], int] = staticmethod(lambda: 0)
 
+    def __init__(self, *given: Any, streams: Streams | None, name: str, **options: Any) -> None:
+        super().__init__(*given, **options)
+        self.streams, self.name = streams, name
+
     def __iter__(self) -> Any:
-        self.sampler.skip = self.position() % len(self)
-        yield from super().__iter__()
+        done = self.position() % len(self)
+        if self.streams is None:
+            yield from self._batches(done)
+        else:
+            keys = self.sampler
+            sequence = (self.name, keys.epoch, keys.seed, keys.batch_size, keys.shuffle, done)
+            yield from self.streams.through(sequence, lambda at: self._batches(done + at))
+
+    def _batches(self, skip: int) -> Any:
+        self.sampler.skip = skip
+        return super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: that this is here tells Lightning that the loader can be resumed.

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distill import sharing
 from distill.models.ensemble import Ensemble
 from distill.models.features import forward_with_features
+from distill.sharing import Recent
 
 
 class Teacher:
@@ -38,6 +40,7 @@ class Teacher:
         self.model = model.requires_grad_(False).eval()
         self.normalize = normalize or nn.Identity()
         self.batch_size = batch_size
+        self.recent = Recent() if sharing.active() else None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
         return self
@@ -56,14 +59,25 @@ class Teacher:
     @torch.inference_mode()
     def __call__(self, view: Tensor, step: int | None = None) -> Tensor:
         """Return logits `[N, K]` for views `[N, C, H, W]`; `step` is given in training."""
-        if self.batch_size is None or len(view) == self.batch_size:
-            return self._answer(view, step)
-        return torch.cat([self._padded(part, step) for part in view.split(self.batch_size)])
+        if self.recent is not None:
+            when = step if isinstance(self.model, Ensemble) else None
+            return self.recent.answer(view, when, lambda: self._logits(view, step))
+        return self._logits(view, step)
 
     @torch.inference_mode()
     def with_features(self, view: Tensor, stages: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
         """Return logits `[N, K]` and the feature maps `[N, C, H, W]` of the stages."""
+        if self.recent is not None:
+            return self.recent.answer(view, tuple(stages), lambda: self._features(view, stages))
+        return self._features(view, stages)
+
+    def _features(self, view: Tensor, stages: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
         return forward_with_features(self.model, self._prepared(view), stages)
+
+    def _logits(self, view: Tensor, step: int | None) -> Tensor:
+        if self.batch_size is None or len(view) == self.batch_size:
+            return self._answer(view, step)
+        return torch.cat([self._padded(part, step) for part in view.split(self.batch_size)])
 
     def _padded(self, view: Tensor, step: int | None) -> Tensor:
         assert self.batch_size is not None

@@ -25,7 +25,7 @@ import steps
 import store
 import torch
 import views
-from measure import RESULTS, machine, print_rows, save
+from measure import RESULTS, machine, save
 
 PARTS = {"steps": steps, "views": views, "store": store, "losses": losses, "metrics": metrics}
 
@@ -62,8 +62,6 @@ def main() -> int:
         command = " ".join(["python scripts/bench", *arguments])
         print(f"\n{command}: {machine()}, {torch.get_num_threads()} threads", flush=True)
         rows, tables = PARTS[options.part].measure(options)
-        if rows:
-            print_rows(rows)
         tables["rows"] = [{**row._asdict(), "holds": row.holds} for row in rows]
         print(f"→ {save(options.results, options.part, command, tables)}", flush=True)
         missed += sum(not row.holds for row in rows)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from measure import Row, rounds, seconds
+from measure import Row, print_rows, rounds, seconds
 from torch import Tensor
 
 from distill import losses
@@ -227,4 +227,5 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
             # Not pair by pair: turns of milliseconds are at the scheduler's mercy.
             rows.append(Row(name, loss / reference, most=case.limit, note=note))
             tables[name] = {"milliseconds": loss, "reference_milliseconds": reference}
+    print_rows(rows)
     return rows, {"losses": tables}

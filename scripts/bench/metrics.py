@@ -26,7 +26,7 @@ import distill  # noqa: F401  (first: it makes torchvision, and so torchmetrics,
 
 # isort: split
 import torch
-from measure import Row, ratio, resident, rounds, seconds
+from measure import Row, print_rows, ratio, resident, rounds, seconds
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
@@ -187,6 +187,7 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
         for name in SIDES
         if name != "torchmetrics"
     ]
+    print_rows(compared)
     rows = [options.rows, 4 * options.rows]
     space = {} if options.no_memory else {n: [memory(n, r, options) for r in rows] for n in SIDES}
     if space:

@@ -27,7 +27,7 @@ from unittest import mock
 import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_dir
-from measure import Row, ratio, rounds
+from measure import Row, print_rows, ratio, rounds
 from omegaconf import OmegaConf, open_dict
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
@@ -227,11 +227,12 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
     try:
         for name in options.pairs:
             first = name == next(iter(PAIRS))
-            pair = Pair(name, options.steps if first else 4 * options.steps, work)
-            found, tables[name] = compare(pair, options.repeats or 7, held=first)
+            pair = Pair(name, options.steps * (8 if PAIRS[name][0] is None else 1), work)
+            found, tables[name] = compare(pair, options.repeats or 5, held=first)
+            if first and not options.no_variants:
+                found += variants(pair, options.repeats or 2)
+            print_rows(found)
             rows += found
-            if first:
-                rows += variants(pair, options.repeats or 3) if not options.no_variants else []
     finally:
         shutil.rmtree(work)
     return rows, tables

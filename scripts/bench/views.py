@@ -13,7 +13,7 @@ from itertools import islice
 from statistics import median
 from typing import Any
 
-from measure import Row, ratio, rounds
+from measure import Row, print_rows, ratio, rounds
 from PIL import Image
 from steps import BATCH, random_split
 from torch import Tensor
@@ -114,6 +114,7 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
         note = " and ".join(f"{median(values):,.0f}" for values in taken.values()) + " images/s"
         rows.append(Row(name, ratio(taken, "ours", "torchvision"), least=least, note=note))
         tables[name] = taken
+    print_rows(rows)
     return rows, {"images_per_second": tables}
 
 

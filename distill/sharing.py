@@ -1,0 +1,156 @@
+"""What runs in one process share, and whose turn it is.
+
+A run that is alone makes everything itself, and nothing here does anything. Runs of a fused sweep
+(`distill.sweep.lockstep`) take turns, batch by batch: whatever is the same for all of them is made
+by the first that asks. What is shared is looked up by what it was made from, never by whose turn
+it is, so that a run gets what it would have made alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+WINDOW = 4  # batches that a stream keeps, and answers that are kept: runs are at most one apart
+
+
+class Sharing:
+    """The state of runs that share.
+
+    Args:
+        switch: lets the other runs have their turns, and returns when it is this one's again.
+    """
+
+    def __init__(self, switch: Callable[[], None]) -> None:
+        self.switch = switch
+        self.made: dict[Hashable, Any] = {}
+        self.held = 0  # how many have asked that no turn ends
+        self.away = 0.0  # seconds that the run whose turn it is has spent waiting
+
+
+_now: Sharing | None = None
+
+
+@contextmanager
+def among(sharing: Sharing) -> Iterator[None]:
+    """Let what runs inside share."""
+    global _now
+    before, _now = _now, sharing
+    try:
+        yield
+    finally:
+        _now = before
+
+
+def active() -> bool:
+    """Return whether this run shares its process with others."""
+    return _now is not None
+
+
+def once(key: Hashable, make: Callable[[], T]) -> T:
+    """Return what `make` returns, made once for all runs that ask with the same key."""
+    if _now is None:
+        return make()
+    if key not in _now.made:
+        with alone():
+            _now.made[key] = make()
+    return _now.made[key]
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Keep the turn, as a run must while it holds a lock that the others will ask for."""
+    if _now is None:
+        yield
+        return
+    _now.held += 1
+    try:
+        yield
+    finally:
+        _now.held -= 1
+
+
+def next_turn() -> None:
+    """Let the other runs do as much as this one has done since its last turn."""
+    if _now is None or _now.held:
+        return
+    left = time.perf_counter()
+    sharing, away = _now, _now.away
+    sharing.switch()
+    sharing.away = away + time.perf_counter() - left
+
+
+def clock() -> float:
+    """Return a time in seconds that stands still while others have their turns."""
+    return time.perf_counter() - (_now.away if _now else 0.0)
+
+
+class Recent:
+    """The last few answers to objects that are asked about again.
+
+    An object is known by what it is, not by what it equals: comparing two batches would cost more
+    than it saves, and on a GPU would wait for it.
+    """
+
+    def __init__(self) -> None:
+        self.kept: deque[tuple[object, Hashable, Any]] = deque(maxlen=WINDOW)
+
+    def answer(self, asked: object, detail: Hashable, make: Callable[[], T]) -> T:
+        """Return what `make` returns, or has returned for this object and detail."""
+        for known, extra, answer in self.kept:
+            if known is asked and extra == detail:
+                return answer
+        answer = make()
+        self.kept.append((asked, detail, answer))
+        return answer
+
+
+class Streams:
+    """Sequences that several runs go through at nearly the same time, each made once."""
+
+    def __init__(self) -> None:
+        self.open: dict[Hashable, _Stream] = {}
+
+    def through(self, key: Hashable, begin: Callable[[int], Iterator[T]]) -> Iterator[T]:
+        """Yield the items of a sequence, beginning each in a turn of its own.
+
+        Args:
+            key: names the sequence.
+            begin: position → the items from there on. A run that has fallen behind the others
+                goes on by itself.
+        """
+        next_turn()
+        stream = self.open.get(key)
+        if stream is None or stream.first > 0:
+            stream = self.open[key] = _Stream(begin(0), 0)
+            while len(self.open) > WINDOW:
+                self.open.pop(next(iter(self.open)))
+        position = 0
+        while True:
+            if position < stream.first:
+                stream = _Stream(begin(position), position)
+            try:
+                item = stream.item(position)
+            except StopIteration:
+                return
+            yield item
+            position += 1
+            next_turn()
+
+
+class _Stream:
+    def __init__(self, items: Iterator[Any], first: int) -> None:
+        self.items, self.first = items, first
+        self.kept: deque[Any] = deque()
+
+    def item(self, position: int) -> Any:
+        while self.first + len(self.kept) <= position:
+            self.kept.append(next(self.items))
+            if len(self.kept) > WINDOW:
+                self.kept.popleft()
+                self.first += 1
+        return self.kept[position - self.first]
