@@ -29,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 PACKAGE = Path(__file__).resolve().parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 USER_ERROR = 2
+HYDRA = "1.3"  # the version whose behaviour is meant
 ADVICE = (  # of the libraries below; a user of this one cannot act on it
     ".*does not have many workers",
     ".*LeafSpec",
@@ -99,7 +100,7 @@ def run_command(config_name: str, task: str) -> None:
 
 def hydra_main(config_name: str, task: str, explain: bool) -> None:
     """Hand the command line to Hydra."""
-    hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(
+    hydra.main(version_base=HYDRA, config_path=str(CONF), config_name=config_name)(
         Task(task, explain)
     )()
 

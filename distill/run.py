@@ -212,12 +212,8 @@ def prepare_teacher(cfg: DictConfig, data: DataModule) -> Teacher | None:
     source = cfg.teacher
     if not source.name or source.checkpoint or source.pretrained or not source.fit:
         return once(config.shared_key(cfg, "teacher"), lambda: load_teacher(cfg, data))
-
-    def trained() -> Teacher:
-        model = trained_once(config.alone(cfg, "teacher"), data, "teacher", train_and_keep)
-        return as_teacher(model, data)
-
-    return once(config.shared_key(cfg, "teacher"), trained)
+    model = trained_once(config.alone(cfg, "teacher"), data, "teacher", train_and_keep)
+    return once(config.shared_key(cfg, "teacher"), lambda: as_teacher(model, data))
 
 
 def load_teacher(cfg: DictConfig, data: DataModule) -> Teacher | None:

@@ -18,14 +18,11 @@ from typing import Any
 
 import torch
 from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job, setup_globals
-from hydra.errors import HydraException
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from distill.cli import one_line
 from distill.config import shared_key
-from distill.files import write_whole
 from distill.sweep.lockstep import in_turns
 from distill.sweep.workers import places, spread
 
@@ -48,7 +45,8 @@ def launch(
     config: DictConfig = launcher.config
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     Path(config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
-    jobs, results = composed(launcher.hydra_context, config, job_overrides, first)
+    jobs = [composed(launcher, list(own), k) for k, own in enumerate(job_overrides, first)]
+    results: dict[int, JobReturn] = {}
     where = places(launcher.devices)
     chunks = chunked(jobs, max(1, len(where)), launcher.together)
     if len(where) < 2:
@@ -60,24 +58,12 @@ def launch(
     return [results[number] for number in range(first, first + len(job_overrides))]
 
 
-def composed(
-    context: HydraContext, config: DictConfig, job_overrides: Sequence[Sequence[str]], first: int
-) -> tuple[list[Job], dict[int, JobReturn]]:
-    """Return the jobs, and what came of those whose overrides are wrong."""
-    jobs, failed = [], {}
-    for number, overrides in enumerate(job_overrides, first):
-        try:
-            own = context.config_loader.load_sweep_config(config, list(overrides))
-            with open_dict(own):
-                own.hydra.job.id = own.hydra.job.num = number
-            jobs.append(Job(number, own))
-        except (HydraException, OmegaConfBaseException) as error:
-            print(f"distill: job {number}: {one_line(error)}", file=sys.stderr)
-            about = Path(config.hydra.sweep.dir) / str(number) / ".hydra"
-            about.mkdir(parents=True, exist_ok=True)
-            write_whole(about / "overrides.yaml", OmegaConf.to_yaml(list(overrides)))
-            failed[number] = nothing()
-    return jobs, failed
+def composed(launcher: Any, overrides: list[str], number: int) -> Job:
+    """Return the job of these overrides."""
+    config = launcher.hydra_context.config_loader.load_sweep_config(launcher.config, overrides)
+    with open_dict(config):
+        config.hydra.job.id = config.hydra.job.num = number
+    return Job(number, config)
 
 
 def nothing() -> JobReturn:

@@ -11,6 +11,11 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from hydra import version
+from hydra.core.utils import setup_globals
+
+from distill.cli import HYDRA
+
 Place = dict[str, str]  # environment variables that keep a process to its device
 GPU = "CUDA_VISIBLE_DEVICES"
 
@@ -62,7 +67,8 @@ class Worker:
         self.tries = 0
         context = multiprocessing.get_context("spawn")
         self.connection, there = context.Pipe()
-        self.process = context.Process(target=serve, args=(there, run), daemon=False)
+        arguments = (there, run)
+        self.process = context.Process(target=serve, args=arguments)
         with environment(place):  # before it imports anything
             self.process.start()
         there.close()
@@ -83,13 +89,12 @@ class Worker:
 
 def serve(connection: Connection, run: Callable[..., None]) -> None:
     """Run the parts that come through a connection, and send back what came of each job."""
-    from hydra.core.utils import setup_globals
-
+    version.setbase(HYDRA)
     setup_globals()
     while True:
         try:
             chunk = connection.recv()
-        except (EOFError, KeyboardInterrupt):
+        except (EOFError, OSError, KeyboardInterrupt):
             return
         run(chunk, lambda number, result: connection.send((number, result)))
         connection.send(None)

@@ -1,6 +1,5 @@
 """Commands that are killed at random points, again and again, and end as if they never were."""
 
-import multiprocessing
 import random
 import signal
 import time
@@ -8,35 +7,11 @@ import time
 import numpy as np
 import pytest
 
-from tests.e2e import killed
-
 pytestmark = pytest.mark.slow
 QUICK = (
     "trainer.accelerator=cpu", "teacher.fit.max_epochs=1", "logger=none", "baseline=false",
     "report=false", "callbacks=[checkpoints,progress]", "store.dtype=float32",
 )  # fmt: skip
-
-
-@pytest.fixture
-def start(tmp_path, cache, monkeypatch):
-    """Start a command; processes are forked from one that has imported everything."""
-    monkeypatch.setenv("DISTILL_CACHE", str(cache))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["distill.run", "tests.e2e.killed"])
-
-    def run(name, folder, *arguments):
-        (tmp_path / folder).mkdir(exist_ok=True)
-        child = context.Process(target=killed.command, args=(name, tmp_path / folder, arguments))
-        child.start()
-        return child
-
-    return run
-
-
-def finish(child):
-    child.join(timeout=300)
-    assert child.exitcode == 0
 
 
 def kill_later(child, progress, chosen, longest):
@@ -60,9 +35,11 @@ def views(folder):
     }
 
 
-def test_a_fill_that_is_killed_twenty_times_ends_in_the_store_of_one_that_was_not(start, tmp_path):
+def test_a_fill_that_is_killed_twenty_times_ends_in_the_store_of_one_that_was_not(
+    start, finish, tmp_path
+):
     options = (*QUICK, "data.batch_size=64", "store.views=60", "store.path=answers")
-    finish(start("store", "whole", *options))
+    finish("store", "whole", *options)
     whole = views(tmp_path / "whole")
     assert len(whole) == 61
 
@@ -84,14 +61,16 @@ def test_a_fill_that_is_killed_twenty_times_ends_in_the_store_of_one_that_was_no
             assert np.array_equal(here[written], there[written])
     assert filled == sorted(set(filled))
     assert filled[-1] < sum(len(content) // 44 for content in whole.values())
-    finish(start("store", "killed", *options))
+    finish("store", "killed", *options)
     assert views(tmp_path / "killed") == whole
 
 
-def test_training_that_is_killed_and_resumed_from_its_store_gives_the_same_student(start, tmp_path):
+def test_training_that_is_killed_and_resumed_from_its_store_gives_the_same_student(
+    start, finish, tmp_path
+):
     options = (*QUICK, "trainer.max_epochs=6", "+callbacks.last.every_n_train_steps=5",
                "+callbacks.last.save_on_train_epoch_end=false")  # fmt: skip
-    finish(start("train", "live", *options, "store=off", "hydra.run.dir=run"))
+    finish("train", "live", *options, "store=off", "hydra.run.dir=run")
     options += ("store=disk", "store.path=answers")
     chosen = random.Random(1)
     resume = ()
@@ -102,7 +81,7 @@ def test_training_that_is_killed_and_resumed_from_its_store_gives_the_same_stude
         kill_later(child, lambda last=last: last.exists() and last.stat().st_mtime_ns, chosen, 0.15)
         if last.exists():
             resume = (f"ckpt_path={last}",)
-    finish(start("train", "killed", *options, "hydra.run.dir=run", *resume))
+    finish("train", "killed", *options, "hydra.run.dir=run", *resume)
     weights = [
         tmp_path / name / "run" / "student" / "model.safetensors" for name in ("live", "killed")
     ]

@@ -1,4 +1,4 @@
-"""Runs an installed command in a process that tests/e2e/test_kills.py may kill."""
+"""Runs a command in a process that is forked from one that has imported everything."""
 
 import os
 import sys
@@ -16,4 +16,5 @@ def command(name, folder, arguments):
     os.dup2(output, 1)
     os.dup2(output, 2)
     sys.argv = [name, *arguments]
+    sys.path.insert(0, os.getcwd())
     getattr(cli, name)()

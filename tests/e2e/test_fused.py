@@ -1,0 +1,113 @@
+"""`hydra/launcher=fused` makes the files and numbers of separate runs, and isolates failures."""
+
+import csv
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+QUICK = ("trainer.accelerator=cpu", "teacher.fit.max_epochs=1", "trainer.max_epochs=2",
+         "baseline=false", "report=false", "logger=none")  # fmt: skip
+FUSED = "hydra/launcher=fused"
+LOSSES = """
+from pathlib import Path
+
+import torch
+
+
+def breaks(student, target):
+    raise RuntimeError("this loss breaks")
+
+
+def crowded(student, target):
+    mark = Path("crowded")
+    if not mark.exists():
+        mark.touch()
+        raise torch.OutOfMemoryError("out of memory")
+    return torch.nn.functional.cross_entropy(student, target, reduction="none")
+"""
+
+
+def rows(folder):
+    with (folder / "sweep.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def numbers(folder):
+    """Return a summary without what a clock measured."""
+    summary = json.loads((folder / "summary.json").read_text())
+    for name in ("seconds", "images_per_second", "config", "command", "date", "host"):
+        summary.pop(name, None)
+    for role in ("student", "teacher", "student_best"):
+        for name in ("latency_ms", "images_per_second"):
+            summary[role].pop(name, None)
+    return summary
+
+
+def files(folder):
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    return found - {"teacher/hparams.yaml"}  # of the first run ever, which trained the teacher
+
+
+def same_weights(one, other):
+    one, other = (torch.load(path, weights_only=True)["state_dict"] for path in (one, other))
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.mark.parametrize(
+    ("swept", "shared"),
+    [
+        # Dropout, weight averaging, early stopping; no store, so that the teacher is asked live.
+        (("objective=kd,dist", "+student.args.drop_rate=0,0.3"),
+         ("store=off", "callbacks=[checkpoints,progress,ema,early_stopping]",
+          "trainer.gradient_clip_val=1")),
+        # Other students, schedules and optimisers; mixed views, the store, and runs that end early.
+        (("objective.temperature=1,8", "trainer.max_epochs=1,3"),
+         ("data.view.mixup=0.3", "annealing=cosine", "annealing.unit=step", "optimizer.opt=sgd")),
+    ],
+)  # fmt: skip
+def test_a_fused_sweep_leaves_what_separate_runs_leave(finish, tmp_path, swept, shared):
+    for folder, launcher in (("apart", "hydra/launcher=basic"), ("fused", FUSED)):
+        finish("train", folder, "-m", launcher, *QUICK, *shared, *swept, "hydra.sweep.dir=sweep",
+               "store.path=answers")  # fmt: skip
+    apart, fused = (tmp_path / folder / "sweep" for folder in ("apart", "fused"))
+    assert len(rows(apart)) == 4
+    for job in "0123":
+        one, other = apart / job, fused / job
+        bundle = "student/model.safetensors"
+        assert (one / bundle).read_bytes() == (other / bundle).read_bytes()
+        assert (one / "metrics.csv").read_bytes() == (other / "metrics.csv").read_bytes()
+        for checkpoint in ("last", "best"):
+            name = f"checkpoints/{checkpoint}.ckpt"
+            assert same_weights(one / name, other / name)
+        assert numbers(one) == numbers(other)
+        assert files(one) == files(other)
+    weights = [load_file(fused / job / "student/model.safetensors") for job in "0123"]
+    assert not any(all(torch.equal(one[k], weights[0][k]) for k in one) for one in weights[1:])
+
+
+def test_what_fails_is_named_and_what_does_not_fit_runs_again(finish, tmp_path):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "mine.py").write_text(LOSSES)
+    said = finish(
+        "train", "sweep", "-m", FUSED, *QUICK, "objective=supervised",
+        "objective.terms.ce.loss=cross_entropy,mine.breaks,mine.crowded,gone",
+        "hydra.sweep.dir=out", code=2,
+    )  # fmt: skip
+    status = [row["status"] for row in rows(tmp_path / "sweep" / "out")]
+    assert status == ["done", "failed", "done", "failed"]
+    assert "RuntimeError: this loss breaks" in said
+    assert "job 2 does not fit beside the others: it runs again, alone" in said
+    assert "job 3: objective: unknown loss 'gone'" in said
+
+
+def test_two_processes_share_the_jobs_out(finish, tmp_path):
+    options = (*QUICK, "objective.temperature=1,2,4", "hydra.sweep.dir=sweep")
+    finish("train", "one", "-m", FUSED, *options)
+    finish("train", "two", "-m", FUSED, *options, "hydra.launcher.devices=2")
+    assert [row["status"] for row in rows(tmp_path / "two" / "sweep")] == ["done"] * 3
+    for job in "012":
+        bundle = f"sweep/{job}/student/model.safetensors"
+        one, two = tmp_path / "one" / bundle, tmp_path / "two" / bundle
+        assert one.read_bytes() == two.read_bytes()

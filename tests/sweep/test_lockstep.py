@@ -1,0 +1,196 @@
+"""Functions in turns: each in its own world, and what they share made once."""
+
+import logging
+import os
+import random
+
+import numpy as np
+import pytest
+import torch
+from hydra.core.hydra_config import HydraConfig
+
+from distill import sharing
+from distill.models.teacher import Teacher
+from distill.sharing import Recent, Streams
+from distill.sweep.lockstep import in_turns
+
+
+def test_turns_go_round_until_each_is_done():
+    order = []
+
+    def task(name, turns):
+        for turn in range(turns):
+            order.append(f"{name}{turn}")
+            sharing.next_turn()
+
+    in_turns([lambda: task("a", 3), lambda: task("b", 1), lambda: task("c", 2)])
+    assert order == ["a0", "b0", "c0", "a1", "c1", "a2"]
+    assert not sharing.active()
+
+
+def draws(seed, count=3):
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    found = []
+    for _ in range(count):
+        found.append((random.random(), np.random.rand(), torch.rand(1).item()))
+        sharing.next_turn()
+    return found
+
+
+def test_neighbours_change_nothing_about_what_is_random():
+    found = {}
+    in_turns([lambda seed=seed: found.update({seed: draws(seed, 2 + seed)}) for seed in range(3)])
+    assert found == {seed: draws(seed, 2 + seed) for seed in range(3)}
+
+
+def test_each_has_its_configuration_its_log_and_its_gradient_mode():
+    before = HydraConfig.instance().cfg, logging.root.handlers[:]
+    seen = []
+
+    def task(name, mode):
+        HydraConfig.instance().cfg = name
+        handler = logging.NullHandler()
+        logging.root.handlers[:] = [handler]
+        os.environ["PL_GLOBAL_SEED"] = name
+        with mode():
+            state = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+            sharing.next_turn()
+            assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == state
+        assert HydraConfig.instance().cfg == name
+        assert logging.root.handlers == [handler]
+        assert os.environ["PL_GLOBAL_SEED"] == name
+        seen.append(state)
+
+    modes = [torch.enable_grad, torch.no_grad, torch.inference_mode, torch.enable_grad]
+    in_turns([lambda name=str(k), mode=mode: task(name, mode) for k, mode in enumerate(modes)])
+    assert sorted(seen) == [(False, False), (False, True), (True, False), (True, False)]
+    assert (HydraConfig.instance().cfg, logging.root.handlers) == before
+
+
+def test_an_interrupt_ends_all_and_lets_each_clean_up():
+    cleaned = []
+
+    def waits(name):
+        try:
+            while True:
+                sharing.next_turn()
+        finally:
+            cleaned.append(name)
+
+    def interrupts():
+        sharing.next_turn()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        in_turns([lambda: waits("a"), interrupts, lambda: waits("b")])
+    assert sorted(cleaned) == ["a", "b"]
+    assert not sharing.active()
+
+
+def test_what_is_made_once_is_made_without_ending_the_turn():
+    made = []
+
+    def make():
+        sharing.next_turn()  # the others must not come to ask before there is an answer
+        made.append(1)
+        return object()
+
+    found = []
+    in_turns([lambda: found.append(sharing.once("key", make))] * 3)
+    assert len(made) == 1
+    assert found[0] is found[1] is found[2]
+    assert sharing.once("key", make) is not sharing.once("key", make)  # alone nothing is kept
+
+
+def test_the_clock_stands_still_while_others_have_their_turns(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(sharing.time, "perf_counter", lambda: now[0])
+    taken = {}
+
+    def task(name, seconds):
+        start = sharing.clock()
+        for _ in range(4):
+            now[0] += seconds
+            sharing.next_turn()
+        taken[name] = sharing.clock() - start
+
+    in_turns([lambda: task("slow", 10.0), lambda: task("fast", 1.0)])
+    assert taken == {"slow": 40.0, "fast": 4.0}
+
+
+def test_runs_go_through_a_stream_together_and_a_late_one_goes_alone():
+    streams, begun = Streams(), []
+
+    def begin(position):
+        begun.append(position)
+        return iter(range(position, 20))
+
+    found = {}
+
+    def through(name, wait):
+        for _ in range(wait):
+            sharing.next_turn()
+        found[name] = list(streams.through("numbers", begin))
+
+    in_turns([lambda: through("a", 0), lambda: through("b", 0), lambda: through("c", 2)])
+    assert begun == [0]
+    in_turns([lambda: through("d", 0), lambda: through("late", 9)])
+    assert begun == [0, 0, 0]
+    assert all(numbers == list(range(20)) for numbers in found.values())
+    assert len(found) == 5
+
+
+def test_a_run_that_falls_behind_goes_on_by_itself():
+    streams, begun = Streams(), []
+
+    def begin(position):
+        begun.append(position)
+        return iter(range(position, 30))
+
+    found = []
+
+    def slow():
+        for number in streams.through("numbers", begin):
+            found.append(number)
+            for _ in range(5):
+                sharing.next_turn()
+
+    in_turns([lambda: list(streams.through("numbers", begin)), slow])
+    assert found == list(range(30))
+    assert begun[0] == 0
+    assert len(begun) == 2
+    assert 0 < begun[1] < 5
+
+
+def test_recent_answers_are_to_the_same_object_and_detail():
+    recent, asked = Recent(), []
+    one, equal = torch.ones(2), torch.ones(2)
+
+    def answer(given, detail=None):
+        return recent.answer(given, detail, lambda: asked.append(1) or len(asked))
+
+    assert [answer(one), answer(one), answer(equal), answer(one, 1), answer(one)] == [1, 1, 2, 3, 1]
+
+
+def test_a_shared_teacher_is_asked_once_for_each_view(tiny):
+    asked = []
+    model = tiny()
+    model.register_forward_hook(lambda *given: asked.append(1))
+    views = [torch.rand(8, 1, 8, 8) for _ in range(3)]
+    answers = {}
+
+    def ask(teacher, name):
+        for view in views:
+            answers.setdefault(name, []).append(teacher(view))
+            sharing.next_turn()
+
+    def shared(name):
+        ask(sharing.once("teacher", lambda: Teacher(model, batch_size=8)), name)
+
+    in_turns([lambda: shared("a"), lambda: shared("b"), lambda: shared("c")])
+    assert len(asked) == 3
+    alone = Teacher(model, batch_size=8)
+    for found in answers.values():
+        assert all(torch.equal(z, alone(view)) for z, view in zip(found, views, strict=True))

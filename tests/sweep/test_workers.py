@@ -1,0 +1,101 @@
+"""Processes of a sweep: each at its own place, and what happens when one dies."""
+
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from distill.sweep import workers
+from distill.sweep.workers import GPU, places, spread
+
+
+@dataclass(frozen=True)
+class Job:
+    number: int
+    folder: Path
+    seconds: float = 0.0
+    dies: int = 0  # how often the process that runs it is killed
+
+
+def run(chunk, report):
+    """Say where each job ran and when; die where told."""
+    first_import = "torch" not in sys.modules
+    for job in chunk:
+        marks = [job.folder / f"{job.number}-{k}" for k in range(job.dies)]
+        for mark in marks:
+            if not mark.exists():
+                mark.touch()
+                os._exit(9)
+        began = time.monotonic()
+        time.sleep(job.seconds)
+        about = {"pid": os.getpid(), "gpu": os.environ.get(GPU), "before_torch": first_import}
+        report(job.number, {**about, "began": began, "ended": time.monotonic()})
+
+
+def spread_over(where, *chunks):
+    results = {}
+    spread(run, chunks, where, results)
+    return results
+
+
+def test_each_process_sees_its_own_gpu_before_torch_is_there(tmp_path, monkeypatch):
+    monkeypatch.delenv(GPU, raising=False)
+    jobs = [Job(number, tmp_path, seconds=0.3) for number in range(6)]
+    found = spread_over(places([3, 5]), *([job] for job in jobs))
+    assert sorted(found) == list(range(6))
+    assert {done["gpu"] for done in found.values()} == {"3", "5"}
+    assert all(done["before_torch"] for done in found.values())
+    pids = {done["gpu"]: {d["pid"] for d in found.values() if d["gpu"] == done["gpu"]}
+            for done in found.values()}  # fmt: skip
+    assert all(len(of_gpu) == 1 for of_gpu in pids.values())  # no two share one
+    assert GPU not in os.environ
+
+
+def test_a_free_process_takes_what_is_left(tmp_path):
+    slow = [Job(0, tmp_path, seconds=2.0)]
+    quick = [[Job(number, tmp_path)] for number in range(1, 6)]
+    found = spread_over(places(2), slow, *quick)
+    assert len({found[number]["pid"] for number in range(1, 6)}) == 1
+    assert max(found[number]["ended"] for number in range(1, 6)) < found[0]["ended"]
+
+
+def test_a_process_that_dies_gives_its_jobs_back_once(tmp_path, capfd):
+    once, twice = Job(1, tmp_path, dies=1), Job(4, tmp_path, dies=2)
+    chunk = [Job(0, tmp_path), once, Job(2, tmp_path)]
+    found = spread_over(places(2), chunk, [Job(3, tmp_path), twice])
+    assert sorted(found) == [0, 1, 2, 3, 4]
+    for number in (0, 1, 2, 3):
+        assert found[number]["pid"] != os.getpid()
+    assert found[4].return_value != found[4].return_value  # NaN: it came to nothing
+    said = capfd.readouterr().err
+    assert "a worker died; its jobs (1, 2) run again" in said
+    assert "a worker died; its jobs (4) came to nothing" in said
+
+
+def test_places_share_out_gpus_or_cores(monkeypatch):
+    monkeypatch.setattr(workers, "gpus", lambda: ["4", "6", "7"])
+    assert places("auto") == [{GPU: "4"}, {GPU: "6"}, {GPU: "7"}]
+    assert places(2) == [{GPU: "4"}, {GPU: "6"}]
+    assert places([1]) == [{GPU: "1"}]
+    with pytest.raises(ValueError, match="devices=4, and there are 3 GPUs"):
+        places(4)
+    monkeypatch.setattr(workers, "gpus", list)
+    monkeypatch.setattr(workers, "cores", lambda: 8)
+    assert places("auto") == []
+    assert [place["OMP_NUM_THREADS"] for place in places(3)] == ["2", "2", "2"]
+    for wrong in (0, -1, "all", True, 1.5):
+        with pytest.raises(ValueError, match=r"hydra\.launcher\.devices="):
+            places(wrong)
+
+
+def test_the_gpus_that_are_named_are_the_ones_to_use(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv(GPU, "5, 7")
+    assert workers.gpus() == ["5", "7"]
+    monkeypatch.delenv(GPU)
+    assert workers.gpus() == ["0", "1"]
