@@ -23,7 +23,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 PACKAGE = Path(__file__).resolve().parent
@@ -37,6 +37,8 @@ ADVICE = (  # of the libraries below; a user of this one cannot act on it
     "Experiment logs directory",
     "The dirpath has changed",
 )
+
+OmegaConf.register_new_resolver("or", lambda first, second: first or second, replace=True)
 
 
 def train() -> None:

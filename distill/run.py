@@ -27,6 +27,7 @@ from distill.models.teacher import Teacher
 from distill.module import Distiller
 from distill.objectives import Objective
 from distill.sharing import clock, once
+from distill.sweep import resume
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,13 @@ def train(cfg: DictConfig) -> float | None:
     """
     started = clock()
     config.check_multirun(cfg)
+    found = resume.finished(cfg)
+    if isinstance(found, float):
+        return found
     set_aside(Path(cfg.paths.output_dir))
+    if found is not None:
+        raise ValueError(found)
+    resume.go_on(cfg)
     data = config.build_data(cfg)
     for note in data.notes:
         log.info("%s: %s", data.source.name, note)

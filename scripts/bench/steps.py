@@ -201,7 +201,7 @@ class Pair:
             config.model_spec(self.config([]).student), config.data_shape(self.data), "student"
         )
         shape = (self.data.in_chans, *self.data.image_size)
-        return BATCH * (3 * flops(student, shape) + flops(self.teacher.model, shape)) / 1e9
+        return BATCH * (3 * flops(student.eval(), shape) + flops(self.teacher.model, shape)) / 1e9
 
 
 def random_split(count: int, shape: tuple[int, ...], classes: int) -> Resident:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import time
 
 import pytest
 import torch
@@ -111,3 +112,33 @@ def test_two_processes_share_the_jobs_out(finish, tmp_path):
         bundle = f"sweep/{job}/student/model.safetensors"
         one, two = tmp_path / "one" / bundle, tmp_path / "two" / bundle
         assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_sweep_that_was_killed_goes_on_where_it_was(start, finish, tmp_path):
+    options = ("-m", FUSED, *QUICK, "objective.temperature=1,2", "trainer.max_epochs=6")
+    finish("train", "whole", *options, "hydra.sweep.dir=sweep")
+    options += ("sweep.resume=sweep",)  # also for the first time, when there is nothing to resume
+    child = start("train", "killed", *options)
+    sweep = tmp_path / "killed" / "sweep"
+    last = [sweep / job / "checkpoints" / "last.ckpt" for job in "01"]
+    while not all(path.exists() for path in last):
+        assert child.is_alive()
+        time.sleep(0.01)
+    time.sleep(0.2)
+    child.kill()
+    child.join()
+    assert not list(sweep.glob("*/summary.json"))
+    said = finish("train", "killed", *options)
+    assert said.count("going on from") == 2
+    for job in "01":
+        bundle = f"sweep/{job}/student/model.safetensors"
+        whole, resumed = (tmp_path / folder / bundle for folder in ("whole", "killed"))
+        assert whole.read_bytes() == resumed.read_bytes()
+
+    before = last[0].stat().st_mtime_ns
+    said = finish("train", "killed", *options, "objective.temperature=1,2,4")
+    assert said.count("has been run before") == 2
+    assert last[0].stat().st_mtime_ns == before
+    assert [row["status"] for row in rows(sweep)] == ["done"] * 3
+    said = finish("train", "killed", *options, "objective.temperature=1,8,4", code=2)
+    assert "job 1: sweep.resume=sweep: 1 was run with objective.temperature=2, and this" in said

@@ -1,0 +1,63 @@
+"""A sweep that is started again goes on where it ended (`sweep.resume=DIR`)."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from distill import config
+from distill.models.bundle import read_lightning
+from distill.report.leaderboard import flat
+from distill.report.reading import METRICS, SUMMARY, by_epoch, read_history, read_summary
+
+log = logging.getLogger(__name__)
+
+FREE = ("sweep.", "paths.", "ckpt_path", "report", "preview.")  # of a run's configuration
+LAST = Path("checkpoints") / "last.ckpt"
+
+
+def finished(cfg: DictConfig) -> float | str | None:
+    """Return what a job of a resumed sweep came to, if it has ended.
+
+    Returns:
+        Its metric; or, where another job has ended in its folder, what is wrong, for people; or
+        None if it is still to be run.
+    """
+    folder = Path(cfg.paths.output_dir)
+    if not cfg.sweep.resume or not (folder / SUMMARY).is_file():
+        return None
+    before = flat(read_summary(folder / SUMMARY).get("config") or {})
+    now = flat(config.plain(cfg))
+    for name in sorted(before.keys() & now.keys()):
+        if before[name] != now[name] and not (name.startswith(FREE) or found_out(name, cfg)):
+            return (
+                f"sweep.resume={cfg.sweep.resume}: {folder.name} was run with {name}="
+                f"{before[name]}, and this sweep says {now[name]}; its numbers are set aside"
+            )
+    values = by_epoch(read_history(folder / METRICS), cfg.optimized_metric)[1]
+    if not values:
+        return None
+    log.info("%s has been run before", folder)
+    return values[-1]
+
+
+def found_out(name: str, cfg: DictConfig) -> bool:
+    """Whether a value is one that a run finds out for itself."""
+    architecture = name.startswith(("student.name", "student.args"))
+    return (bool(cfg.student.checkpoint) and architecture) or (
+        name == "objective.temperature" and cfg.objective.temperature == "auto"
+    )
+
+
+def go_on(cfg: DictConfig) -> None:
+    """Let a job of a resumed sweep, which was interrupted, go on from its last checkpoint."""
+    last = Path(cfg.paths.output_dir) / LAST
+    if cfg.sweep.resume and not cfg.ckpt_path and last.is_file():
+        loops: Any = read_lightning(last)["loops"]
+        done = loops["fit_loop"]["epoch_progress"]["current"]["processed"]
+        if done < cfg.trainer.max_epochs:
+            log.info("going on from %s: %d epochs done", last, done)
+            cfg.ckpt_path = str(last)
