@@ -14,6 +14,7 @@ from yaml import YAMLError
 from distill.report.reading import SUMMARY, read_summary
 
 METRICS = ("top1", "nll", "ece", "ece_after_scaling", "agreement")
+AVERAGED = ("val_top1", "test_top1", "test_nll", "test_ece", "baseline_top1")
 TEMPERATURE, SEED = "objective.temperature", "seed"
 UNSHOWN = ("folder", "config", "validation")  # of a row: no columns
 Row = dict[str, Any]
@@ -136,6 +137,31 @@ def series_over(rows: Sequence[Row], axis: str, metric: str) -> dict[str, Points
         ]
         for title, at in found.items()
     }
+
+
+def over_seeds(rows: Sequence[Row]) -> list[Row]:
+    """Return mean and deviation over seeds of each setting, the best on validation first.
+
+    Returns:
+        `setting`, `seeds` (how many), and each of `AVERAGED` as `(mean, standard deviation)`, or
+        None where a run lacks it; nothing where no setting has several seeds.
+    """
+    names = [name for name in varied(rows) if name != SEED]
+    runs: dict[str, dict[Any, Row]] = {}
+    for row in rows:
+        runs.setdefault(setting(row, SEED), {})[row["config"].get(SEED)] = row
+    if not any(len(found) > 1 for found in runs.values()):
+        return []
+    averaged: list[Row] = []
+    for found in runs.values():
+        title = title_of(next(iter(found.values())), names, [row["setting"] for row in averaged])
+        averaged.append({"setting": title, "seeds": len(found)})
+        for name in AVERAGED:
+            values = [row.get(name) for row in found.values()]
+            known = [value for value in values if value is not None]
+            complete = len(known) == len(values)
+            averaged[-1][name] = mean_and_deviation(known) if complete else None
+    return sorted(averaged, key=lambda row: (row["val_top1"] or (0.0,))[0], reverse=True)
 
 
 def title_of(row: Row, names: Sequence[str], taken: Collection[str]) -> str:

@@ -21,7 +21,15 @@ from PIL import Image
 
 from distill.files import write_whole
 from distill.report import figures
-from distill.report.leaderboard import SEED, Row, axis_of, gathered, series_over, varied
+from distill.report.leaderboard import (
+    SEED,
+    Row,
+    axis_of,
+    gathered,
+    over_seeds,
+    series_over,
+    varied,
+)
 from distill.report.reading import SUMMARY, Run, by_epoch, read_run, temperature_of
 
 PAGE = "report.html"
@@ -118,6 +126,7 @@ def write_sweep_page(paths: Sequence[Path], output: Path) -> Path:
         "ties": sum(merit(row) == merit(ranked[0]) for row in ranked),
         "failed": [row for row in rows if row["status"] != "done"],
         "seeds": len({row["config"].get(SEED) for row in done}),
+        "averaged": over_seeds(done),
         "axis": axis,
         "drawn": [sweep_figure(done, axis, metric) for metric in SHOWN] if axis else [],
     }

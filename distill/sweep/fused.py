@@ -16,16 +16,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from distill.config import shared_key
+from distill.config import plain, shared_key
 from distill.sweep.lockstep import in_turns
 from distill.sweep.workers import places, spread
 
+STATES = 5  # of each parameter: its value, gradient, the optimiser's two, and an average
 Report = Callable[[int, JobReturn], None]
 
 
@@ -92,7 +94,53 @@ def chunked(jobs: Iterable[Job], processes: int, most: int | None) -> list[list[
 def run_chunk(
     context: HydraContext | None, task: TaskFunction, chunk: Sequence[Job], report: Report
 ) -> None:
-    """Run jobs in turns; one for which memory did not suffice runs again when it is alone."""
+    """Run jobs in turns, as many at a time as there is memory for.
+
+    One for which memory did not suffice all the same runs again when it is alone.
+    """
+    most = fitting(chunk)
+    if most < len(chunk):
+        print(f"distill: {len(chunk)} students do not fit in memory beside each other: they are "
+              f"trained {most} at a time", file=sys.stderr)  # fmt: skip
+    for start in range(0, len(chunk), most):
+        run_together(context, task, chunk[start : start + most], report)
+
+
+def fitting(chunk: Sequence[Job]) -> int:
+    """Return how many of these jobs' students fit in half of the memory that is free."""
+    largest = max(student_bytes(job.config) for job in chunk)
+    free = free_bytes(chunk[0].config)
+    return max(1, min(len(chunk), int(free / 2 // largest))) if largest and free else len(chunk)
+
+
+def student_bytes(config: DictConfig) -> int:
+    """Return the bytes that a student takes as long as it is trained; 0 if that is not known."""
+    student = config.get("student")
+    if not student or not student.name:
+        return 0
+    try:
+        with torch.device("meta"):  # without its numbers
+            model = timm.create_model(student.name, **plain(student.get("args") or {}))
+    except Exception:  # of which its own run will speak
+        return 0
+    return STATES * sum(parameter.nbytes for parameter in model.parameters())
+
+
+def free_bytes(config: DictConfig) -> int:
+    """Return the free memory where a job's student will be; 0 if that is not known."""
+    if config.trainer.accelerator != "cpu" and torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 0
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+
+
+def run_together(
+    context: HydraContext | None, task: TaskFunction, chunk: Sequence[Job], report: Report
+) -> None:
+    """Run jobs in turns."""
     crowded: list[Job] = []
 
     def run(job: Job, among_others: bool) -> None:

@@ -26,8 +26,10 @@ class SweepTable(Callback):
         rows = sweep_rows(folder)
         write_csv(folder / "sweep.csv", rows)
         print_rows(rows)
+        done = [row for row in rows if row["status"] == "done"]
+        print_over_seeds(done)
         written = "sweep.csv"
-        if config.get("report") and any(row["status"] == "done" for row in rows):
+        if config.get("report") and done:
             from distill.report import write_sweep_page
 
             write_sweep_page([folder], folder / "report.html")
@@ -61,6 +63,20 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
     show(headers, table, title="sweep: val_ decides, test_ reports")
 
 
+def print_over_seeds(rows: list[dict[str, Any]]) -> None:
+    """Print mean and deviation over seeds, where there are several."""
+    from distill.report.leaderboard import over_seeds
+    from distill.report.table import show
+
+    averaged = over_seeds(rows)
+    if averaged:
+        table = [[shown(value) for value in row.values()] for row in averaged]
+        headers = [name.replace("_", " ") for name in averaged[0]]
+        show(headers, table, title="mean ± deviation over seeds, best on validation first")
+
+
 def shown(value: Any) -> str:
     """Return a cell for a person."""
+    if isinstance(value, tuple):  # mean and deviation, which for a single seed is NaN
+        return shown(value[0]) if value[1] != value[1] else " ± ".join(map(shown, value))
     return "–" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)

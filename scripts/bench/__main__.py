@@ -23,11 +23,12 @@ import losses
 import metrics
 import steps
 import store
+import sweep
 import torch
 import views
 from measure import RESULTS, machine, save
 
-PARTS = {"steps": steps, "views": views, "store": store, "losses": losses, "metrics": metrics}
+PARTS = {part.__name__: part for part in (steps, views, store, sweep, losses, metrics)}
 
 
 def main() -> int:

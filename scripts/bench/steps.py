@@ -90,22 +90,28 @@ class Pair:
         self.name, self.steps, self.work = name, steps, work
         self.teacher_name, self.overrides, shape, classes = PAIRS[name]
         count = (steps + WARM) * BATCH
-        self.data = DataModule(
-            Source(
-                name="random",
-                classes=[str(k) for k in range(classes)],
-                train=random_split(count, shape, classes),
-                val=random_split(2 * classes, shape, classes),
-                test=random_split(2 * classes, shape, classes),
-                channels=shape[0],
-            ),
-            view={"pad": 4, "flip": True, "erase": 0.25} if shape[0] == 3 else {"pad": 1},
-            batch_size=BATCH,
+        self.source = Source(
+            name="random",
+            classes=[str(k) for k in range(classes)],
+            train=random_split(count, shape, classes),
+            val=random_split(2 * classes, shape, classes),
+            test=random_split(2 * classes, shape, classes),
+            channels=shape[0],
         )
+        self.view = {"pad": 4, "flip": True, "erase": 0.25} if shape[0] == 3 else {"pad": 1}
+        self.data = self.make_data()
+
+    def make_data(self) -> DataModule:
+        """Return the images and their views."""
+        return DataModule(self.source, view=self.view, batch_size=BATCH)
 
     @cached_property
     def teacher(self) -> Teacher:
-        """The teacher, with random weights: they cost what trained ones do."""
+        """The teacher that separate runs use."""
+        return self.make_teacher()
+
+    def make_teacher(self) -> Teacher:
+        """Return a teacher with random weights: they cost what trained ones do."""
         spec = ModelSpec(self.teacher_name)
         if self.teacher_name is None:
             spec = config.model_spec(self.config([]).teacher)

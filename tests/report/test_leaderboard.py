@@ -10,6 +10,7 @@ from distill.report.leaderboard import (
     axis_of,
     gathered,
     mean_and_deviation,
+    over_seeds,
     series_over,
     sweep_rows,
     varied,
@@ -85,6 +86,24 @@ def test_without_temperatures_the_axis_is_the_number_that_varies_most(tmp_path):
     rows = sweep_rows(tmp_path)
     assert axis_of(rows) == "optimizer.lr"
     assert axis_of(rows[:1]) is None
+
+
+def test_settings_are_averaged_over_their_seeds_and_the_best_on_validation_comes_first(
+    sweep, tmp_path
+):
+    first, second = over_seeds(sweep_rows(sweep))
+    for row, temperature in ((first, 4), (second, 1)):
+        values = [0.5 + 0.1 * seed + 0.01 * temperature for seed in range(3)]
+        assert (row["setting"], row["seeds"]) == (f"objective.temperature={temperature}.0", 3)
+        expected = statistics.fmean(values), statistics.stdev(values)
+        assert row["test_top1"] == pytest.approx(expected)
+        assert row["val_top1"] == pytest.approx((expected[0] - 0.01, expected[1]))
+        assert row["baseline_top1"] == pytest.approx((0.4, 0.0))
+    write_job(tmp_path / "only", "0", ["seed=1"], 0.5)
+    write_job(tmp_path / "only", "1", ["seed=3"], 0.7)
+    (row,) = over_seeds(sweep_rows(tmp_path / "only"))
+    assert row["test_top1"] == pytest.approx((0.6, statistics.stdev([0.5, 0.7])))
+    assert over_seeds(sweep_rows(sweep)[:1]) == []
 
 
 def test_several_sweeps_share_one_leaderboard(sweep, tmp_path):
