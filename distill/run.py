@@ -11,6 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig
+from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
@@ -209,6 +210,9 @@ def fit(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> tuple[Dis
     finally:
         if student.recall is not None:
             student.recall.close()
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):  # else the next job of a sweep would log to its run
+                logger.experiment.finish()
     if "16-true" in str(cfg.trainer.precision):
         student.float()  # what is judged and saved is what a user will load
     return student, trainer

@@ -83,6 +83,8 @@ def chunked(jobs: Iterable[Job], processes: int, most: int | None) -> list[list[
             key = shared_key(job.config, "teacher")
         except OmegaConfBaseException:  # its own run will say what is wrong
             key = str(job.number)
+        if (job.config.get("logger") or {}).get("wandb"):  # a process has one run of W&B at a time
+            key = str(job.number)
         groups.setdefault(key, []).append(job)
     parts = []
     for group in groups.values():

@@ -20,6 +20,7 @@ def test_the_installed_wheel_runs_from_another_directory(tmp_path, cache):
     (wheel,) = tmp_path.glob("distill_kd-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "distill/conf/train.yaml" in names
+    assert "hydra_plugins/distill_fused/launcher.py" in names
     assert not [name for name in names if name.startswith(("tests/", "conf/", "scripts/"))]
 
     venv.create(tmp_path / "venv", with_pip=True)

@@ -24,6 +24,9 @@ def test_jobs_that_differ_on_the_students_side_only_are_together():
     assert numbers(chunked(jobs, 1, None)) == [[0, 2, 4], [1], [3]]
     assert numbers(chunked(jobs, 1, 2)) == [[0, 2], [4], [1], [3]]
     assert numbers(chunked(jobs, 3, None)) == [[0], [2], [4], [1], [3]]
+    logged = job(6)
+    logged.config.logger = {"wandb": {"_target_": "WandbLogger"}}
+    assert numbers(chunked([*jobs, logged], 1, None))[-1] == [6]
     broken = Job(5, OmegaConf.create({"data": "${nothing}", "teacher": None, "trainer": {}}))
     assert numbers(chunked([*jobs, broken], 1, None))[-1] == [5]
 
