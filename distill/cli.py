@@ -29,6 +29,12 @@ from omegaconf.errors import OmegaConfBaseException
 PACKAGE = Path(__file__).resolve().parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 USER_ERROR = 2
+PLUGINS = {  # of Hydra → the extra that brings it
+    "hydra_joblib_launcher": "joblib",
+    "hydra_optuna_sweeper": "optuna",
+    "hydra_ray_launcher": "ray",
+    "hydra_submitit_launcher": "slurm",
+}
 HYDRA = "1.3"  # the version whose behaviour is meant
 ADVICE = (  # of the libraries below; a user of this one cannot act on it
     ".*does not have many workers",
@@ -95,6 +101,11 @@ def run_command(config_name: str, task: str) -> None:
         hydra_main(config_name, task, explain=True)
     except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
         refuse(error)
+    except RuntimeError as error:
+        missing = re.search(r"Unknown plugin class : 'hydra_plugins\.(\w+)", str(error))
+        if missing is None or missing[1] not in PLUGINS:
+            raise
+        refuse(ValueError(f"this needs pip install 'distill-kd[{PLUGINS[missing[1]]}]'"))
     except KeyboardInterrupt:
         print("distill: interrupted", file=sys.stderr)
         raise SystemExit(130) from None

@@ -1,0 +1,126 @@
+"""Presets of other launchers and sweepers: their own tests run where the plugins are installed."""
+
+import csv
+import re
+
+import pytest
+import yaml
+
+from distill.cli import CONF
+
+LAUNCHERS = ("joblib", "ray", "submitit_slurm")
+SWEEPERS = ("optuna_accuracy",)
+QUICK = ("trainer.max_epochs=1", "teacher.fit.max_epochs=1", "trainer.accelerator=cpu",
+         "trainer.limit_train_batches=2", "baseline=false", "report=false", "logger=none",
+         "hydra.sweep.dir=sweep")  # fmt: skip
+PLUGINS = {
+    "hydra/launcher=joblib": "joblib_launcher",
+    "hydra/launcher=ray": "ray_launcher",
+    "hydra/launcher=submitit_slurm": "submitit_launcher",
+    "hydra/sweeper=optuna_accuracy": "optuna_sweeper",
+}
+
+
+def preset(group, name):
+    return CONF / "hydra" / group / f"{name}.yaml"
+
+
+def jobs(folder):
+    with (folder / "sweep" / "sweep.csv").open() as file:
+        return [row["status"] for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [*(("launcher", name) for name in LAUNCHERS), *(("sweeper", name) for name in SWEEPERS)],
+)
+def test_every_preset_opens_with_a_command_that_composes_without_the_plugin(command, group, name):
+    first = preset(group, name).read_text().splitlines()[0]
+    assert re.match(rf"# distill -m .*hydra/{group}={name}", first)
+    shown = command("distill", f"hydra/{group}={name}", "--cfg", "hydra").stdout
+    shown = yaml.safe_load(shown)["hydra"]
+    assert shown[group]["_target_"].startswith("hydra_plugins.hydra_")
+
+
+def test_ray_gives_each_trial_a_gpu_and_a_process_and_joins_a_cluster():
+    ray = yaml.safe_load(preset("launcher", "ray").read_text())["ray"]
+    assert ray["remote"]["num_gpus"] == ray["remote"]["max_calls"] == 1
+    assert ray["remote"]["max_retries"] > 0
+    # The plugin would set one, at which ray.init refuses to join.
+    assert ray["init"]["object_store_memory"] is None
+
+
+def test_no_sweeper_has_the_name_of_the_plugins_own():
+    # Hydra 1.3 refuses a file with the name of a stored configuration that has defaults.
+    assert not preset("sweeper", "optuna").exists()
+
+
+@pytest.mark.parametrize("override", PLUGINS)
+def test_a_plugin_that_is_not_there_is_named_in_one_line(command, override):
+    try:
+        __import__(f"hydra_plugins.hydra_{PLUGINS[override]}")
+    except ImportError:
+        done = command("distill", "-m", override, "objective.temperature=1,4", *QUICK, check=False)
+        assert done.returncode == 2
+        (line,) = done.stderr.splitlines()
+        assert "pip install 'distill-kd[" in line
+    else:
+        pytest.skip("it is there")
+
+
+@pytest.mark.slow
+def test_joblib_trains_more_jobs_than_it_has_processes(command, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    done = command("distill", "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2",
+                   "objective.temperature=1,2,4", *QUICK)  # fmt: skip
+    assert jobs(tmp_path) == ["done"] * 3
+    assert "ConfigStore" not in done.stderr
+
+
+@pytest.mark.slow
+def test_ray_gives_each_trial_alive_a_gpu_of_its_own(command, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_ray_launcher")
+    (tmp_path / "probe.py").write_text(
+        "import json, os, time\n"
+        "from torch.nn.functional import cross_entropy\n"
+        "def loss(student, target):\n"
+        "    seen = [os.environ['CUDA_VISIBLE_DEVICES'], os.getpid(), time.time()]\n"
+        "    with open(os.environ['PROBE'], 'a') as file:\n"
+        "        file.write(json.dumps(seen) + '\\n')\n"
+        "    time.sleep(0.2)\n"
+        "    return cross_entropy(student, target)\n"
+    )
+    command("distill", "-m", "hydra/launcher=ray", "hydra.launcher.ray.init.num_gpus=2",
+            "hydra.launcher.ray.init.num_cpus=2", "objective.temperature=1,2,4",
+            "objective.terms.ce.loss=probe.loss", *QUICK,
+            PYTHONPATH=str(tmp_path), PROBE=str(tmp_path / "seen"))  # fmt: skip
+    assert jobs(tmp_path) == ["done"] * 3
+    alive = {}
+    for gpu, pid, when in map(yaml.safe_load, (tmp_path / "seen").read_text().splitlines()):
+        began, _ = alive.get((gpu, pid), (when, when))
+        alive[gpu, pid] = (began, when)
+    assert len(alive) == 3  # a process for each
+    assert {gpu for gpu, _ in alive} == {"0", "1"}
+    for one, (began, ended) in alive.items():
+        for other, (start, stop) in alive.items():
+            assert one == other or one[0] != other[0] or stop < began or ended < start
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of an Optuna older than its own needs
+def test_a_search_runs_fused_goes_on_and_outlives_failing_trials(command, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    optuna = pytest.importorskip("optuna")
+    options = ("-m", "hydra/sweeper=optuna_accuracy", "hydra/launcher=fused", *QUICK,
+               "hydra.sweeper.study_name=test", "hydra.sweeper.n_trials=3",
+               "hydra.sweeper.n_jobs=3", "hydra.sweeper.params.objective=kd")  # fmt: skip
+    command("distill", *options)
+    assert jobs(tmp_path) == ["done"] * 3
+    broken = ("objective.temperature=-1", "hydra.sweep.dir=broken")
+    assert command("distill", *options, *broken, check=False).returncode == 2
+    study = optuna.load_study(study_name="test", storage=f"sqlite:///{tmp_path}/search.db")
+    states = [trial.state.name for trial in study.trials]
+    assert states == ["COMPLETE"] * 3 + ["FAIL"] * 3
+    assert [direction.name for direction in study.directions] == ["MAXIMIZE"]
+    began = [trial.datetime_start for trial in study.trials[:3]]
+    assert max(began) < min(trial.datetime_complete for trial in study.trials[:3])
