@@ -44,7 +44,17 @@ ADVICE = (  # of the libraries below; a user of this one cannot act on it
     "The dirpath has changed",
 )
 
+HIGHER_IS_BETTER = re.compile(r"top\d+|mrr|agreement")
+# Here and not where they are used: joblib gives its processes the resolvers of the first one,
+# which imports nothing but this.
 OmegaConf.register_new_resolver("or", lambda first, second: first or second, replace=True)
+OmegaConf.register_new_resolver(
+    "better",
+    lambda metric: "max" if HIGHER_IS_BETTER.fullmatch(metric.partition("/")[2]) else "min",
+    replace=True,
+)
+# Our presets of other launchers have the names of the plugins' own, on purpose.
+warnings.filterwarnings("ignore", message="(?s).*is validated against ConfigStore schema")
 
 
 def train() -> None:
@@ -148,7 +158,7 @@ class Task:
             if not swept or type(error).__name__ == "OutOfMemoryError":
                 raise
             logging.getLogger("distill").exception("job %s failed", HydraConfig.get().job.num)
-        return float("nan")
+        return None  # not NaN, at which Optuna's sweeper ends the search
 
 
 def import_run() -> ModuleType:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -35,18 +34,10 @@ from distill.sharing import once
 log = logging.getLogger(__name__)
 
 EXTRAS = ("wandb", "mlflow")
-HIGHER_IS_BETTER = re.compile(r"top\d+|mrr|agreement")
 SUPERVISED = {
     "_target_": "distill.objectives.Objective",
     "terms": {"ce": {"loss": "cross_entropy"}},
 }
-
-
-OmegaConf.register_new_resolver(
-    "better",
-    lambda metric: "max" if HIGHER_IS_BETTER.fullmatch(metric.partition("/")[2]) else "min",
-    replace=True,
-)
 
 
 def make(node: Any, label: str, **extra: Any) -> Any:

@@ -71,7 +71,7 @@ def composed(launcher: Any, overrides: list[str], number: int) -> Job:
 def nothing() -> JobReturn:
     """Return what a sweeper is told of a job that came to nothing: it goes on with the others."""
     done = JobReturn(status=JobStatus.COMPLETED)
-    done.return_value = math.nan
+    done.return_value = None  # not NaN, at which Optuna's sweeper ends the search
     return done
 
 
