@@ -84,8 +84,7 @@ class DataModule(pl.LightningDataModule):
         self.view = build_view(self.train, view or {}, image_size, source.channels)
         self.image_size = sample_size(self.train, image_size)
         self._copies: dict[torch.device, Resident] = {}
-        self._streams = Streams() if sharing.active() else None
-        self._recent = Recent()
+        self._streams, self._recent = Streams(), Recent()
         self._keys(self.train, shuffle=True)
 
     @property
@@ -192,20 +191,18 @@ class DataModule(pl.LightningDataModule):
         def move(part: Any) -> Any:
             return super(DataModule, self).transfer_batch_to_device(part, device, dataloader_idx)
 
-        return [*self._once(batch[2], "moved", lambda: move(batch[:4])), *move(batch[4:])]
+        moved = self._recent.answer(batch[2], "moved", lambda: move(batch[:4]))
+        return [*moved, *move(batch[4:])]
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> list[Any]:
         """Make the views, on the device; what a model has added to its batch follows them."""
-        return [*self._once(batch[2], "shown", lambda: self._views(batch)), *batch[4:]]
+        images, target, index, number, *rest = batch
 
-    def _once(self, index: Tensor, step: str, make: Callable[[], Any]) -> Any:
-        """Return what `make` returns, made once by runs that were given the same batch."""
-        return make() if self._streams is None else self._recent.answer(index, step, make)
+        def make() -> tuple[Tensor, Tensor]:
+            shown, goal = self._shown(images, target, index, number)
+            return shown.float().div_(255), goal
 
-    def _views(self, batch: Any) -> list[Any]:
-        images, target, index, number = batch[:4]
-        images, target = self._shown(images, target, index, number)
-        return [images.float().div_(255), target, index, number]
+        return [*self._recent.answer(index, "shown", make), index, number, *rest]
 
     def _shown(
         self, images: Tensor, target: Tensor, index: Tensor, number: int
@@ -267,7 +264,7 @@ class DataModule(pl.LightningDataModule):
             sampler=self._keys(split, shuffle),
             num_workers=self.num_workers if streamed else 0,
             # Streams that are shared may overlap, and a lasting worker serves one at a time.
-            persistent_workers=streamed and self.num_workers > 0 and self._streams is None,
+            persistent_workers=streamed and self.num_workers > 0 and not sharing.active(),
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else each pass would draw from the run's own
             streams=self._streams,
@@ -343,18 +340,14 @@ class KeyLoader(DataLoader[Any]):
     sampler: KeySampler
     position: Callable[[], int] = staticmethod(lambda: 0)
 
-    def __init__(self, *given: Any, streams: Streams | None, name: str, **options: Any) -> None:
+    def __init__(self, *given: Any, streams: Streams, name: str, **options: Any) -> None:
         super().__init__(*given, **options)
         self.streams, self.name = streams, name
 
     def __iter__(self) -> Any:
-        done = self.position() % len(self)
-        if self.streams is None:
-            yield from self._batches(done)
-        else:
-            keys = self.sampler
-            sequence = (self.name, keys.epoch, keys.seed, keys.batch_size, keys.shuffle, done)
-            yield from self.streams.through(sequence, lambda at: self._batches(done + at))
+        done, keys = self.position() % len(self), self.sampler
+        sequence = (self.name, keys.epoch, keys.seed, keys.batch_size, keys.shuffle, done)
+        yield from self.streams.through(sequence, lambda at: self._batches(done + at))
 
     def _batches(self, skip: int) -> Any:
         self.sampler.skip = skip

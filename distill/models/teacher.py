@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill import sharing
 from distill.models.ensemble import Ensemble
 from distill.models.features import forward_with_features
 from distill.sharing import Recent
@@ -40,7 +39,7 @@ class Teacher:
         self.model = model.requires_grad_(False).eval()
         self.normalize = normalize or nn.Identity()
         self.batch_size = batch_size
-        self.recent = Recent() if sharing.active() else None
+        self._recent = Recent()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
         return self
@@ -59,20 +58,17 @@ class Teacher:
     @torch.inference_mode()
     def __call__(self, view: Tensor, step: int | None = None) -> Tensor:
         """Return logits `[N, K]` for views `[N, C, H, W]`; `step` is given in training."""
-        if self.recent is not None:
-            when = step if isinstance(self.model, Ensemble) else None
-            return self.recent.answer(view, when, lambda: self._logits(view, step))
-        return self._logits(view, step)
+        when = step if isinstance(self.model, Ensemble) else None
+        detail = when, computed_in(view)
+        return self._recent.answer(view, detail, lambda: self._logits(view, step))
 
     @torch.inference_mode()
     def with_features(self, view: Tensor, stages: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
         """Return logits `[N, K]` and the feature maps `[N, C, H, W]` of the stages."""
-        if self.recent is not None:
-            return self.recent.answer(view, tuple(stages), lambda: self._features(view, stages))
-        return self._features(view, stages)
-
-    def _features(self, view: Tensor, stages: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-        return forward_with_features(self.model, self._prepared(view), stages)
+        detail = tuple(stages), computed_in(view)
+        return self._recent.answer(
+            view, detail, lambda: forward_with_features(self.model, self._prepared(view), stages)
+        )
 
     def _logits(self, view: Tensor, step: int | None) -> Tensor:
         if self.batch_size is None or len(view) == self.batch_size:
@@ -97,3 +93,9 @@ class Teacher:
         if parameter is not None:  # under bf16-true the views arrive narrower than the weights
             view = view.to(parameter.dtype)
         return self.normalize(view)
+
+
+def computed_in(view: Tensor) -> torch.dtype:
+    """Return the type that a model would compute in: an autocast's, or else the view's own."""
+    kind = view.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else view.dtype

@@ -171,7 +171,12 @@ def test_recent_answers_are_to_the_same_object_and_detail():
     def answer(given, detail=None):
         return recent.answer(given, detail, lambda: asked.append(1) or len(asked))
 
-    assert [answer(one), answer(one), answer(equal), answer(one, 1), answer(one)] == [1, 1, 2, 3, 1]
+    def ask():
+        found = [answer(one), answer(one), answer(equal), answer(one, 1), answer(one)]
+        assert found == [1, 1, 2, 3, 1]
+
+    in_turns([ask])
+    assert [answer(one), answer(one)] == [4, 5]  # a run that is alone keeps nothing
 
 
 def test_a_shared_teacher_is_asked_once_for_each_view(tiny):
@@ -192,5 +197,15 @@ def test_a_shared_teacher_is_asked_once_for_each_view(tiny):
     in_turns([lambda: shared("a"), lambda: shared("b"), lambda: shared("c")])
     assert len(asked) == 3
     alone = Teacher(model, batch_size=8)
+    halved = []
+
+    def in_both_types():
+        teacher = Teacher(model, batch_size=8)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            halved.append(teacher(views[0]))
+        assert torch.equal(teacher(views[0]), alone(views[0]))
+
+    in_turns([in_both_types])
+    assert halved[0].dtype == torch.bfloat16
     for found in answers.values():
         assert all(torch.equal(z, alone(view)) for z, view in zip(found, views, strict=True))
