@@ -35,6 +35,7 @@ FOR_CALLBACKS = ("limit_val_batches", "check_val_every_n_epoch")
 Train = Callable[[DictConfig, DataModule, str, Path], None]
 
 
+@alone()  # runs in turns would wait for the lock, and this one for them
 def trained_once(cfg: DictConfig, data: DataModule, role: str, train_and_keep: Train) -> nn.Module:
     """Return a model trained on labels, from the cache if the same was trained before.
 
@@ -44,11 +45,6 @@ def trained_once(cfg: DictConfig, data: DataModule, role: str, train_and_keep: T
         role: `teacher` or `baseline`, for messages and the folder's name.
         train_and_keep: trains the model and writes its bundle into the folder that it is given.
     """
-    with alone():  # others would wait for the lock, and this one for them
-        return _trained_once(cfg, data, role, train_and_keep)
-
-
-def _trained_once(cfg: DictConfig, data: DataModule, role: str, train_and_keep: Train) -> nn.Module:
     options = {key: cfg.data[key] for key in ("seed", "batch_size", "views")}
     data = data.with_options(**options)
     kept = Path(cfg.paths.cache) / f"{role}-{fit_key(cfg, data)}"

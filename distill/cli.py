@@ -23,8 +23,10 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+
+import distill.resolvers  # noqa: F401  (the configuration files call them)
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
@@ -44,15 +46,6 @@ ADVICE = (  # of the libraries below; a user of this one cannot act on it
     "The dirpath has changed",
 )
 
-HIGHER_IS_BETTER = re.compile(r"top\d+|mrr|agreement")
-# Here and not where they are used: joblib gives its processes the resolvers of the first one,
-# which imports nothing but this.
-OmegaConf.register_new_resolver("or", lambda first, second: first or second, replace=True)
-OmegaConf.register_new_resolver(
-    "better",
-    lambda metric: "max" if HIGHER_IS_BETTER.fullmatch(metric.partition("/")[2]) else "min",
-    replace=True,
-)
 # Our presets of other launchers have the names of the plugins' own, on purpose.
 warnings.filterwarnings("ignore", message="(?s).*is validated against ConfigStore schema")
 
@@ -152,13 +145,16 @@ class Task:
             if not swept:
                 refuse(error)
             print(f"distill: job {HydraConfig.get().job.num}: {one_line(error)}", file=sys.stderr)
-        except MemoryError:
-            raise
         except Exception as error:
-            if not swept or type(error).__name__ == "OutOfMemoryError":
+            if not swept or out_of_memory(error):  # who runs several at a time may try again
                 raise
             logging.getLogger("distill").exception("job %s failed", HydraConfig.get().job.num)
         return None  # not NaN, at which Optuna's sweeper ends the search
+
+
+def out_of_memory(error: object) -> bool:
+    """Whether memory did not suffice, a GPU's or the processor's."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def import_run() -> ModuleType:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -44,13 +45,9 @@ def train(cfg: DictConfig) -> float | None:
     """
     started = clock()
     config.check_multirun(cfg)
-    found = resume.finished(cfg)
-    if isinstance(found, float):
-        return found
-    set_aside(Path(cfg.paths.output_dir))
-    if found is not None:
-        raise ValueError(found)
-    resume.go_on(cfg)
+    before = take_up(cfg)
+    if before is not None:
+        return before
     data = config.build_data(cfg)
     for note in data.notes:
         log.info("%s: %s", data.source.name, note)
@@ -74,17 +71,9 @@ def train(cfg: DictConfig) -> float | None:
         return None
 
     seconds = clock() - started
-    answers = judge.answer(cfg, student, data)
-    models = {"student": student.student}
-    if teacher is not None:
-        models["teacher"] = teacher.model
-    if baseline is not None:
-        models["baseline"] = baseline.student
-        answers.add("baseline", judge.answer(cfg, baseline, data))
     best = best_epoch(trainer, student)
-    if best is not None:
-        models["student_best"] = best[1].student
-        answers.add("student_best", judge.answer(cfg, best[1], data))
+    students = {"student": student, "baseline": baseline, "student_best": best and best[1]}
+    answers, models = answered(cfg, data, students, teacher)
     summary = {
         **judge.summary(cfg, data, answers, models),
         "epochs": {"last": trainer.current_epoch, "best": best and best[0]},
@@ -106,8 +95,7 @@ def evaluate(cfg: DictConfig) -> None:
     model = build_model(config.model_spec(cfg.student), shape, "student")
     teacher = load_teacher(cfg, data)
     student = Distiller(model, teacher, normalize=normalization(model, data.in_chans))
-    models = {"student": model} | ({"teacher": teacher.model} if teacher else {})
-    answers = judge.answer(cfg, student, data)
+    answers, models = answered(cfg, data, {"student": student}, teacher)
     summary = {**judge.summary(cfg, data, answers, models), **report.circumstances(cfg, data)}
     write_run(cfg, data, answers, summary)
 
@@ -137,6 +125,39 @@ def preview(cfg: DictConfig, data: DataModule) -> None:
     contact_sheet(data, cfg.preview.row, cfg.preview.epochs, path)
     log.info("image %d, clean and in %d epochs: %s", cfg.preview.row, cfg.preview.epochs,
              os.path.relpath(path))  # fmt: skip
+
+
+def answered(
+    cfg: DictConfig,
+    data: DataModule,
+    students: Mapping[str, Distiller | None],
+    teacher: Teacher | None,
+) -> tuple[judge.Answers, dict[str, nn.Module]]:
+    """Return the answers of a run's models to the held-out splits, and the models, by role."""
+    known = {role: module for role, module in students.items() if module is not None}
+    models = {role: module.student for role, module in known.items()}
+    if teacher is not None:
+        models["teacher"] = teacher.model
+    answers = judge.answer(cfg, known.pop("student"), data)
+    for role, module in known.items():
+        answers.add(role, judge.answer(cfg, module, data))
+    return answers, models
+
+
+def take_up(cfg: DictConfig) -> float | None:
+    """Return what the job of a resumed sweep came to, if it has ended; else make ready to run it.
+
+    Raises:
+        ValueError: if another job has ended in its folder.
+    """
+    found = resume.finished(cfg)
+    if isinstance(found, float):
+        return found
+    set_aside(Path(cfg.paths.output_dir))
+    if found is not None:
+        raise ValueError(found)
+    resume.go_on(cfg)
+    return None
 
 
 def set_aside(folder: Path) -> None:
@@ -220,11 +241,11 @@ def fit(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> tuple[Dis
 
 def prepare_teacher(cfg: DictConfig, data: DataModule) -> Teacher | None:
     """Return the teacher, trained once and kept where no weights exist."""
-    source = cfg.teacher
+    source, key = cfg.teacher, config.shared_key(cfg, "teacher")
     if not source.name or source.checkpoint or source.pretrained or not source.fit:
-        return once(config.shared_key(cfg, "teacher"), lambda: load_teacher(cfg, data))
+        return once(key, lambda: load_teacher(cfg, data))
     model = trained_once(config.alone(cfg, "teacher"), data, "teacher", train_and_keep)
-    return once(config.shared_key(cfg, "teacher"), lambda: as_teacher(model, data))
+    return once(key, lambda: as_teacher(model, data))
 
 
 def load_teacher(cfg: DictConfig, data: DataModule) -> Teacher | None:

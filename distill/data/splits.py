@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -33,7 +34,11 @@ class Resident:
         return Resident(self.images[positions], self.labels[positions], self.index[positions])
 
     def fingerprint(self) -> str:
-        """Return a hash of the pixels and labels."""
+        """Return a hash of the pixels and labels, made once: the runs of a sweep share a split."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
         for part in (self.images, self.labels, self.index):
             digest.update(np.ascontiguousarray(part.numpy()).data)
@@ -68,7 +73,11 @@ class Streamed:
         return Streamed(self.load, self.labels[positions], self.names, self.index[positions])
 
     def fingerprint(self) -> str:
-        """Return a hash of the names and labels."""
+        """Return a hash of the names and labels, made once."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256()
         for index, label in zip(self.index.tolist(), self.labels.tolist(), strict=True):
             digest.update(f"{index}\0{self.names[index]}\0{label}\n".encode(errors="replace"))

@@ -31,6 +31,7 @@ from distill.report.leaderboard import (
     varied,
 )
 from distill.report.reading import SUMMARY, Run, by_epoch, read_run, temperature_of
+from distill.resolvers import higher_is_better
 
 PAGE = "report.html"
 ROLES = {"teacher": "teacher", "baseline": "without teacher", "student": "student"}
@@ -154,11 +155,11 @@ def link_to(folder: Path, start: Path) -> str | None:
 
 def merit(row: Row) -> float:
     """Return what validation says of a job by its `optimized_metric`; higher is better."""
-    name = str(row["config"].get("optimized_metric", "")).removeprefix("val/")
-    value = row["validation"].get(name)
+    metric = str(row["config"].get("optimized_metric", ""))
+    value = row["validation"].get(metric.removeprefix("val/"))
     if not isinstance(value, int | float):
         return row["val_top1"] or 0.0
-    return value if name.startswith("top") or name in ("mrr", "agreement") else -value
+    return value if higher_is_better(metric) else -value
 
 
 SHOWN = ("top1", "nll", "ece")

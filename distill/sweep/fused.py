@@ -7,25 +7,27 @@ so that its files and numbers are those of a run alone.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job, setup_globals
+from hydra.core.utils import JobReturn, configure_log, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from distill.cli import one_line, out_of_memory
 from distill.config import plain, shared_key
 from distill.sweep.lockstep import in_turns
-from distill.sweep.workers import places, spread
+from distill.sweep.workers import nothing, places, spread
 
 STATES = 5  # of each parameter: its value, gradient, the optimiser's two, and an average
 Report = Callable[[int, JobReturn], None]
@@ -51,11 +53,12 @@ def launch(
     results: dict[int, JobReturn] = {}
     where = places(launcher.devices)
     chunks = chunked(jobs, max(1, len(where)), launcher.together)
-    if len(where) < 2:
-        for chunk in chunks:
-            run_chunk(launcher.hydra_context, launcher.task_function, chunk, results.__setitem__)
+    run = partial(run_chunk, launcher.hydra_context, launcher.task_function)
+    if where:
+        spread(run, chunks, where, results)
     else:
-        spread(partial(run_chunk, None, launcher.task_function), chunks, where, results)
+        for chunk in chunks:
+            run(chunk, results.__setitem__)
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     return [results[number] for number in range(first, first + len(job_overrides))]
 
@@ -66,13 +69,6 @@ def composed(launcher: Any, overrides: list[str], number: int) -> Job:
     with open_dict(config):
         config.hydra.job.id = config.hydra.job.num = number
     return Job(number, config)
-
-
-def nothing() -> JobReturn:
-    """Return what a sweeper is told of a job that came to nothing: it goes on with the others."""
-    done = JobReturn(status=JobStatus.COMPLETED)
-    done.return_value = None  # not NaN, at which Optuna's sweeper ends the search
-    return done
 
 
 def chunked(jobs: Iterable[Job], processes: int, most: int | None) -> list[list[Job]]:
@@ -94,12 +90,9 @@ def chunked(jobs: Iterable[Job], processes: int, most: int | None) -> list[list[
 
 
 def run_chunk(
-    context: HydraContext | None, task: TaskFunction, chunk: Sequence[Job], report: Report
+    context: HydraContext, task: TaskFunction, chunk: Sequence[Job], report: Report
 ) -> None:
-    """Run jobs in turns, as many at a time as there is memory for.
-
-    One for which memory did not suffice all the same runs again when it is alone.
-    """
+    """Run jobs in turns, as many at a time as there is memory for."""
     most = fitting(chunk)
     if most < len(chunk):
         print(f"distill: {len(chunk)} students do not fit in memory beside each other: they are "
@@ -120,12 +113,23 @@ def student_bytes(config: DictConfig) -> int:
     student = config.get("student")
     if not student or not student.name:
         return 0
+    return STATES * parameter_bytes(student.name, json.dumps(plain(student.get("args") or {})))
+
+
+@cache  # the jobs of a sweep have few architectures
+def parameter_bytes(name: str, args: str) -> int:
+    """Return the bytes of an architecture's parameters; 0 if timm does not build it.
+
+    Args:
+        name: timm's name.
+        args: further arguments of `timm.create_model`, as JSON.
+    """
     try:
-        with torch.device("meta"):  # without its numbers
-            model = timm.create_model(student.name, **plain(student.get("args") or {}))
+        with torch.device("meta"):  # without their numbers
+            model = timm.create_model(name, **json.loads(args))
     except Exception:  # of which its own run will speak
         return 0
-    return STATES * sum(parameter.nbytes for parameter in model.parameters())
+    return sum(parameter.nbytes for parameter in model.parameters())
 
 
 def free_bytes(config: DictConfig) -> int:
@@ -140,23 +144,26 @@ def free_bytes(config: DictConfig) -> int:
 
 
 def run_together(
-    context: HydraContext | None, task: TaskFunction, chunk: Sequence[Job], report: Report
+    context: HydraContext, task: TaskFunction, chunk: Sequence[Job], report: Report
 ) -> None:
-    """Run jobs in turns."""
+    """Run jobs in turns; one for which memory did not suffice runs again when it is alone."""
     crowded: list[Job] = []
 
     def run(job: Job, among_others: bool) -> None:
         done = run_job(
-            hydra_context=context or HydraContext(None, callbacks_of(job.config)),  # type: ignore[arg-type]
+            hydra_context=context,
             task_function=partial(labelled, task, job.number),
             config=job.config,
             job_dir_key="hydra.sweep.dir",
             job_subdir_key="hydra.sweep.subdir",
         )
-        if among_others and out_of_memory(done):
+        if not out_of_memory(done._return_value):
+            report(job.number, done)
+        elif among_others:
             crowded.append(job)
         else:
-            report(job.number, done if done.status == JobStatus.COMPLETED else nothing())
+            print(f"distill: job {job.number}: {one_line(done._return_value)}", file=sys.stderr)
+            report(job.number, nothing())
 
     in_turns([partial(run, job, len(chunk) > 1) for job in chunk])
     for job in crowded:
@@ -165,23 +172,9 @@ def run_together(
         in_turns([partial(run, job, False)])
 
 
-def out_of_memory(done: JobReturn) -> bool:
-    """Whether a job ended for want of memory."""
-    return done.status == JobStatus.FAILED and isinstance(
-        done._return_value, torch.OutOfMemoryError | MemoryError
-    )
-
-
 def labelled(task: TaskFunction, number: int, cfg: DictConfig) -> Any:
     """Run a job whose lines on the screen begin with its number."""
     for handler in logging.root.handlers:
         if type(handler) is logging.StreamHandler:
             handler.setFormatter(logging.Formatter(f"[{number}] %(message)s"))
     return task(cfg)
-
-
-def callbacks_of(config: DictConfig) -> Any:
-    """Return Hydra's callbacks, in a process to which its own cannot be sent."""
-    from hydra._internal.callbacks import Callbacks
-
-    return Callbacks(config)

@@ -12,16 +12,17 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from hydra import version
-from hydra.core.utils import setup_globals
+from hydra.core.utils import JobReturn, JobStatus, setup_globals
 
 from distill.cli import HYDRA
 
 Place = dict[str, str]  # environment variables that keep a process to its device
+Part = tuple[list[Any], int]  # jobs, and how often they were given back
 GPU = "CUDA_VISIBLE_DEVICES"
 
 
 def places(devices: Any) -> list[Place]:
-    """Return where processes are to run; one place or none needs no process of its own.
+    """Return where processes are to run, or nothing where the one that asks will do.
 
     Args:
         devices: `auto` for every GPU of the machine, a number of processes, or a list of GPUs.
@@ -32,16 +33,17 @@ def places(devices: Any) -> list[Place]:
     if isinstance(devices, Sequence) and not isinstance(devices, str):
         return [{GPU: str(device)} for device in devices]
     found = gpus()
-    if devices == "auto":
-        return [{GPU: device} for device in found]
-    if not isinstance(devices, int) or isinstance(devices, bool) or devices < 1:
+    count = len(found) if devices == "auto" else devices
+    if not isinstance(count, int) or isinstance(count, bool) or count < (devices != "auto"):
         raise ValueError(f"hydra.launcher.devices={devices}: give auto, a number or a list of GPUs")
+    if found and count > len(found):
+        raise ValueError(f"hydra.launcher.devices={devices}, and there are {len(found)} GPUs")
+    if count < 2:
+        return []
     if found:
-        if devices > len(found):
-            raise ValueError(f"hydra.launcher.devices={devices}, and there are {len(found)} GPUs")
-        return [{GPU: device} for device in found[:devices]]
-    share = max(1, cores() // devices)
-    return [{"OMP_NUM_THREADS": str(share), "MKL_NUM_THREADS": str(share)}] * devices
+        return [{GPU: device} for device in found[:count]]
+    share = str(max(1, cores() // count))
+    return [{"OMP_NUM_THREADS": share, "MKL_NUM_THREADS": share}] * count
 
 
 def gpus() -> list[str]:
@@ -58,25 +60,46 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def nothing() -> JobReturn:
+    """Return what a sweeper is told of a job that came to nothing: it goes on with the others."""
+    done = JobReturn(status=JobStatus.COMPLETED)
+    done.return_value = None  # not NaN, at which Optuna's sweeper ends the search
+    return done
+
+
 class Worker:
     """A process at one place, and the part of a sweep that it is busy with."""
 
     def __init__(self, place: Place, run: Callable[..., None]) -> None:
-        self.place, self.run = place, run
+        self.place = place
         self.left: dict[int, Any] = {}  # the jobs that it has not reported
         self.tries = 0
         context = multiprocessing.get_context("spawn")
         self.connection, there = context.Pipe()
-        arguments = (there, run)
-        self.process = context.Process(target=serve, args=arguments)
+        self.process = context.Process(target=serve, args=(there, run))
         with environment(place):  # before it imports anything
             self.process.start()
         there.close()
 
-    def give(self, chunk: Sequence[Any], tries: int) -> None:
+    def give(self, part: Part) -> None:
         """Hand over a part of the sweep."""
-        self.left, self.tries = {job.number: job for job in chunk}, tries
-        self.connection.send(list(chunk))
+        jobs, self.tries = part
+        self.left = {job.number: job for job in jobs}
+        self.connection.send(jobs)
+
+    def answer(self) -> tuple[int, Any] | None:
+        """Return the number and the result of a job, or None at the end of its part.
+
+        Raises:
+            EOFError: if the process has died.
+        """
+        try:
+            message: tuple[int, Any] | None = self.connection.recv()
+        except ConnectionResetError as error:
+            raise EOFError from error
+        if message is not None:
+            self.left.pop(message[0])
+        return message
 
     def stop(self) -> None:
         """End the process."""
@@ -116,46 +139,46 @@ def spread(
         where: the places.
         results: takes the results, by the jobs' numbers.
     """
-    from distill.sweep.fused import nothing
-
-    queue = deque((chunk, 0) for chunk in sorted(chunks, key=len, reverse=True))
-    workers: list[Worker] = []
+    queue: deque[Part] = deque((list(c), 0) for c in sorted(chunks, key=len, reverse=True))
+    free, busy = list(where), list[Worker]()
     try:
-        for place in where[: len(queue)]:
-            workers.append(Worker(place, run))
-            workers[-1].give(*queue.popleft())
-        while any(worker.left for worker in workers) or queue:
-            ready = wait([worker.connection for worker in workers])
-            for at, worker in enumerate(workers):
-                if worker.connection not in ready:
-                    continue
+        while queue or busy:
+            while queue and free:
+                worker = Worker(free.pop(0), run)
+                worker.give(queue.popleft())
+                busy.append(worker)
+            ready = wait([worker.connection for worker in busy])
+            for worker in [worker for worker in busy if worker.connection in ready]:
                 try:
-                    message = worker.connection.recv()
-                except (EOFError, ConnectionResetError):
-                    given_back = list(worker.left.values())
-                    worker.stop()
-                    names = ", ".join(str(job.number) for job in given_back)
-                    again = worker.tries == 0
-                    outcome = "run again" if again else "came to nothing"
-                    print(f"distill: a worker died; its jobs ({names}) {outcome}", file=sys.stderr)
-                    if again:
-                        queue.appendleft((given_back, 1))
-                    else:
-                        results.update({job.number: nothing() for job in given_back})
-                    workers[at] = Worker(worker.place, run)
-                    if queue:
-                        workers[at].give(*queue.popleft())
-                    continue
-                if message is None:
-                    if queue:
-                        worker.give(*queue.popleft())
+                    message = worker.answer()
+                except EOFError:
+                    bury(worker, queue, results)
+                    message = None
+                if message is not None:
+                    results.update([message])
+                elif queue and worker.process.is_alive():
+                    worker.give(queue.popleft())
                 else:
-                    number, result = message
-                    results[number] = result
-                    worker.left.pop(number)
+                    busy.remove(worker)
+                    worker.stop()
+                    free.append(worker.place)
     finally:
-        for worker in workers:
+        for worker in busy:
             worker.stop()
+
+
+def bury(worker: Worker, queue: deque[Part], results: dict[int, Any]) -> None:
+    """Give the jobs of a process that died back, or give them up if they were given back before."""
+    jobs = list(worker.left.values())
+    again = worker.tries == 0
+    names = ", ".join(str(job.number) for job in jobs)
+    outcome = "run again" if again else "came to nothing"
+    print(f"distill: a worker died; its jobs ({names}) {outcome}", file=sys.stderr)
+    worker.process.join()
+    if again and jobs:
+        queue.appendleft((jobs, 1))
+    elif not again:
+        results.update({job.number: nothing() for job in jobs})
 
 
 @contextmanager

@@ -12,7 +12,6 @@ in `log_dict` and in the loggers.
 from __future__ import annotations
 
 import argparse
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -66,21 +65,22 @@ LOGGING = (
 class Clock(pl.Callback):
     """Count the seconds of the steps after the first few."""
 
-    def __init__(self) -> None:
-        self.seconds = self.began = 0.0
-        self.steps = 0
+    began = ended = 0.0
+    steps = 0
+
+    @property
+    def seconds(self) -> float:
+        """The seconds of the steps that count."""
+        return self.ended - self.began
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, at: int
     ) -> None:
         """Note the time."""
-        if trainer.strategy.root_device.type == "cuda":
-            torch.cuda.synchronize()
-        if at + 1 == WARM:
-            self.began = time.perf_counter()
-        elif at + 1 > WARM:
-            self.steps = at + 1 - WARM
-            self.seconds = time.perf_counter() - self.began
+        wait(trainer.strategy.root_device)
+        self.ended, self.steps = time.perf_counter(), at + 1 - WARM
+        if self.steps == 0:
+            self.began = self.ended
 
 
 class Pair:
@@ -227,20 +227,17 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
-    work = Path(tempfile.mkdtemp(prefix="distill-bench-"))
     rows: list[Row] = []
     tables: dict[str, Any] = {}
-    try:
+    with tempfile.TemporaryDirectory(prefix="distill-bench-") as work:
         for name in options.pairs:
             first = name == next(iter(PAIRS))
-            pair = Pair(name, options.steps * (8 if PAIRS[name][0] is None else 1), work)
+            pair = Pair(name, options.steps * (8 if PAIRS[name][0] is None else 1), Path(work))
             found, tables[name] = compare(pair, options.repeats or 5, held=first)
             if first and not options.no_variants:
                 found += variants(pair, options.repeats or 2)
             print_rows(found)
             rows += found
-    finally:
-        shutil.rmtree(work)
     return rows, tables
 
 

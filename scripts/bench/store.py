@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -66,14 +65,12 @@ def growth(
     if size > options.max_gb * 1e9:
         print(f"{line}  by formula", flush=True)
         return row
-    folder = Path(tempfile.mkdtemp(prefix="distill-bench-"))
-    try:
+    with tempfile.TemporaryDirectory(prefix="distill-bench-") as made:
+        folder = Path(made)
         row["fill_seconds"] = seconds(lambda: fill(open_store(folder, row)))
         found = sum(path.stat().st_size for path in folder.glob("view-*.bin"))
         assert found == size, f"{found} bytes, not {size}"
         row |= read_elsewhere(folder, row)
-    finally:
-        shutil.rmtree(folder)
     print(
         f"{line}{row['fill_seconds']:9.2f}{row['first_ms']:10.3f}{row['again_ms']:10.3f}"
         f"{row['own_bytes'] / 1e6:9.1f}{row['mapped_bytes'] / 1e6:11.1f}",

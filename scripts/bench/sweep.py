@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -29,27 +27,17 @@ from distill.sweep.lockstep import in_turns
 TEMPERATURES = (1, 2, 3, 4, 6, 8, 12, 16)
 
 
-class WallClock(Clock):
-    """The same, and when the steps that count began and ended."""
-
-    def on_train_batch_end(self, *given: Any) -> None:
-        """Note the time."""
-        super().on_train_batch_end(*given)
-        self.ended = time.perf_counter()
-
-
 def fused(pair: Pair) -> float:
     """Return the seconds in which all students take one step."""
-    clocks: list[WallClock] = []
+    clocks: list[Clock] = []
 
     def fit(temperature: float) -> None:
         cfg = pair.config(["store=off", f"objective.temperature={temperature}"])
-        cfg.callbacks = {"clock": {"_target_": "sweep.WallClock"}}
         shared = sharing.once("data", pair.make_data)
         data = shared.with_options(seed=0, batch_size=BATCH)
         teacher = sharing.once("teacher", pair.make_teacher)
         trainer = run.fit(cfg, data, teacher)[1]
-        clocks.append(next(c for c in trainer.callbacks if isinstance(c, WallClock)))
+        clocks.append(next(c for c in trainer.callbacks if isinstance(c, Clock)))
 
     in_turns([partial(fit, temperature) for temperature in TEMPERATURES])
     # The last student ends a round: these are the ends of the last uncounted and of the last round.
@@ -63,12 +51,10 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
-    work = Path(tempfile.mkdtemp(prefix="distill-bench-"))
-    try:
-        rows, tables = steps(Pair(next(iter(PAIRS)), options.steps, work), options.repeats or 3)
-        more, commands = whole_commands(work, options.repeats or 3)
-    finally:
-        shutil.rmtree(work)
+    repeats = options.repeats or 3
+    with tempfile.TemporaryDirectory(prefix="distill-bench-") as work:
+        rows, tables = steps(Pair(next(iter(PAIRS)), options.steps, Path(work)), repeats)
+        more, commands = whole_commands(Path(work), repeats)
     print_rows(rows + more)
     return rows + more, {"seconds_per_step": tables, "seconds_per_command": commands}
 

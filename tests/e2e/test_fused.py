@@ -12,6 +12,7 @@ QUICK = ("trainer.accelerator=cpu", "teacher.fit.max_epochs=1", "trainer.max_epo
          "baseline=false", "report=false", "logger=none")  # fmt: skip
 FUSED = "hydra/launcher=fused"
 LOSSES = """
+import os
 from pathlib import Path
 
 import torch
@@ -26,6 +27,15 @@ def crowded(student, target):
     if not mark.exists():
         mark.touch()
         raise torch.OutOfMemoryError("out of memory")
+    return torch.nn.functional.cross_entropy(student, target, reduction="none")
+
+
+def too_large(student, target):
+    raise torch.OutOfMemoryError("out of memory")
+
+
+def seen(student, target):
+    Path("seen").write_text(os.environ["CUDA_VISIBLE_DEVICES"])
     return torch.nn.functional.cross_entropy(student, target, reduction="none")
 """
 
@@ -93,14 +103,16 @@ def test_what_fails_is_named_and_what_does_not_fit_runs_again(finish, tmp_path):
     (tmp_path / "sweep" / "mine.py").write_text(LOSSES)
     said = finish(
         "train", "sweep", "-m", FUSED, *QUICK, "objective=supervised",
-        "objective.terms.ce.loss=cross_entropy,mine.breaks,mine.crowded,gone",
+        "objective.terms.ce.loss=cross_entropy,mine.breaks,mine.crowded,gone,mine.too_large",
         "hydra.sweep.dir=out", code=2,
     )  # fmt: skip
     status = [row["status"] for row in rows(tmp_path / "sweep" / "out")]
-    assert status == ["done", "failed", "done", "failed"]
+    assert status == ["done", "failed", "done", "failed", "failed"]
     assert "RuntimeError: this loss breaks" in said
     assert "job 2 does not fit beside the others: it runs again, alone" in said
     assert "job 3: objective: unknown loss 'gone'" in said
+    assert "job 4 does not fit beside the others: it runs again, alone" in said
+    assert "job 4: out of memory" in said
 
 
 def test_two_processes_share_the_jobs_out(finish, tmp_path):
@@ -112,6 +124,14 @@ def test_two_processes_share_the_jobs_out(finish, tmp_path):
         bundle = f"sweep/{job}/student/model.safetensors"
         one, two = tmp_path / "one" / bundle, tmp_path / "two" / bundle
         assert one.read_bytes() == two.read_bytes()
+
+
+def test_the_one_gpu_that_is_listed_is_the_one_that_is_seen(finish, tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "mine.py").write_text(LOSSES)
+    finish("train", "one", "-m", FUSED, *QUICK, "objective=supervised", "hydra.sweep.dir=sweep",
+           "objective.terms.ce.loss=mine.seen", "hydra.launcher.devices=[7]")  # fmt: skip
+    assert (tmp_path / "one" / "seen").read_text() == "7"
 
 
 def test_a_sweep_that_was_killed_goes_on_where_it_was(start, finish, tmp_path):
