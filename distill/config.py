@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,17 @@ def make(node: Any, label: str, **extra: Any) -> Any:
         ) from error
 
 
+def for_sweeper(cfg: DictConfig, value: Callable[[str], float]) -> float | list[float]:
+    """Return what a sweeper is told of a run: `optimized_metric`, or each of `sweep.metrics`.
+
+    Args:
+        cfg: the run's configuration.
+        value: the name of a metric → what it came to.
+    """
+    several = plain(cfg.sweep.metrics)
+    return [value(name) for name in several] if several else value(cfg.optimized_metric)
+
+
 def check_multirun(cfg: DictConfig) -> None:
     """Refuse a sweep whose every job would start subprocesses that repeat the whole sweep."""
     swept = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
@@ -95,6 +106,11 @@ def processes(cfg: DictConfig) -> int:
 def check_trainer(cfg: DictConfig) -> None:
     """Refuse trainers under which a run could not end with its numbers."""
     trainer = cfg.trainer
+    if "fsdp" in str(trainer.strategy).lower():
+        raise ValueError(
+            f"trainer.strategy={trainer.strategy} would leave each device a piece of the student: "
+            "use ddp; where the teacher needs the memory, ask it ahead with distill-store"
+        )
     if any(word in str(trainer.strategy) for word in ("fork", "spawn", "notebook")):
         raise ValueError(
             f"trainer.strategy={trainer.strategy} leaves the results in another process: use ddp"
@@ -237,7 +253,10 @@ def topk(cfg: DictConfig, data: DataModule) -> tuple[int, ...]:
 
 
 def check_monitor(cfg: DictConfig, data: DataModule, objective: Objective) -> None:
-    """Refuse an `optimized_metric` that no epoch will log."""
+    """Refuse an `optimized_metric`, or any of `sweep.metrics`, that no epoch will log."""
+    several = plain(cfg.sweep.metrics) or []
+    if not isinstance(several, list):
+        raise ValueError(f"sweep.metrics is a list, such as [val/top1,val/ece], not {several!r}")
     metrics = evaluation_metrics(
         resolve_topk(plain(cfg.topk), data.num_classes),
         data.num_classes,
@@ -245,10 +264,10 @@ def check_monitor(cfg: DictConfig, data: DataModule, objective: Objective) -> No
         teacher_name(cfg) is not None,
     )
     known = [f"val/{name}" for name in metrics]
-    if cfg.optimized_metric not in known:
-        raise ValueError(
-            f"optimized_metric={cfg.optimized_metric} is not logged; there are {', '.join(known)}"
-        )
+    asked = [("optimized_metric", cfg.optimized_metric), *(("sweep.metrics", n) for n in several)]
+    for key, name in asked:
+        if name not in known:
+            raise ValueError(f"{key}={name} is not logged; there are {', '.join(known)}")
 
 
 def costs(cfg: DictConfig, data: DataModule) -> Tensor | None:

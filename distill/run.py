@@ -34,11 +34,12 @@ from distill.sweep import resume
 log = logging.getLogger(__name__)
 
 
-def train(cfg: DictConfig) -> float | None:
+def train(cfg: DictConfig) -> float | list[float] | None:
     """Train a student under its teacher, judge both and the baseline, and write the run directory.
 
     Returns:
-        The metric named by `optimized_metric`, for a sweeper; None on ranks above 0.
+        The metric named by `optimized_metric` (or each of `sweep.metrics`), for a sweeper; None on
+        ranks above 0.
 
     Raises:
         ValueError: for what a person can put right.
@@ -82,7 +83,7 @@ def train(cfg: DictConfig) -> float | None:
         **report.circumstances(cfg, data),
     }
     write_run(cfg, data, answers, summary, student)
-    return trainer.callback_metrics[cfg.optimized_metric].item()
+    return config.for_sweeper(cfg, lambda name: trainer.callback_metrics[name].item())
 
 
 def evaluate(cfg: DictConfig) -> None:
@@ -144,14 +145,14 @@ def answered(
     return answers, models
 
 
-def take_up(cfg: DictConfig) -> float | None:
+def take_up(cfg: DictConfig) -> float | list[float] | None:
     """Return what the job of a resumed sweep came to, if it has ended; else make ready to run it.
 
     Raises:
         ValueError: if another job has ended in its folder.
     """
     found = resume.finished(cfg)
-    if isinstance(found, float):
+    if found is not None and not isinstance(found, str):
         return found
     set_aside(Path(cfg.paths.output_dir))
     if found is not None:

@@ -128,6 +128,9 @@ def test_every_objective_opens_with_the_command_that_runs_it(objective):
         (("trainer.check_val_every_n_epoch=20",), "never validates"),
         (("trainer.limit_val_batches=0",), "nothing to choose the best epoch by"),
         (("trainer.strategy=ddp_fork",), "leaves the results in another process"),
+        (("trainer.strategy=fsdp",), "leave each device a piece of the student: use ddp"),
+        (("sweep.metrics=[val/top1,val/ecce]",), "sweep.metrics=val/ecce is not logged; there are"),
+        (("sweep.metrics=val/ece",), "sweep.metrics is a list"),
         (("objective=hint", "objective.stages=[9]"), "the student has"),
     ],
 )

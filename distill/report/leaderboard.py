@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Collection, Sequence
+from operator import ge
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from omegaconf import OmegaConf
 from yaml import YAMLError
 
 from distill.report.reading import SUMMARY, read_summary
+from distill.resolvers import higher_is_better
 
 METRICS = ("top1", "nll", "ece", "ece_after_scaling", "agreement")
 AVERAGED = ("val_top1", "test_top1", "test_nll", "test_ece", "baseline_top1")
@@ -24,7 +26,7 @@ Points = list[tuple[float, float, float, int]]
 def sweep_rows(folder: Path) -> list[Row]:
     """Return one row per job: its overrides, its validation and its test numbers."""
     jobs = sorted(folder.glob("*/.hydra/overrides.yaml"), key=lambda p: numbered(p.parents[1].name))
-    return [job_row(file.parents[1]) for file in jobs]
+    return with_front([job_row(file.parents[1]) for file in jobs])
 
 
 def job_row(job: Path) -> Row:
@@ -36,17 +38,45 @@ def job_row(job: Path) -> Row:
     summary = read_summary(job / SUMMARY)
     student, baseline = summary["student"], summary.get("baseline") or {}
     row["status"] = "done"
-    row["val_top1"] = (summary.get("validation") or {}).get("top1")
+    row["validation"] = summary.get("validation") or {}
+    row["config"] = flat(summary.get("config") or {})
+    row |= {f"val_{name}": row["validation"].get(name) for name in ("top1", *goals_of(row))}
     row |= {f"test_{name}": student.get(name) for name in METRICS}
     row |= {f"baseline_{name}": baseline.get(name) for name in METRICS[:3]}
     row["seconds"] = summary.get("seconds")
-    row["validation"], row["config"] = (
-        summary.get("validation") or {},
-        flat(summary.get("config") or {}),
-    )
     # As the configuration has it, so that 8e-3 and 0.008 are one setting.
     row |= {name: row["config"][name] for name in overrides_of(job) if name in row["config"]}
     return row
+
+
+def goals_of(row: Row) -> list[str]:
+    """Return the metrics of validation that a search weighs against each other, if any."""
+    return [str(name).removeprefix("val/") for name in row["config"].get("sweep.metrics") or []]
+
+
+def with_front(rows: list[Row]) -> list[Row]:
+    """Mark the jobs of a search for several goals than which no other is better in all of them.
+
+    A job is on the `front` (Pareto's, on validation) unless another is at least as good in every
+    goal and better in one.
+    """
+    searched = [row for row in rows if row["status"] == "done" and goals_of(row)]
+    for row in searched:
+        rivals = (merits(other) for other in searched if goals_of(other) == goals_of(row))
+        own = merits(row)
+        beaten = any(rival != own and all(map(ge, rival, own)) for rival in rivals)
+        row["front"] = "" if beaten else "yes"
+    return rows
+
+
+def merits(row: Row) -> list[float]:
+    """Return a job's goals as numbers of which more is better."""
+    return [
+        -math.inf if row[f"val_{name}"] is None
+        else row[f"val_{name}"] if higher_is_better(f"val/{name}")
+        else -row[f"val_{name}"]
+        for name in goals_of(row)
+    ]  # fmt: skip
 
 
 def overrides_of(job: Path) -> Row:
@@ -91,7 +121,7 @@ def columns_of(rows: Sequence[Row]) -> list[str]:
 
 def varied(rows: Sequence[Row]) -> list[str]:
     """Return the overrides in which the jobs differ."""
-    results = ("job", "sweep", "status", "seconds")
+    results = ("job", "sweep", "status", "seconds", "front")
     return [
         column
         for column in columns_of(rows)

@@ -26,6 +26,7 @@ from distill.report.leaderboard import (
     Row,
     axis_of,
     gathered,
+    goals_of,
     over_seeds,
     series_over,
     varied,
@@ -120,6 +121,8 @@ def write_sweep_page(paths: Sequence[Path], output: Path) -> Path:
     done = [row for row in rows if row["status"] == "done"]
     ranked = sorted(done, key=merit, reverse=True)
     axis = axis_of(done)
+    goals = list(dict.fromkeys(name for row in done for name in goals_of(row)))
+    on_front = [row["job"] for row in done if row.get("front")]
     content = {
         "title": ", ".join(path.resolve().name for path in paths),
         "told": (["sweep"] if any("sweep" in row for row in rows) else []) + varied(done),
@@ -129,6 +132,8 @@ def write_sweep_page(paths: Sequence[Path], output: Path) -> Path:
         "seeds": len({row["config"].get(SEED) for row in done}),
         "averaged": over_seeds(done),
         "axis": axis,
+        "goals": [(f"val_{name}", f"validation {name}", 1) for name in goals if name != "top1"],
+        "front": {"goals": goals, "jobs": on_front} if on_front else None,
         "drawn": [sweep_figure(done, axis, metric) for metric in SHOWN] if axis else [],
     }
     write_whole(output, render("sweep.html", **content))

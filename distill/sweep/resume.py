@@ -19,12 +19,12 @@ FREE = ("sweep.", "paths.", "ckpt_path", "report", "preview.")  # of a run's con
 LAST = Path("checkpoints") / "last.ckpt"
 
 
-def finished(cfg: DictConfig) -> float | str | None:
+def finished(cfg: DictConfig) -> float | list[float] | str | None:
     """Return what a job of a resumed sweep came to, if it has ended.
 
     Returns:
-        Its metric; or, where another job has ended in its folder, what is wrong, for people; or
-        None if it is still to be run.
+        What a sweeper is told of it; or, where another job has ended in its folder, what is wrong,
+        for people; or None if it is still to be run.
     """
     folder = Path(cfg.paths.output_dir)
     if not cfg.sweep.resume or not (folder / SUMMARY).is_file():
@@ -37,11 +37,13 @@ def finished(cfg: DictConfig) -> float | str | None:
                 f"sweep.resume={cfg.sweep.resume}: {folder.name} was run with {name}="
                 f"{before[name]}, and this sweep says {now[name]}; its numbers are set aside"
             )
-    values = by_epoch(read_history(folder / METRICS), cfg.optimized_metric)[1]
-    if not values:
+    history = read_history(folder / METRICS)
+    try:
+        told = config.for_sweeper(cfg, lambda name: by_epoch(history, name)[1][-1])
+    except IndexError:  # nothing was logged of it
         return None
     log.info("%s has been run before", folder)
-    return values[-1]
+    return told
 
 
 def found_out(name: str, cfg: DictConfig) -> bool:

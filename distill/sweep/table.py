@@ -12,11 +12,20 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 # Nothing heavy: Hydra imports this file before it prints its help.
+from distill.cli import refuse
 from distill.files import write_whole
 
 
 class SweepTable(Callback):
     """End a multirun with its table and page; exit with code 2 if a job left no summary."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Refuse to resume a search by its folder: what it tries next is another job 0."""
+        if config.sweep.resume and "optuna" in config.hydra.sweeper._target_:
+            refuse(ValueError(
+                f"sweep.resume={config.sweep.resume}: a search goes on with the same "
+                "hydra.sweeper.study_name, in a folder of its own"
+            ))  # fmt: skip
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Gather the jobs' summaries from disk, whichever launcher ran them."""
@@ -55,9 +64,13 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
     from distill.report.leaderboard import columns_of, varied
     from distill.report.table import show
 
-    shown_always = ("job", "val_top1", "test_top1", "test_nll", "test_ece", "test_agreement",
+    shown_always = ("job", "front", "test_top1", "test_nll", "test_ece", "test_agreement",
                     "baseline_top1")  # fmt: skip
-    columns = [c for c in columns_of(rows) if c in shown_always or c in varied(rows)]
+    columns = [
+        column
+        for column in columns_of(rows)
+        if column in shown_always or column in varied(rows) or column.startswith("val_")
+    ]
     table = [[shown(row.get(column)) for column in columns] for row in rows]
     headers = [column.replace("_", " ") for column in columns]
     show(headers, table, title="sweep: val_ decides, test_ reports")

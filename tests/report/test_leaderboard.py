@@ -2,10 +2,12 @@
 
 import json
 import math
+import random
 import statistics
 
 import pytest
 
+from distill.report import write_sweep_page
 from distill.report.leaderboard import (
     axis_of,
     gathered,
@@ -155,3 +157,39 @@ def test_a_damaged_list_of_overrides_is_named(tmp_path):
     (tmp_path / "0" / ".hydra" / "overrides.yaml").write_text("[a: {")
     with pytest.raises(ValueError, match=r"overrides\.yaml is damaged"):
         sweep_rows(tmp_path)
+
+
+def write_goals(folder, results, metrics=("val/top1", "val/ece")):
+    for number, (top1, ece) in enumerate(results):
+        write_job(folder, str(number), [f"seed={number}"], 0.5, sweep={"metrics": list(metrics)})
+        file = folder / str(number) / "summary.json"
+        content = json.loads(file.read_text())
+        content["validation"] = {"top1": top1, "ece": ece}
+        file.write_text(json.dumps(content))
+
+
+def test_the_front_is_what_no_other_job_beats_in_every_goal(tmp_path):
+    generator = random.Random(0)
+    results = [(generator.randrange(6) / 6, generator.randrange(6) / 6) for _ in range(40)]
+    write_goals(tmp_path, results)
+    for row, (top1, ece) in zip(sweep_rows(tmp_path), results, strict=True):
+        beaten = any(
+            a >= top1 and b <= ece and (a > top1 or b < ece) for a, b in results
+        )  # more accuracy is better, and less error of calibration
+        assert row["front"] == ("" if beaten else "yes")
+        assert (row["val_top1"], row["val_ece"]) == (top1, ece)
+
+
+def test_a_goal_that_was_not_measured_is_the_worst_and_without_goals_there_is_no_front(tmp_path):
+    write_goals(tmp_path / "search", [(0.5, None), (0.5, 0.9)])
+    assert [row["front"] for row in sweep_rows(tmp_path / "search")] == ["", "yes"]
+    write_job(tmp_path / "plain", "0", ["seed=0"], 0.5)
+    assert "front" not in sweep_rows(tmp_path / "plain")[0]
+
+
+def test_the_page_of_a_search_names_its_front(tmp_path):
+    write_goals(tmp_path, [(0.5, 0.2), (0.6, 0.1), (0.7, 0.3)])
+    text = write_sweep_page([tmp_path], tmp_path / "page.html").read_text()
+    assert "weighed top1, ece on validation" in text
+    assert "jobs 1, 2." in text
+    assert ">validation ece<" in text
