@@ -19,7 +19,8 @@ from distill import config, report
 from distill.data import DataModule
 from distill.data.views import CLEAN, RECIPE
 from distill.models.build import channels_last
-from distill.models.bundle import load_student, read_checkpoint
+from distill.models.bundle import load_student
+from distill.models.checkpoint import read_checkpoint
 from distill.models.ensemble import Ensemble
 from distill.models.teacher import Teacher
 from distill.objectives import Objective

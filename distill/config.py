@@ -25,8 +25,9 @@ from distill.callbacks.speed import Speed
 from distill.data import DataModule
 from distill.data.costs import read_costs
 from distill.losses import dist
-from distill.models.build import DataShape, ModelSpec, resolved
-from distill.models.bundle import read_lightning, student_weights
+from distill.models.build import ModelSpec, resolved
+from distill.models.checkpoint import read_checkpoint, read_lightning, student_weights
+from distill.models.weights import DataShape, classes_of
 from distill.module import create_optimizer, create_schedule, evaluation_metrics, resolve_topk
 from distill.objectives import Objective
 from distill.sharing import once
@@ -225,10 +226,15 @@ def model_spec(node: DictConfig) -> ModelSpec:
     return ModelSpec(args=plain(node.get("args")) or {}, **values)
 
 
-def resolve_student(cfg: DictConfig) -> None:
+def resolve_student(cfg: DictConfig, data: DataModule) -> None:
     """Write into the configuration the architecture that `student.checkpoint` brings."""
     spec = resolved(model_spec(cfg.student))
     cfg.student.name, cfg.student.args = spec.name, dict(spec.args)
+    if spec.checkpoint and spec.name:
+        known = classes_of(read_checkpoint(spec.checkpoint), spec.name)
+        if known not in (None, data.num_classes):
+            log.info("student.checkpoint=%s knows %d classes and the data have %d: its last layer "
+                     "starts anew", spec.checkpoint, known, data.num_classes)  # fmt: skip
 
 
 def data_shape(data: DataModule) -> DataShape:

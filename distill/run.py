@@ -22,7 +22,8 @@ from distill.callbacks.speed import Speed
 from distill.data import DataModule
 from distill.data.preview import contact_sheet
 from distill.models.build import ModelSpec, Normalize, build_model, normalization
-from distill.models.bundle import read_lightning, save_student, student_weights
+from distill.models.bundle import save_student
+from distill.models.checkpoint import read_lightning, student_weights
 from distill.models.ensemble import Ensemble
 from distill.models.features import feature_channels
 from distill.models.teacher import Teacher
@@ -56,7 +57,7 @@ def train(cfg: DictConfig) -> float | list[float] | None:
         preview(cfg, data)
         return None
     objective = config.build_objective(cfg, data)
-    config.resolve_student(cfg)
+    config.resolve_student(cfg, data)
     check_early(cfg, data, objective)
 
     teacher = prepare_teacher(cfg, data)

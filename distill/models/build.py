@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import distill.models.cifar  # noqa: F401  (registers its families with timm)
-from distill.models.bundle import Checkpoint, read_checkpoint
+from distill.models.checkpoint import Checkpoint, read_checkpoint
+from distill.models.weights import DataShape, check_tensors_fit, load_weights
 
 FROM_DATA = ("num_classes", "in_chans")  # the data decide these, whatever a checkpoint recorded
+LARGEST_BUFFERS = 2**28  # numbers: what positions need of a model for images of 4,096 pixels
 VECTOR = 16  # float32 values in the widest CPU register
 
 
@@ -34,15 +36,6 @@ class ModelSpec:
     args: Mapping[str, Any] = field(default_factory=dict)
     pretrained: bool = False
     checkpoint: str | None = None
-
-
-@dataclass(frozen=True)
-class DataShape:
-    """What a data set asks of a model: K, channels, height and width in pixels."""
-
-    num_classes: int
-    in_chans: int
-    image_size: tuple[int, int]
 
 
 class Normalize(nn.Module):
@@ -85,8 +78,9 @@ def build_model(spec: ModelSpec, shape: DataShape, role: str) -> nn.Module:
         )
     model = create(name, args, shape, spec.pretrained and checkpoint is None, role)
     if checkpoint is not None:
-        load_weights(model, checkpoint, shape, f"{role}.checkpoint={spec.checkpoint}")
-        model.pretrained_cfg = {**model.pretrained_cfg, **checkpoint.preprocessing}  # type: ignore[assignment, dict-item]
+        origin = f"{role}.checkpoint={spec.checkpoint}"
+        load_weights(model, checkpoint, shape, origin, any_classes=role == "student")
+        take_preprocessing(model, checkpoint)
     check_forward(model, shape, f"{role} {name}")
     return channels_last(model)
 
@@ -107,6 +101,70 @@ def is_narrow_and_strided(layer: nn.Module) -> bool:
     if not isinstance(layer, nn.Conv2d) or max(layer.stride) == 1:
         return False
     return set(layer.kernel_size) == {1} and layer.in_channels // layer.groups < VECTOR
+
+
+def rebuilt(checkpoint: Checkpoint) -> nn.Module:
+    """Return the model that a checkpoint knows itself to be, with its weights.
+
+    Raises:
+        ValueError: if the architecture does not make these very tensors.
+    """
+    assert checkpoint.architecture
+    args = dict(checkpoint.args)
+    if "input_size" in checkpoint.preprocessing:
+        args.setdefault("in_chans", checkpoint.preprocessing["input_size"][0])
+    check_rebuilds(checkpoint, args)
+    model = call_timm(checkpoint.architecture, args)
+    model.load_state_dict(checkpoint.weights)
+    take_preprocessing(model, checkpoint)
+    return model
+
+
+def check_rebuilds(checkpoint: Checkpoint, args: Mapping[str, Any]) -> None:
+    """Refuse an architecture that would make other tensors than these, before any is made.
+
+    The model is built without its numbers, and no further than the tensors in the file: what a
+    stranger's file says of depth and width costs neither time nor memory.
+    """
+    assert checkpoint.architecture
+    left = len(checkpoint.weights)
+
+    def count(*made: Any) -> None:
+        nonlocal left
+        left -= made[-1] is not None
+        if left < 0:
+            raise ValueError("the architecture has more tensors than the file")
+
+    hook = torch.nn.modules.module.register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            model = call_timm(checkpoint.architecture, args)
+    finally:
+        hook.remove()
+    check_tensors_fit(model, checkpoint.weights, "its weights file")
+    if sum(buffer.numel() for buffer in model.buffers()) > LARGEST_BUFFERS:
+        raise ValueError("the architecture is out of all proportion")
+
+
+def call_timm(name: str, args: Mapping[str, Any], pretrained: bool = False) -> nn.Module:
+    """Call `timm.create_model`, explaining in one line what it refuses."""
+    try:
+        return timm.create_model(name, pretrained=pretrained, **args)
+    except Exception as error:  # constructors raise anything, and so do downloads
+        raise ValueError(f"timm cannot build {name} with {dict(args)}: {said(error)}") from error
+
+
+def said(error: BaseException) -> str:
+    """Return the first line of what an error says."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def take_preprocessing(model: Any, checkpoint: Checkpoint) -> None:
+    """Let a model declare the preprocessing that its checkpoint was trained under."""
+    tested = dict.fromkeys(("test_input_size", "test_crop_pct"))  # of timm's own weights
+    known = {**tested, **checkpoint.preprocessing} if checkpoint.preprocessing else {}
+    model.pretrained_cfg = {**model.pretrained_cfg, **known}
 
 
 def resolved(spec: ModelSpec) -> ModelSpec:
@@ -156,37 +214,9 @@ def create(
         raise ValueError(f"timm has no model {name!r} for {role}.name{hint}")
     options = {"num_classes": shape.num_classes, "in_chans": shape.in_chans, **args}
     try:
-        return timm.create_model(name, pretrained=pretrained, **options)
-    except Exception as error:  # constructors raise anything, and so do downloads
-        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"timm cannot build {role} {name} with {dict(args)}: {why}") from error
-
-
-def load_weights(model: Any, checkpoint: Checkpoint, shape: DataShape, origin: str) -> None:
-    """Load weights that must fit tensor by tensor, naming both sides where they do not."""
-    config = model.pretrained_cfg
-    for key, axis, wanted, noun in (
-        (config.get("classifier"), 0, shape.num_classes, "classes"),
-        (config.get("first_conv"), 1, shape.in_chans, "input channels"),
-    ):
-        stems = (f"{key}.weight", f"{key}.0.weight")  # timm's deep stems are sequences
-        weight = next((checkpoint.weights[k] for k in stems if k in checkpoint.weights), None)
-        if weight is not None and weight.ndim > axis and weight.shape[axis] != wanted:
-            raise ValueError(f"{origin} has {weight.shape[axis]} {noun} and the data have {wanted}")
-    own = model.state_dict()
-    differing = [
-        key
-        for key in sorted(own.keys() | checkpoint.weights.keys())
-        if key not in own
-        or key not in checkpoint.weights
-        or own[key].shape != checkpoint.weights[key].shape
-    ]
-    if differing:
-        raise ValueError(
-            f"{origin} does not fit the architecture: {len(differing)} of {len(own)} tensors "
-            f"differ, such as {', '.join(differing[:3])}"
-        )
-    model.load_state_dict(checkpoint.weights)
+        return call_timm(name, options, pretrained)
+    except ValueError as error:
+        raise ValueError(f"{role}: {error}") from error
 
 
 def check_forward(model: nn.Module, shape: DataShape, label: str) -> None:
@@ -197,9 +227,8 @@ def check_forward(model: nn.Module, shape: DataShape, label: str) -> None:
         with torch.inference_mode():
             logits = model.eval()(blank)
     except Exception as error:  # a model refuses a size in its own way
-        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         size = "×".join(map(str, (shape.in_chans, *shape.image_size)))
-        raise ValueError(f"{label} does not take {size} images: {why}") from error
+        raise ValueError(f"{label} does not take {size} images: {said(error)}") from error
     finally:
         model.train(training)
     if logits.shape != (1, shape.num_classes):

@@ -1,35 +1,25 @@
-"""A student on disk: a folder that stock timm loads, and the readers of other checkpoints."""
+"""A student on disk: a folder that stock timm loads."""
 
 from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from safetensors import SafetensorError
-from timm.models import load_state_dict, save_for_hf
+from timm.models import save_for_hf
 from torch import Tensor, nn
 
-WEIGHTS, TIMM_CONFIG, FACTS, CARD = "model.safetensors", "config.json", "distill.json", "README.md"
-STUDENT_PREFIX = "student."
-PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+from distill.models.build import rebuilt
+from distill.models.checkpoint import TIMM_CONFIG, inside, is_list, read_checkpoint, read_json
 
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Weights read from a file, with the architecture where the file knows it."""
-
-    weights: Mapping[str, Tensor]
-    architecture: str | None = None
-    args: Mapping[str, Any] = field(default_factory=dict)
-    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+FACTS, CARD = "distill.json", "README.md"
 
 
 class Calibrated(nn.Module):
@@ -145,16 +135,28 @@ def load_student(path: str | Path, calibrated: bool | str = False) -> nn.Module:
     Example:
         `load_student("runs/first/student", calibrated=True)(images).softmax(1)`
     """
-    import distill.models.cifar  # noqa: F401  (a bundle may name one of its families)
-
     folder = Path(path)
-    read_json(folder / TIMM_CONFIG)
+    inside(folder, TIMM_CONFIG)
+    checkpoint = read_checkpoint(folder)
     try:
-        model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    except Exception as error:  # timm raises whatever its readers do
-        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"cannot load the student bundle {folder}: {why}") from error
-    return with_calibration(model, read_facts(folder), calibrated) if calibrated else model
+        model = rebuilt(checkpoint).eval()
+    except ValueError as error:
+        raise ValueError(f"cannot load the student bundle {folder}: {error}") from error
+    return with_calibration(model, facts_of(folder, model), calibrated) if calibrated else model
+
+
+def facts_of(folder: Path, model: nn.Module) -> dict[str, Any]:
+    """Return what a bundle says of itself, refusing what is of another number of classes."""
+    facts, classes = read_facts(folder), model.num_classes
+    names, vector = facts.get("classes"), facts.get("vector_scaling")
+    if names and len(names) != classes:
+        raise ValueError(
+            f"{folder / FACTS} is damaged: it has {len(names)} class names and the model has "
+            f"{classes} classes"
+        )
+    if vector and {len(vector["scale"]), len(vector["bias"])} != {classes}:
+        raise ValueError(f"{folder / FACTS} is damaged: vector_scaling is not of {classes} classes")
+    return facts
 
 
 def with_calibration(model: nn.Module, facts: Mapping[str, Any], kind: bool | str) -> nn.Module:
@@ -170,80 +172,23 @@ def with_calibration(model: nn.Module, facts: Mapping[str, Any], kind: bool | st
 
 
 def read_facts(path: str | Path) -> dict[str, Any]:
-    """Return what `distill.json` says of a bundle."""
-    return read_json(Path(path) / FACTS)
-
-
-def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read weights from a student bundle, a Lightning checkpoint, `.pth` or `.safetensors`.
-
-    Nothing is unpickled into code.
+    """Return what `distill.json` says of a bundle.
 
     Raises:
-        FileNotFoundError: if there is nothing at the path.
-        ValueError: if the file is none of these.
+        FileNotFoundError: if there is none.
+        ValueError: if it is damaged, or what it says cannot be.
     """
-    source = Path(path).expanduser()
-    if source.is_dir():
-        config = read_json(source / TIMM_CONFIG)
-        weights = read_weights(source / WEIGHTS)
-        settings = config.get("pretrained_cfg") or {}
-        preprocessing = {key: settings[key] for key in PREPROCESSING if key in settings}
-        args = config.get("model_args") or {}
-        return Checkpoint(weights, config.get("architecture"), args, preprocessing)
-    if not source.exists():
-        raise FileNotFoundError(f"no checkpoint at {source}")
-    if source.suffix == ".ckpt":
-        return student_of(read_lightning(source))
-    return Checkpoint(read_weights(source))
-
-
-def read_lightning(path: Path) -> dict[str, Any]:
-    """Read a Lightning checkpoint, never running code from it."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling fails in many ways
-        raise ValueError(f"{path} is not a checkpoint that can be read safely") from error
-    if not isinstance(content, dict) or not student_weights(content):
-        raise ValueError(f"{path} holds no student: it is not a checkpoint of this project")
-    return content
-
-
-def student_of(content: Mapping[str, Any]) -> Checkpoint:
-    """Return the student in a Lightning checkpoint's content."""
-    known = content.get("distill") or {}
-    spec = known.get("student_model") or {}
-    weights, preprocessing = student_weights(content), known.get("preprocessing") or {}
-    return Checkpoint(weights, spec.get("name"), spec.get("args") or {}, preprocessing)
-
-
-def student_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the student's own tensors from a Lightning checkpoint."""
-    return {
-        key.removeprefix(STUDENT_PREFIX): value
-        for key, value in (content.get("state_dict") or {}).items()
-        if key.startswith(STUDENT_PREFIX)
-    }
-
-
-def read_weights(path: Path) -> Mapping[str, Tensor]:
-    """Read a `.pth` or `.safetensors` file as timm does, never running code from it."""
-    try:
-        return load_state_dict(str(path), use_ema=True, device="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no weights at {path}") from None
-    except Exception as error:  # each format fails in its own way
-        raise ValueError(f"{path} is not a weights file that can be read safely") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read one of a bundle's JSON files."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(f"{path.parent} is not a student bundle: no {path.name}") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged: it does not hold an object")
-    return content
+    file = Path(path) / FACTS
+    facts = read_json(file)
+    temperature, vector = facts.get("temperature"), facts.get("vector_scaling")
+    if temperature is not None and not (is_list([temperature], int | float) and temperature > 0
+                                        and math.isfinite(temperature)):  # fmt: skip
+        raise ValueError(f"{file} is damaged: {temperature!r:.80} is no temperature")
+    if vector is not None and not (isinstance(vector, dict) and all(
+            is_list(vector.get(key), int | float) and all(map(math.isfinite, vector[key]))
+            for key in ("scale", "bias"))):  # fmt: skip
+        raise ValueError(f"{file} is damaged: vector_scaling is not a scale and a bias")
+    classes = facts.get("classes")
+    if classes and not is_list(classes, str):
+        raise ValueError(f"{file} is damaged: classes are not a list of names")
+    return facts

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from distill import config
-from distill.models.bundle import read_lightning
+from distill.models.checkpoint import read_lightning
 from distill.report.leaderboard import flat
 from distill.report.reading import METRICS, SUMMARY, by_epoch, read_history, read_summary
 

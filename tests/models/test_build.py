@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from distill.models.build import DataShape, ModelSpec, build_model
+from distill.models.build import ModelSpec, build_model
+from distill.models.weights import DataShape
 
 SHAPE = DataShape(num_classes=7, in_chans=1, image_size=(32, 32))
 

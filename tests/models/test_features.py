@@ -3,8 +3,9 @@ import timm
 import torch
 
 from distill import Distiller, Objective, save_student
-from distill.models.build import DataShape, ModelSpec, build_model
+from distill.models.build import ModelSpec, build_model
 from distill.models.features import feature_channels, forward_with_features
+from distill.models.weights import DataShape
 
 SHAPE = DataShape(5, 3, (32, 32))
 HINTS = {

@@ -10,8 +10,10 @@ import timm
 import torch
 
 import distill
-from distill.models.build import DataShape, ModelSpec, Normalize, build_model, normalization
-from distill.models.bundle import read_checkpoint, read_facts, save_student
+from distill.models.build import ModelSpec, Normalize, build_model, normalization
+from distill.models.bundle import read_facts, save_student
+from distill.models.checkpoint import read_checkpoint
+from distill.models.weights import DataShape
 
 VECTOR = {"scale": [1.0, 2.0, 0.5, 1.0, 1.0, 1.0, 1.0], "bias": [0.5, -0.5, 0, 0, 0, 0, 0]}
 SHAPE = DataShape(num_classes=7, in_chans=1, image_size=(32, 32))
@@ -155,6 +157,19 @@ def test_a_mismatch_names_both_numbers(bundle, shape, message):
         build_model(ModelSpec(checkpoint=str(bundle)), shape, "teacher")
 
 
+def test_a_student_of_other_classes_keeps_the_backbone_of_its_checkpoint(student, bundle):
+    torch.manual_seed(5)
+    fresh = build_model(SPEC, DataShape(10, 1, (32, 32)), "student").state_dict()
+    torch.manual_seed(5)
+    spec = ModelSpec(checkpoint=str(bundle))
+    found = build_model(spec, DataShape(10, 1, (32, 32)), "student").state_dict()
+    for name, value in student.state_dict().items():
+        if name.startswith("fc."):
+            assert torch.equal(found[name], fresh[name])  # as it would be without a checkpoint
+        else:
+            assert torch.equal(found[name], value)
+
+
 def test_published_weights_of_other_classes_are_no_teacher():
     with pytest.raises(ValueError, match=r"know 1000 classes and the data have\s+7"):
         build_model(ModelSpec("resnet18", pretrained=True), SHAPE, "teacher")
@@ -165,7 +180,7 @@ def test_published_weights_of_other_classes_are_no_teacher():
     [
         (ModelSpec("resnet81"), r"no model 'resnet81'.*did you mean resnet"),
         (ModelSpec(None), r"give student\.name"),
-        (ModelSpec("resnet18", {"layrs": [1]}), "timm cannot build student resnet18"),
+        (ModelSpec("resnet18", {"layrs": [1]}), "student: timm cannot build resnet18"),
         (ModelSpec("resnet34", ARGS | {"channels": [4, 8, 8, 8]}, checkpoint="BUNDLE"), None),
         (ModelSpec("vit_tiny_patch16_224"), "does not take 1×32×32 images"),
     ],
@@ -183,8 +198,13 @@ def test_weights_of_another_architecture_are_refused(bundle, tmp_path):
     other = timm.create_model("resnet18", num_classes=7, in_chans=1, **ARGS | {"stem_width": 8})
     torch.save(other.state_dict(), tmp_path / "w.pth")
     spec = ModelSpec("resnet18", ARGS, checkpoint=str(tmp_path / "w.pth"))
-    with pytest.raises(ValueError, match=r"does not fit the architecture: \d+ of \d+ tensors"):
+    with pytest.raises(ValueError, match=r"does not fit the architecture: \d+ of \d+ t") as caught:
         build_model(spec, SHAPE, "student")
+    own = build_model(SPEC, SHAPE, "student").state_dict()
+    for name, value in own.items():  # every tensor that differs is named, with both shapes
+        differs = value.shape != other.state_dict()[name].shape
+        assert (f"{name} (" in str(caught.value)) == differs
+    assert "conv1.0.weight (8×1×3×3 for 4×1×3×3)" in str(caught.value)
 
 
 class Payload:
