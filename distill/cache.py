@@ -33,33 +33,40 @@ log = logging.getLogger(__name__)
 
 COSMETIC = ("accelerator", "log_every_n_steps", "compile", "_target_")
 FOR_CALLBACKS = ("limit_val_batches", "check_val_every_n_epoch")
-Train = Callable[[DictConfig, DataModule, str, Path], None]
+Train = Callable[[DictConfig, DataModule, str, Path, Teacher | None], None]
 
 
 @alone()  # runs in turns would wait for the lock, and this one for them
-def trained_once(cfg: DictConfig, data: DataModule, role: str, train_and_keep: Train) -> nn.Module:
-    """Return a model trained on labels, from the cache if the same was trained before.
+def trained_once(
+    cfg: DictConfig,
+    data: DataModule,
+    role: str,
+    train_and_keep: Train,
+    teacher: Teacher | None = None,
+) -> nn.Module:
+    """Return a trained model, from the cache if the same was trained before.
 
     Args:
         cfg: the configuration of the run that trains it.
         data: the run's data; seed and batch size are taken from `cfg`.
-        role: `teacher` or `baseline`, for messages and the folder's name.
+        role: `teacher`, `baseline` or `assistant-1`, for messages and the folder's name.
         train_and_keep: trains the model and writes its bundle into the folder that it is given.
+        teacher: whom it learns from; None trains it on labels.
     """
     options = {key: cfg.data[key] for key in ("seed", "batch_size", "views")}
     data = data.with_options(**options)
-    kept = Path(cfg.paths.cache) / f"{role}-{fit_key(cfg, data)}"
+    kept = Path(cfg.paths.cache) / f"{role}-{fit_key(cfg, data, teacher)}"
     kept.parent.mkdir(parents=True, exist_ok=True)
     if kept.is_dir():
         log.info("%s: %s, trained before, from %s", role, cfg.student.name, kept)
         show_history(cfg, kept)
         return load_kept(kept)
     if config.processes(cfg) > 1:  # every rank takes part in training: a lock would wait for itself
-        train_and_keep(cfg, data, role, kept)
+        train_and_keep(cfg, data, role, kept, teacher)
         return load_kept(kept)
     with FileLock(f"{kept}.lock"):  # a parallel trial waits for this one's work
         if not kept.is_dir():
-            train_and_keep(cfg, data, role, kept)
+            train_and_keep(cfg, data, role, kept, teacher)
     show_history(cfg, kept)
     return load_kept(kept)
 
@@ -82,7 +89,7 @@ def load_kept(path: Path) -> nn.Module:
     return channels_last(load_student(path))
 
 
-def fit_key(cfg: DictConfig, data: DataModule) -> str:
+def fit_key(cfg: DictConfig, data: DataModule, teacher: Teacher | None = None) -> str:
     """Return a hash of everything that decides a fit's outcome."""
     values = config.plain(cfg)
     callbacks = {k: node for k, node in (values["callbacks"] or {}).items() if k != "progress"}
@@ -96,6 +103,10 @@ def fit_key(cfg: DictConfig, data: DataModule) -> str:
     if cfg.student.checkpoint:  # a path may come to hold other weights
         decided["student"]["checkpoint"] = digest(read_checkpoint(cfg.student.checkpoint).weights)
     decided["callbacks"] = callbacks
+    if teacher is not None:
+        decided |= {key: values[key] for key in ("objective", "annealing")}
+        decided["store"] = {key: values["store"][key] for key in ("mode", "dtype", "topk")}
+        decided["teacher"] = [identity(teacher.model), identity(teacher.normalize)]
     decided["versions"] = report.versions()
     text = json.dumps(decided, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -108,6 +119,11 @@ def digest(tensors: Mapping[str, Tensor], about: str = "") -> str:
         found.update(name.encode())
         found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
+
+
+def identity(module: nn.Module) -> str:
+    """Return a hash of all that decides a module's answers."""
+    return digest(module.state_dict(), repr(module))
 
 
 def open_recall(
@@ -162,8 +178,8 @@ def open_store(
     options = cfg.store
     facts = {
         "split": split,
-        "teacher": digest(teacher.model.state_dict(), repr(teacher.model)),
-        "preprocessing": digest(teacher.normalize.state_dict(), repr(teacher.normalize)),
+        "teacher": identity(teacher.model),
+        "preprocessing": identity(teacher.normalize),
         "data": data.fingerprint,
         "image_size": list(data.image_size),
         "view": [RECIPE, config.plain(cfg.data.view)],

@@ -35,6 +35,7 @@ from distill.sharing import once
 log = logging.getLogger(__name__)
 
 EXTRAS = ("wandb", "mlflow")
+SEEDS_APART = 1000  # of the weights of a student and of its assistants
 SUPERVISED = {
     "_target_": "distill.objectives.Objective",
     "terms": {"ce": {"loss": "cross_entropy"}},
@@ -250,6 +251,16 @@ def teacher_name(cfg: DictConfig) -> str | None:
     return source.checkpoint or source.name
 
 
+def direct_teacher(cfg: DictConfig) -> str | None:
+    """Return what a person calls the model that the student learns from."""
+    return assistant(cfg, len(cfg.assistants)).student.name if chained(cfg) else teacher_name(cfg)
+
+
+def chained(cfg: DictConfig) -> bool:
+    """Whether assistants stand between teacher and student."""
+    return bool(cfg.get("assistants"))
+
+
 def topk(cfg: DictConfig, data: DataModule) -> tuple[int, ...]:
     """Return the k to report, noting the default ones that say nothing here."""
     chosen = resolve_topk(plain(cfg.topk), data.num_classes)
@@ -336,23 +347,48 @@ def plain(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
-def alone(cfg: DictConfig, role: str) -> DictConfig:
-    """Return the configuration of a run that trains the teacher or the baseline, on labels only."""
+def aside(cfg: DictConfig, role: str) -> DictConfig:
+    """Return the configuration of a run on the way to the student: nothing but a model is kept."""
     derived = cfg.copy()
     OmegaConf.set_struct(derived, False)
-    derived.objective, derived.annealing = SUPERVISED, {}
     derived.logger, derived.ckpt_path = {}, None
-    kept = evaluation_metrics((), 2, Objective({"ce": "cross_entropy"}), with_teacher=False)
-    if cfg.optimized_metric.removeprefix("val/") not in kept:
-        derived.optimized_metric = "val/top1"  # the run's own may compare with a teacher
     derived.callbacks = {
         name: node for name, node in present(cfg.callbacks) if "dirpath" not in node
     }
+    derived.paths.output_dir = str(Path(cfg.paths.output_dir) / role)
+    return derived
+
+
+def assistant(cfg: DictConfig, number: int) -> DictConfig:
+    """Return the configuration of the run that trains an assistant, counted from 1.
+
+    It is the student's, but for what `assistants` says, and for the seed of its weights: one like
+    the student would otherwise begin as the student does.
+    """
+    derived = aside(cfg, f"assistant-{number}")
+    own = plain(cfg.assistants[number - 1])
+    if not isinstance(own, dict) or own.keys() - cfg.student.keys():
+        raise ValueError(
+            f"assistants: {own} is not a change of `student`, which has {', '.join(cfg.student)}"
+        )
+    derived.student = {**plain(cfg.student), "checkpoint": None, "pretrained": False, **own}
+    derived.data.seed = cfg.data.seed
+    derived.seed = cfg.seed + SEEDS_APART * number
+    return OmegaConf.create(plain(derived))
+
+
+def alone(cfg: DictConfig, role: str) -> DictConfig:
+    """Return the configuration of a run that trains the teacher or the baseline, on labels only."""
+    derived = aside(cfg, role)
+    derived.objective, derived.annealing = SUPERVISED, {}
+    kept = evaluation_metrics((), 2, Objective({"ce": "cross_entropy"}), with_teacher=False)
+    if cfg.optimized_metric.removeprefix("val/") not in kept:
+        derived.optimized_metric = "val/top1"  # the run's own may compare with a teacher
     if role == "teacher":
         recipe = cfg.teacher.fit
         derived.student = {key: cfg.teacher[key] for key in ("name", "args", "pretrained")}
         derived.student.checkpoint = None
-        derived.optimizer, derived.scheduler = recipe.optimizer, recipe.scheduler
+        derived.optimizer, derived.scheduler = plain(recipe.optimizer), plain(recipe.scheduler)
         derived.trainer.max_epochs = recipe.max_epochs
         derived.seed = derived.data.seed = recipe.seed
         derived.data.batch_size = recipe.batch_size
@@ -360,5 +396,4 @@ def alone(cfg: DictConfig, role: str) -> DictConfig:
         derived.callbacks = {
             name: node for name, node in present(cfg.callbacks) if name == "progress"
         }
-    derived.paths.output_dir = str(Path(cfg.paths.output_dir) / role)
     return OmegaConf.create(plain(derived))

@@ -35,7 +35,7 @@ class Answers:
     """What models say of the held-out splits: split → role, `target` and `index` → tensor.
 
     Logits are float32 `[N, K]`, labels and indices `[N]`. Roles are `student`, `teacher`,
-    `baseline` and `student_best`.
+    `baseline`, `student_best`, and `teacher_1`, `teacher_2`, … for the teachers of assistants.
     """
 
     splits: dict[str, dict[str, Tensor]]
@@ -110,7 +110,8 @@ def summary(
         if role != "student_best":  # the same model as the student
             found[role] |= report.model_costs(model, shape, answers.device)
     if "teacher" in models:
-        found["teacher"] = {"name": config.teacher_name(cfg), **found["teacher"]}
+        found["teacher"] = {"name": config.direct_teacher(cfg), **found["teacher"]}
+    found["chain"] = [found.pop(role) for role in sorted(found) if role.startswith("teacher_")]
     vector = fit_vector_scaling(*answers.of("student", "val"))
     found["student"] |= vector_numbers(vector, *answers.of("student", "test"))
     return {
@@ -129,7 +130,7 @@ def judge(
     numbers = evaluate(
         logits,
         target,
-        answers.splits["test"].get("teacher") if role != "teacher" else None,
+        None if role.startswith("teacher") else answers.splits["test"].get("teacher"),
         topk=config.topk(cfg, data),
         validation=answers.of(role, "val"),
         confidence=cfg.decision.confidence,

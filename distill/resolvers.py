@@ -1,4 +1,4 @@
-"""What the configuration files call as `${or:…}` and `${better:…}`.
+"""What the configuration files call as `${or:…}`, `${better:…}` and `${blank:…}`.
 
 The commands import this before anything else of the project: joblib gives its processes the
 resolvers of the first one, which has imported no more than that.
@@ -7,6 +7,7 @@ resolvers of the first one, which has imported no more than that.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -18,6 +19,14 @@ def higher_is_better(metric: str) -> bool:
     return bool(HIGHER_IS_BETTER.fullmatch(metric.partition("/")[2]))
 
 
+def blank(generations: int) -> list[dict[str, Any]]:
+    """Return an assistant like the student for each of several generations but the last."""
+    if not isinstance(generations, int) or generations < 1:
+        raise ValueError(f"generations must be a whole number of at least 1, not {generations!r}")
+    return [{} for _ in range(generations - 1)]
+
+
+OmegaConf.register_new_resolver("blank", blank, replace=True)
 OmegaConf.register_new_resolver("or", lambda first, second: first or second, replace=True)
 OmegaConf.register_new_resolver(
     "better", lambda metric: "max" if higher_is_better(metric) else "min", replace=True

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,8 @@ def train(cfg: DictConfig) -> float | list[float] | None:
     config.resolve_student(cfg, data)
     check_early(cfg, data, objective)
 
-    teacher = prepare_teacher(cfg, data)
-    if teacher is not None and objective.needs_features:
-        feature_channels(teacher.model, objective.stages, "teacher")
-    if cfg.objective.temperature == "auto":
-        cfg.objective.temperature = judge.teacher_temperature(cfg, data, teacher)
-        log.info("objective.temperature: %.4f, fitted to the teacher", cfg.objective.temperature)
+    *chain, teacher = prepare_teachers(cfg, data, objective)
+    settle_temperature(cfg, data, teacher)
     baseline = prepare_baseline(cfg, data) if cfg.baseline else None
     log.info("student: %s under %s", cfg.student.name, ", ".join(objective.terms))
     student, trainer = fit(cfg, data, teacher)
@@ -75,7 +72,7 @@ def train(cfg: DictConfig) -> float | list[float] | None:
     seconds = clock() - started
     best = best_epoch(trainer, student)
     students = {"student": student, "baseline": baseline, "student_best": best and best[1]}
-    answers, models = answered(cfg, data, students, teacher)
+    answers, models = answered(cfg, data, students, teacher, chain)
     summary = {
         **judge.summary(cfg, data, answers, models),
         "epochs": {"last": trainer.current_epoch, "best": best and best[0]},
@@ -108,7 +105,7 @@ def fill_store(cfg: DictConfig) -> None:
     data = config.build_data(cfg)
     objective = config.build_objective(cfg, data)
     check_store(cfg, data, objective)
-    teacher = prepare_teacher(cfg, data)
+    *_, teacher = prepare_teachers(cfg, data, objective)
     if teacher is None:
         raise ValueError("there is no teacher whose answers could be kept")
     recall = open_recall(cfg, data, teacher, objective)
@@ -134,9 +131,15 @@ def answered(
     data: DataModule,
     students: Mapping[str, Distiller | None],
     teacher: Teacher | None,
+    chain: Sequence[Teacher | None] = (),
 ) -> tuple[judge.Answers, dict[str, nn.Module]]:
     """Return the answers of a run's models to the held-out splits, and the models, by role."""
-    known = {role: module for role, module in students.items() if module is not None}
+    before: dict[str, Distiller | None] = {
+        f"teacher_{k}": Distiller(one.model, num_classes=data.num_classes, normalize=one.normalize)
+        for k, one in enumerate(chain, start=1)
+        if one is not None
+    }
+    known = {role: module for role, module in {**before, **students}.items() if module is not None}
     models = {role: module.student for role, module in known.items()}
     if teacher is not None:
         models["teacher"] = teacher.model
@@ -186,11 +189,21 @@ def check_early(cfg: DictConfig, data: DataModule, objective: Objective) -> None
         raise ValueError(
             "this objective compares with a teacher: give one, or objective=supervised"
         )
+    check_assistants(cfg, data, objective)
     if cfg.ckpt_path and not Path(cfg.ckpt_path).is_file():
         raise FileNotFoundError(f"ckpt_path={cfg.ckpt_path} does not exist")
     config.check_resume(cfg, student, objective)
     if cfg.store.mode == "disk" and config.teacher_name(cfg):
         check_store(cfg, data, objective)
+
+
+def check_assistants(cfg: DictConfig, data: DataModule, objective: Objective) -> None:
+    """Refuse assistants that have no teacher, or cannot be built."""
+    if cfg.assistants and not config.teacher_name(cfg):
+        raise ValueError("assistants learn from a teacher, and there is none")
+    for number in range(1, len(cfg.assistants) + 1):
+        own = config.assistant(cfg, number)
+        build_model(config.model_spec(own.student), config.data_shape(data), f"assistant {number}")
 
 
 def fit(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> tuple[Distiller, pl.Trainer]:
@@ -250,6 +263,31 @@ def prepare_teacher(cfg: DictConfig, data: DataModule) -> Teacher | None:
     return once(key, lambda: as_teacher(model, data))
 
 
+def prepare_teachers(
+    cfg: DictConfig, data: DataModule, objective: Objective
+) -> list[Teacher | None]:
+    """Return the teacher and its assistants, each trained under the one before it."""
+    chain = [prepare_teacher(cfg, data)]
+    for number in range(1, len(cfg.assistants) + 1):
+        own = config.assistant(cfg, number)
+        settle_temperature(own, data, chain[-1])
+        role = f"assistant-{number}"
+        model = trained_once(own, data, role, train_and_keep, chain[-1])
+        own.paths = None  # where it was trained makes no other teacher
+        chain.append(once(str([role, own]), partial(as_teacher, model, data)))
+    for teacher in chain:
+        if teacher is not None and objective.needs_features:
+            feature_channels(teacher.model, objective.stages, "teacher")
+    return chain
+
+
+def settle_temperature(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> None:
+    """Put a number in the place of `objective.temperature=auto`."""
+    if cfg.objective.temperature == "auto":
+        cfg.objective.temperature = judge.teacher_temperature(cfg, data, teacher)
+        log.info("objective.temperature: %.4f, fitted to the teacher", cfg.objective.temperature)
+
+
 def load_teacher(cfg: DictConfig, data: DataModule) -> Teacher | None:
     """Return the teacher from its published weights or a file, or None where none is named."""
     source = cfg.teacher
@@ -287,10 +325,12 @@ def prepare_baseline(cfg: DictConfig, data: DataModule) -> Distiller:
     return Distiller(model, normalize=normalization(model, data.in_chans))
 
 
-def train_and_keep(cfg: DictConfig, data: DataModule, role: str, kept: Path) -> None:
-    """Train a model on labels and put it into the cache."""
+def train_and_keep(
+    cfg: DictConfig, data: DataModule, role: str, kept: Path, teacher: Teacher | None
+) -> None:
+    """Train a model, on labels or under a teacher, and put it into the cache."""
     log.info("%s: training %s for %d epochs", role, cfg.student.name, cfg.trainer.max_epochs)
-    student, trainer = fit(cfg, data, None)
+    student, trainer = fit(cfg, data, teacher)
     if trainer.is_global_zero:
         facts = {"role": role, "config": config.plain(cfg), "data": data.fingerprint}
         save_bundle(student, data, kept, facts)

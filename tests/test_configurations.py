@@ -273,7 +273,7 @@ def test_a_students_checkpoint_names_the_architecture_of_the_run(composed, tmp_p
     model = timm.create_model("cifar_resnet8", num_classes=10, in_chans=1)
     save_student(model, tmp_path / "start")
     cfg = composed(f"student.checkpoint={tmp_path / 'start'}")
-    config.resolve_student(cfg)
+    config.resolve_student(cfg, config.build_data(cfg))
     assert cfg.student.name == "cifar_resnet8"
 
 

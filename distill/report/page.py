@@ -32,6 +32,7 @@ from distill.report.leaderboard import (
     varied,
 )
 from distill.report.reading import SUMMARY, Run, by_epoch, read_run, temperature_of
+from distill.report.table import by_label
 from distill.resolvers import higher_is_better
 
 PAGE = "report.html"
@@ -86,7 +87,7 @@ def write_run_page(folder: Path) -> Path:
 def run_content(run: Run) -> dict[str, Any]:
     """Return what the template of a run shows."""
     summary = {"epochs": None, "seconds": None, **run.summary}  # an evaluation has none
-    models = {ROLES[role]: summary[role] for role in ROLES if summary.get(role)}
+    models = by_label(summary, ROLES)
     if summary["student_best"] and summary["epochs"]["best"] != summary["epochs"]["last"]:
         models[f"student, epoch {summary['epochs']['best']}"] = summary["student_best"]
     evidence = summary["evidence"]

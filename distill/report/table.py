@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -13,7 +13,7 @@ ROLES = {"teacher": "teacher", "baseline": "baseline", "student": "distilled"}
 
 def print_table(summary: dict[str, Any]) -> None:
     """Print teacher, baseline and student with their accuracy, confidence, size and speed."""
-    present = {label: summary[role] for role, label in ROLES.items() if summary.get(role)}
+    present = by_label(summary, ROLES)
     ks = sorted({int(k[3:]) for row in present.values() for k in row if k[3:].isdigit()})
     ks = [k for k in ks if any(row.get(f"top{k}") is not None for row in present.values())]
     columns = ["", *(f"top-{k} %" for k in ks), "NLL", "ECE %", "parameters", "images/s"]
@@ -24,6 +24,19 @@ def print_table(summary: dict[str, Any]) -> None:
         size = [f"{row['params']:,}", number(row.get("images_per_second"), 1, 0)]
         rows.append([label, *accuracies, *confidence, *size])
     show(columns, rows, title="test split, last epoch")
+
+
+def by_label(summary: dict[str, Any], roles: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Return the numbers of each model by what it is called, a chain's teachers first.
+
+    Args:
+        summary: a run's.
+        roles: role → label, of which the first is the teacher's.
+    """
+    chain = summary.get("chain") or []
+    labels = {**roles, "teacher": f"assistant {len(chain)}" if chain else roles["teacher"]}
+    before = {f"assistant {k}" if k else roles["teacher"]: row for k, row in enumerate(chain)}
+    return before | {label: summary[role] for role, label in labels.items() if summary.get(role)}
 
 
 def number(value: float | None, scale: float, digits: int) -> str:
