@@ -13,11 +13,12 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -84,13 +85,80 @@ def report() -> None:
         parser.error(f"--output {arguments.output} is a folder")
     if len(arguments.paths) == 1 and arguments.output != parser.get_default("output"):
         parser.error("--output is for several runs or sweeps; one has its page in its own folder")
-    try:
+    with explained_in_one_line("distill-report"):
         written = importlib.import_module("distill.report").write_pages(
             arguments.paths, arguments.output
         )
-    except (ValueError, OSError) as error:
-        refuse(error)
     print("\n".join(map(str, written)))
+
+
+def predict() -> None:
+    """`distill-predict`: what a student says of image files."""
+    parser = argparse.ArgumentParser(
+        prog="distill-predict",
+        description="Write a student's likeliest classes for image files, with their calibrated "
+        "probabilities. Images that cannot be read are named and skipped.",
+    )
+    parser.add_argument("student", type=Path, help="a student bundle: RUN/student")
+    parser.add_argument(
+        "images", metavar="IMAGE", nargs="+", help="files, folders, or - for a list on stdin"
+    )
+    parser.add_argument("--output", type=Path, help="a file; the screen without it")
+    parser.add_argument("--format", choices=("csv", "jsonl"), help="by --output's ending, else csv")
+    parser.add_argument("--topk", type=int, help="classes of each answer (5)")
+    parser.add_argument(
+        "--calibration", choices=("temperature", "vector", "none"), default="temperature",
+        help="what was fitted on validation and is applied (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--batch-size", type=int, default=64, help="images at a time (%(default)s)")
+    parser.add_argument("--device", help="such as cpu or cuda:1; a GPU where there is one")
+    given = vars(parser.parse_args())
+    with explained_in_one_line("distill-predict"):
+        code = importlib.import_module("distill.predict").run(
+            given.pop("student"), given.pop("images"), given.pop("output"), given.pop("format"),
+            **given,
+        )  # fmt: skip
+    raise SystemExit(code)
+
+
+def push() -> None:
+    """`distill-push`: upload a student to the Hugging Face Hub."""
+    parser = argparse.ArgumentParser(
+        prog="distill-push",
+        description="Upload a student bundle to the Hugging Face Hub, under the token of "
+        "`hf auth login` or HF_TOKEN.",
+    )
+    parser.add_argument("student", type=Path, help="a student bundle: RUN/student")
+    parser.add_argument("repository", metavar="OWNER/NAME", help="is made if it does not exist")
+    parser.add_argument("--private", action="store_true", help="make a private one")
+    parser.add_argument("--revision", help="a branch that exists")
+    parser.add_argument("--message", help="of the commit")
+    given = vars(parser.parse_args())
+    with explained_in_one_line("distill-push"):
+        hub = importlib.import_module("distill.hub")
+        bundle, repository = given.pop("student"), given.pop("repository")
+        address = hub.push_student(bundle, repository, **given)
+    print(address)
+    print(f'timm.create_model("hf-hub:{repository}", pretrained=True)')
+    if not hub.has_licence(bundle):
+        print(f"{bundle}/README.md names no licence: only you know it", file=sys.stderr)
+
+
+@contextmanager
+def explained_in_one_line(program: str) -> Iterator[None]:
+    """End what a person can put right in one line and exit code 2."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or it is flushed there
+        raise SystemExit(141) from None
+    except (ValueError, OSError) as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        refuse(error, program)
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def run_command(config_name: str, task: str) -> None:
@@ -169,9 +237,9 @@ def import_run() -> ModuleType:
     return run
 
 
-def refuse(error: Exception) -> None:
+def refuse(error: Exception, program: str = "distill") -> NoReturn:
     """Print what went wrong in one line and exit with code 2."""
-    print(f"distill: {one_line(error)}", file=sys.stderr)
+    print(f"{program}: {one_line(error)}", file=sys.stderr)
     raise SystemExit(USER_ERROR)
 
 

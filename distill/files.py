@@ -26,3 +26,11 @@ def write_whole(path: Path, text: str) -> None:
     """Write a text file as UTF-8, its line ends as they are."""
     with writing(path) as file:
         file.write(text.encode("utf-8"))
+
+
+def plain_cell(text: str) -> str:
+    """Return a cell of a CSV file that no spreadsheet takes for a formula.
+
+    What begins as one gets an apostrophe before it, as people type it there.
+    """
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

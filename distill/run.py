@@ -368,7 +368,7 @@ def save_bundle(
         student.student,
         path,
         classes=data.classes,
-        input_size=(data.in_chans, *data.image_size),
+        **data.preprocessing,
         mean=normalize.mean.flatten().tolist(),
         std=normalize.std.flatten().tolist(),
         facts=facts,

@@ -31,6 +31,7 @@ TRAINING = (
     *("gaussian_blur_prob", "auto_augment", "interpolation", "train_crop_mode", "no_aug"),
 )
 EVALUATION = ("crop_pct", "crop_mode", "crop_border_pixels")
+CLEAN_VIEW = {"interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "center"}
 MIXING = ("mixup", "cutmix")  # of views of data in memory, where a partner is at hand
 
 
@@ -106,6 +107,12 @@ class DataModule(pl.LightningDataModule):
     def soft_targets(self) -> bool:
         """Whether training targets are class probabilities `[N, K]` rather than labels `[N]`."""
         return isinstance(self.view, ResidentView) and self.view.mixes
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """How images become the views of evaluation, as timm's configurations say it."""
+        own = self.view.preprocessing if isinstance(self.view, StreamedView) else CLEAN_VIEW
+        return {"input_size": (self.in_chans, *self.image_size), **own}
 
     @cached_property
     def class_counts(self) -> list[int]:
@@ -467,18 +474,21 @@ def resident_view(options: Mapping[str, Any], channels: int) -> ResidentView:
 def streamed_view(options: Mapping[str, Any], image_size: int, channels: int) -> StreamedView:
     """Return timm's transforms, tried on a blank image so that mistakes show before training."""
     from timm.data import create_transform
+    from timm.data.constants import DEFAULT_CROP_PCT
 
     common: dict[str, Any] = {"input_size": image_size, "normalize": False}
     if channels == 1:
         common["mean"] = (0.5,)  # what is uncovered by turning or shifting is filled with this
     training = {name: value for name, value in options.items() if name in TRAINING}
-    clean = {name: value for name, value in options.items() if name in EVALUATION}
+    asked = {k: v for k, v in options.items() if k in EVALUATION and v is not None}
+    clean = {**CLEAN_VIEW, "crop_pct": DEFAULT_CROP_PCT, **asked}
     if options.get("interpolation", "random") != "random":
         clean["interpolation"] = options["interpolation"]
     try:
         view = StreamedView(
             train=create_transform(is_training=True, **common, **training),
             clean=create_transform(is_training=False, **common, **clean),
+            preprocessing={key: clean[key] for key in CLEAN_VIEW},
         )
         blank = Image.new(MODES[channels], (image_size + 3, image_size))
         views = [view(blank, 0, epoch, 0) for epoch in (CLEAN, 0)]

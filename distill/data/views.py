@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -298,10 +298,12 @@ class StreamedView:
     Args:
         train: the augmenting transform, PIL image → uint8 tensor `[C, H, W]`.
         clean: the transform of evaluation, PIL image → uint8 tensor `[C, H, W]`.
+        preprocessing: what `clean` does, as timm's model configurations say it.
     """
 
     train: Callable[[Any], Tensor]
     clean: Callable[[Any], Tensor]
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, image: Any, seed: int, epoch: int, index: int) -> Tensor:
         """Return the view `[C, H, W]` of one image."""

@@ -59,6 +59,9 @@ def save_student(
     input_size: Sequence[int] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    interpolation: str | None = None,
+    crop_pct: float | None = 1.0,
+    crop_mode: str | None = None,
     facts: Mapping[str, Any] | None = None,
     card: str = "",
 ) -> Path:
@@ -71,6 +74,9 @@ def save_student(
         input_size: `(C, H, W)` the model was trained on.
         mean: the input normalisation's mean, one value per channel.
         std: the input normalisation's standard deviation, one value per channel.
+        interpolation: `bilinear`, `bicubic`, …: how images of other sizes are resized.
+        crop_pct: the share of the resized image's side that is seen.
+        crop_mode: timm's `center`, `squash` or `border`.
         facts: what `distill.json` says; `temperature` and `vector_scaling` (`scale` and `bias`)
             are what `load_student` applies when it is asked to.
         card: the model card's text.
@@ -84,8 +90,11 @@ def save_student(
     target = Path(path)
     building = target.with_name(f".{target.name}.{os.getpid()}")
     shutil.rmtree(building, ignore_errors=True)
+    given: dict[str, Any] = {"input_size": input_size, "mean": mean, "std": std}
+    given |= {"interpolation": interpolation, "crop_pct": crop_pct, "crop_mode": crop_mode}
+    preprocessing = {key: value for key, value in given.items() if value is not None}
     try:
-        write_timm_files(model, building, classes, input_size, mean, std)
+        write_timm_files(model, building, classes, preprocessing)
         text = json.dumps({"classes": list(classes), **(facts or {})}, indent=2, ensure_ascii=False)
         (building / FACTS).write_text(text + "\n", encoding="utf-8")
         (building / CARD).write_text(card, encoding="utf-8")
@@ -102,22 +111,19 @@ def write_timm_files(
     model: nn.Module,
     folder: Path,
     classes: Sequence[str],
-    input_size: Sequence[int] | None,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
+    preprocessing: Mapping[str, Any],
 ) -> None:
     """Write weights and timm's configuration, without the licence and papers of other weights."""
-    settings = {"input_size": input_size, "mean": mean, "std": std}
-    data_config = {key: list(value) for key, value in settings.items() if value is not None}
     inherited = dict.fromkeys(("license", "paper_ids", "paper_name", "origin_url", "notes"))
-    config: dict[str, Any] = {"pretrained_cfg": {"tag": "", **inherited, "crop_pct": 1.0}}
+    config: dict[str, Any] = {"pretrained_cfg": {"tag": "", **inherited}}
     if classes:
         config["label_names"] = list(classes)
     # safetensors stores dense tensors; channels-last is a matter of the machine, not of the file
     model = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     save_for_hf(
-        model, str(folder), safe_serialization=True, model_config=config, data_config=data_config
-    )
+        model, str(folder), safe_serialization=True, model_config=config,
+        data_config=dict(preprocessing),
+    )  # fmt: skip
 
 
 def load_student(path: str | Path, calibrated: bool | str = False) -> nn.Module:

@@ -1,0 +1,61 @@
+"""A student on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import HfApi, ModelCard
+
+from distill.data.errors import reason
+from distill.models.bundle import CARD, FACTS, load_student, read_facts
+from distill.models.checkpoint import TIMM_CONFIG, WEIGHTS
+
+
+def push_student(
+    bundle: str | Path,
+    repository: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    message: str | None = None,
+) -> str:
+    """Upload a student bundle's four files, after loading it as anybody else would.
+
+    Who may is decided by the token that `hf auth login` has stored, or that `HF_TOKEN` holds.
+
+    Args:
+        bundle: the bundle's folder.
+        repository: `OWNER/NAME`; it is made where it does not exist.
+        private: whether a repository that is made is private.
+        revision: a branch that exists; None is the main one.
+        message: of the commit.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        FileNotFoundError: if it is no bundle.
+        ValueError: if the bundle is damaged, or the Hub refuses.
+    """
+    folder = Path(bundle)
+    load_student(folder, calibrated=True)
+    about = f"{read_facts(folder).get('architecture') or 'student'} by distill"
+    try:
+        api = HfApi()
+        api.create_repo(repository, private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            allow_patterns=[WEIGHTS, TIMM_CONFIG, FACTS, CARD],
+            revision=revision,
+            commit_message=message or f"Upload {about}",
+        )
+    except Exception as error:  # the network's errors are of many kinds
+        raise ValueError(f"cannot push to {repository}: {reason(error)}") from error
+    return commit.commit_url
+
+
+def has_licence(bundle: str | Path) -> bool:
+    """Whether the bundle's card says under which licence the student is."""
+    card = Path(bundle) / CARD
+    return card.is_file() and bool(ModelCard.load(card).data.license)

@@ -1,0 +1,150 @@
+"""`distill-predict`, judged by stock timm's own preprocessing."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+import distill
+from distill import predict
+from distill.files import plain_cell
+from tests.conftest import BIN
+
+ARGS = {"layers": [1, 1, 1, 1], "channels": [4, 8, 16, 32], "stem_type": "deep", "stem_width": 4}
+CLASSES = ["=cmd", "owl", "fox"]
+PLAIN = {"calibration": "temperature", "topk": None, "device": "cpu"}
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model("resnet18", num_classes=3, in_chans=3, **ARGS)
+    vector = {"scale": [1.0, 2.0, 3.0], "bias": [0.1, 0.2, 0.3]}
+    return distill.save_student(
+        model, tmp_path / "student", classes=CLASSES, input_size=(3, 32, 32),
+        mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.1], interpolation="bicubic", crop_pct=0.9,
+        facts={"temperature": 2.0, "vector_scaling": vector},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def photos(tmp_path):
+    random = np.random.default_rng(0)
+    (tmp_path / "photos" / "deeper").mkdir(parents=True)
+    for name, mode, shape in (
+        ("=1.png", "RGB", (40, 50, 3)), ("b.jpg", "RGB", (31, 32, 3)),
+        ("deeper/grey.png", "L", (64, 33)), ("deeper/clear.webp", "RGBA", (50, 50, 4)),
+    ):  # fmt: skip
+        pixels = random.integers(0, 256, shape, dtype=np.uint8)
+        Image.fromarray(pixels, mode).save(tmp_path / "photos" / name)
+    (tmp_path / "photos" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n1234")
+    (tmp_path / "photos" / "empty.jpg").write_bytes(b"")
+    (tmp_path / "photos" / "notes.txt").write_text("no image")
+    return tmp_path / "photos"
+
+
+def probabilities(bundle, file, change=lambda logits: logits / 2.0):
+    """Return what stock timm makes of an image file, with its own transforms."""
+    model = timm.create_model(f"local-dir:{bundle}", pretrained=True).eval()
+    config = timm.data.resolve_model_data_config(model)
+    image = Image.open(file)
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    with torch.inference_mode():
+        view = timm.data.create_transform(**config)(image.convert("RGB"))
+        return change(model(view[None])[0]).softmax(0)
+
+
+def test_every_image_gets_the_calibrated_probabilities_of_stock_timm(bundle, photos, capsys):
+    assert predict.run(bundle, [str(photos)], None, None, 2, **PLAIN) == 0
+    printed = capsys.readouterr()
+    rows = list(csv.DictReader(io.StringIO(printed.out)))
+    assert [row["path"] for row in rows] == sorted(
+        str(photos / name) for name in ("=1.png", "b.jpg", "deeper/grey.png", "deeper/clear.webp")
+    )
+    for row in rows:
+        expected = probabilities(bundle, row["path"])
+        found = {row[f"class_{k}"].lstrip("'"): float(row[f"probability_{k}"]) for k in (1, 2, 3)}
+        assert list(found.values()) == sorted(found.values(), reverse=True)
+        for name, p in zip(CLASSES, expected, strict=True):
+            assert found[name] == pytest.approx(p.item(), abs=2e-6)
+    assert "'=cmd" in printed.out
+    broken, empty, counted = printed.err.splitlines()
+    assert broken.startswith(f"distill-predict: {photos / 'broken.png'}: ")
+    assert empty.endswith("empty.jpg: it is not an image that Pillow reads")
+    assert counted == "distill-predict: 4 images, 2 skipped"
+
+
+@pytest.mark.parametrize(
+    ("calibration", "change"),
+    [
+        ("none", lambda logits: logits),
+        ("vector", lambda x: x * torch.tensor([1.0, 2.0, 3.0]) + torch.tensor([0.1, 0.2, 0.3])),
+    ],
+)
+def test_calibrations_and_json_lines_from_a_list_on_stdin(
+    bundle, photos, tmp_path, monkeypatch, calibration, change
+):
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{photos / 'b.jpg'}\n\n{photos / 'gone.jpg'}\n"))
+    options = {**PLAIN, "calibration": calibration, "topk": 2}
+    assert predict.run(bundle, ["-"], tmp_path / "out.jsonl", None, 64, **options) == 0
+    (line,) = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    expected = probabilities(bundle, photos / "b.jpg", change)
+    values, indices = expected.topk(2)
+    assert line["path"] == str(photos / "b.jpg")
+    assert [answer["class"] for answer in line["classes"]] == [CLASSES[k] for k in indices]
+    assert [answer["probability"] for answer in line["classes"]] == pytest.approx(
+        values.tolist(), abs=2e-6
+    )
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@sum", "\tx", "plain", "", "a=b"])
+def test_no_cell_is_a_formula(text):
+    cell = plain_cell(text)
+    assert not cell or cell[0] not in "=+-@\t\r"
+    assert cell.removeprefix("'") == text
+
+
+def test_nothing_readable_is_an_error_and_mistakes_leave_no_file(bundle, photos, tmp_path):
+    out = tmp_path / "out.csv"
+    assert predict.run(bundle, [str(photos / "broken.png")], out, None, 8, **PLAIN) == 2
+    assert out.read_text().splitlines() == [",".join(
+        ["path", *(f"{kind}_{k}" for k in (1, 2, 3) for kind in ("class", "probability"))]
+    )]  # fmt: skip
+    out.unlink()
+    (tmp_path / "bare").mkdir()
+    for given, options, message in (
+        (["nowhere.png"], {}, "there is no nowhere.png"),
+        ([str(tmp_path / "bare")], {}, "there are no images in"),
+        ([str(photos)], {"topk": 4}, "--topk 4: the student knows 3 classes"),
+        ([str(photos)], {"device": "gpu7"}, "--device gpu7"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            predict.run(bundle, given, out, None, 8, **{**PLAIN, **options})
+        assert not out.exists()
+
+
+def test_the_command_predicts_and_a_closed_pipe_is_no_error(command, bundle, photos, tmp_path):
+    done = command("distill-predict", bundle, photos, "--topk", "1", "--output", "found.csv")
+    assert done.stdout == ""
+    assert done.stderr.splitlines()[-1] == "distill-predict: 4 images, 2 skipped"
+    assert len((tmp_path / "found.csv").read_text().splitlines()) == 5
+    closed = subprocess.run(
+        f"distill-predict {bundle} {photos} {' '.join([str(photos / 'b.jpg')] * 3000)} | head -1",
+        shell=True, capture_output=True, text=True, cwd=tmp_path, timeout=300,
+        env={**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert closed.stdout.startswith("path,class_1,")
+    assert "Traceback" not in closed.stderr
+    done = command("distill-predict", photos, photos, check=False)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("distill-predict: ")
+    assert "is not a student bundle" in line
