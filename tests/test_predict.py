@@ -137,7 +137,7 @@ def test_the_command_predicts_and_a_closed_pipe_is_no_error(command, bundle, pho
     assert done.stderr.splitlines()[-1] == "distill-predict: 4 images, 2 skipped"
     assert len((tmp_path / "found.csv").read_text().splitlines()) == 5
     closed = subprocess.run(
-        f"distill-predict {bundle} {photos} {' '.join([str(photos / 'b.jpg')] * 3000)} | head -1",
+        f"yes {photos / 'b.jpg'} | head -5000 | distill-predict {bundle} - | head -1",
         shell=True, capture_output=True, text=True, cwd=tmp_path, timeout=300,
         env={**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"},
     )  # fmt: skip
