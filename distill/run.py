@@ -387,7 +387,9 @@ def write_run(
     folder = Path(cfg.paths.output_dir)
     if student is not None:
         facts = report.bundle_facts(cfg, data, summary)
-        save_bundle(student, data, folder / "student", facts, report.model_card(facts))
+        save_bundle(
+            student, data, folder / "student", facts, report.model_card(facts, data.classes)
+        )
     answers.save(folder / "predictions.npz")
     report.save_thumbnails(folder / "examples.npz", data, summary)
     report.write_json(folder / "summary.json", summary)
