@@ -6,6 +6,7 @@ import logging
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from safetensors.torch import load_file
 
 from distill import run
 from distill.cli import CONF
@@ -83,3 +84,16 @@ def test_a_teacher_without_weights_and_a_missing_teacher_are_refused(composed):
             run.train(composed(QUICK[0], *QUICK[3:], "baseline=false", *overrides))
     with pytest.raises(ValueError, match=r"give student\.checkpoint"):
         run.evaluate(composed(name="eval"))
+
+
+def test_with_weight_averaging_the_bundle_holds_the_average(composed, tmp_path):
+    run.train(composed(*QUICK, "callbacks=[checkpoints,ema]", "baseline=false", "report=false",
+                       "trainer.limit_train_batches=8"))  # fmt: skip
+    saved = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    bundle = load_file(tmp_path / "run/student/model.safetensors")
+    differs = 0
+    for name, value in bundle.items():
+        assert torch.equal(value, saved["state_dict"][f"student.{name}"])
+        raw = saved["current_model_state"][f"student.{name}"]
+        differs += not torch.equal(value, raw)
+    assert differs > len(bundle) / 2
