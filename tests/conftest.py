@@ -1,8 +1,12 @@
 """Shared fixtures. Importing distill first makes torchvision importable (see its _torchvision)."""
 
 import os
+import random
+import signal
+import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -56,7 +60,14 @@ def cache(tmp_path_factory, worker_id):
 
 
 @pytest.fixture
-def command(cache, tmp_path):
+def surroundings(cache):
+    """The environment of the installed commands."""
+    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "DISTILL_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def command(surroundings, tmp_path):
     """Run an installed command in a folder of its own."""
 
     def run(*arguments, folder=tmp_path, check=True, **environment):
@@ -64,13 +75,7 @@ def command(cache, tmp_path):
             [str(argument) for argument in arguments],
             executable=str(BIN / arguments[0]),
             cwd=folder,
-            env={
-                **os.environ,
-                "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-                "DISTILL_CACHE": str(cache),
-                "OMP_NUM_THREADS": "1",
-                **environment,
-            },
+            env={**surroundings, **environment},
             capture_output=True,
             text=True,
             timeout=600,
@@ -80,3 +85,52 @@ def command(cache, tmp_path):
         return done
 
     return run
+
+
+class Started(subprocess.Popen):
+    """A command that goes on by itself, in a process group of its own; it writes to `output`."""
+
+    def __init__(self, arguments, output, **options):
+        self.output = output
+        with output.open("w") as file:
+            super().__init__(
+                [str(argument) for argument in arguments],
+                executable=str(BIN / arguments[0]),
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                **options,
+            )
+
+    def said(self):
+        return self.output.read_text()
+
+    def kill_group(self):
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.wait()
+
+
+@pytest.fixture
+def spawn(surroundings, tmp_path):
+    """Start an installed command; what is left of it is killed at the end of the test."""
+    started = []
+
+    def start(*arguments, **environment):
+        output = tmp_path / f"output-{len(started)}.txt"
+        process = Started(arguments, output, cwd=tmp_path, env={**surroundings, **environment})
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill_group()
+
+
+def free_port():
+    """A port below those that the system gives out, so that nobody takes it meanwhile."""
+    for port in random.sample(range(15000, 25000), 100):
+        with socket.socket() as one, suppress(OSError):
+            one.bind(("", port))
+            return port
+    raise AssertionError("no port is free")
