@@ -128,8 +128,8 @@ def spawn(surroundings, tmp_path):
 
 
 def free_port():
-    """A port below those that the system gives out, so that nobody takes it meanwhile."""
-    for port in random.sample(range(15000, 25000), 100):
+    """A port that neither the system nor Ray (10002 to 19999) gives out meanwhile."""
+    for port in random.sample(range(20000, 25000), 100):
         with socket.socket() as one, suppress(OSError):
             one.bind(("", port))
             return port

@@ -1,0 +1,144 @@
+"""`hydra/launcher=ray`: real sweeps on one machine, and on a cluster that loses a node."""
+
+import csv
+import json
+import os
+import random
+import secrets
+import shutil
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import free_port
+from tests.sweep.test_workers import GPU
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+
+WATCHED = Path(__file__).parent / "watched"
+OPTIONS = ("-m", "hydra/launcher=ray", "objective.terms.ce.loss=watched.loss",
+           "trainer.accelerator=cpu", "trainer.limit_train_batches=2", "teacher.fit.max_epochs=1",
+           "baseline=false", "report=false", "logger=none")  # fmt: skip
+EIGHT = "objective.temperature=1,2,3,4,5,6,7,8"
+NO_GPU = "hydra.launcher.ray.remote.num_gpus=0"
+
+
+@pytest.fixture
+def ray(tmp_path, monkeypatch):
+    """A Ray of this test's own, which lets `watched` note what its processes do."""
+    short = tempfile.mkdtemp(prefix="ray-")  # the names of sockets have a limit
+    monkeypatch.setenv("PYTHONPATH", str(WATCHED))
+    monkeypatch.setenv("WATCHED", str(tmp_path / "watched.jsonl"))
+    monkeypatch.setenv("RAY_TMPDIR", short)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # else Ray would keep one in the home directory
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex())
+    monkeypatch.delenv(GPU, raising=False)
+    yield short
+    shutil.rmtree(short, ignore_errors=True)
+
+
+def seen(folder):
+    with suppress(FileNotFoundError):
+        return [json.loads(line) for line in (folder / "watched.jsonl").read_text().splitlines()]
+    return []
+
+
+def lives(folder):
+    """When each process was first and last seen at work."""
+    found = {}
+    for one in seen(folder):
+        began, _ = found.get(one["pid"], (one["time"], None))
+        found[one["pid"]] = (began, one["time"])
+    return found
+
+
+def overlap(one, other):
+    return one[0] <= other[1] and other[0] <= one[1]
+
+
+def assert_all_done(sweep, count):
+    with (sweep / "sweep.csv").open() as file:
+        assert [row["status"] for row in csv.DictReader(file)] == ["done"] * count
+    for job in range(count):
+        assert json.loads((sweep / str(job) / "summary.json").read_text())["student"]
+        assert (sweep / str(job) / "student" / "model.safetensors").is_file()
+
+
+def test_two_cores_take_eight_trials_two_at_a_time(ray, command, tmp_path):
+    command("distill", *OPTIONS, EIGHT, NO_GPU, "hydra.launcher.ray.init.num_cpus=2",
+            "trainer.max_epochs=1", "hydra.sweep.dir=sweep")  # fmt: skip
+    assert_all_done(tmp_path / "sweep", 8)
+    alive = lives(tmp_path)
+    assert len(alive) == 8  # a process for each
+    assert {one["job"] for one in seen(tmp_path)} == set(range(8))
+    at_a_time = [sum(overlap((began, began), life) for life in alive.values())
+                 for began, _ in alive.values()]  # fmt: skip
+    assert max(at_a_time) == 2
+
+
+def test_each_trial_sees_a_gpu_of_its_own_before_torch_is_there(ray, command, tmp_path):
+    command("distill", *OPTIONS, "objective.temperature=1,2,4",
+            "hydra.launcher.ray.init.num_gpus=2", "hydra.launcher.ray.init.num_cpus=2",
+            "trainer.max_epochs=1", "hydra.sweep.dir=sweep")  # fmt: skip
+    assert_all_done(tmp_path / "sweep", 3)
+    assert all(one["gpu"] == one["gpu_at_import"] for one in seen(tmp_path))
+    gpu = {one["pid"]: one["gpu"] for one in seen(tmp_path)}
+    assert len(gpu) == 3
+    assert set(gpu.values()) == {"0", "1"}
+    alive = lives(tmp_path)
+    for one in alive:
+        for other in alive.keys() - {one}:
+            assert gpu[one] != gpu[other] or not overlap(alive[one], alive[other])
+
+
+@pytest.fixture
+def cluster(ray, spawn):
+    """Two nodes of a core each: the address of the first, and the command that is the second."""
+    network = f"127.{random.randint(1, 254)}.{random.randint(1, 254)}"  # Ray's ports are its own
+    address = f"{network}.1:{free_port()}"
+    common = ("--block", "--num-cpus=1", "--num-gpus=0", f"--temp-dir={ray}")
+    head = spawn("ray", "start", "--head", f"--node-ip-address={network}.1", "--port",
+                 address.partition(":")[2], "--include-dashboard=false", *common)  # fmt: skip
+    until(lambda: "Ray runtime started" in head.said(), head)
+    node = spawn("ray", "start", f"--address={address}", f"--node-ip-address={network}.2",
+                 *common[:3])  # fmt: skip
+    until(lambda: "Ray runtime started" in node.said(), node)
+    return address, node
+
+
+def until(reached, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not reached():
+        assert process.poll() is None, process.said()
+        assert time.monotonic() < end, process.said()
+        time.sleep(0.05)
+
+
+def at_work(folder, node):
+    """The last process of a node that was seen at work, as (pid, job), if it has a checkpoint."""
+    for one in reversed(seen(folder)):
+        with suppress(ProcessLookupError):
+            if os.getsid(one["pid"]) == node.pid:
+                last = folder / "sweep" / str(one["job"]) / "checkpoints" / "last.ckpt"
+                return (one["pid"], one["job"]) if last.is_file() else None
+    return None
+
+
+def test_a_sweep_outlives_a_node_of_its_cluster(cluster, spawn, tmp_path):
+    address, node = cluster
+    sweep = spawn("distill", *OPTIONS, EIGHT, NO_GPU, "trainer.max_epochs=2",
+                  f"hydra.launcher.ray.init.address={address}",
+                  f"sweep.resume={tmp_path / 'sweep'}")  # fmt: skip
+    until(lambda: at_work(tmp_path, node), sweep)
+    pid, job = at_work(tmp_path, node)
+    node.kill_group()
+    until(lambda: not Path(f"/proc/{pid}").exists(), sweep, seconds=10)
+    assert not (tmp_path / "sweep" / str(job) / "summary.json").exists()
+    assert sweep.wait(timeout=300) == 0, sweep.said()
+    assert_all_done(tmp_path / "sweep", 8)
+    assert len({one["pid"] for one in seen(tmp_path) if one["job"] == job}) == 2
+    assert "going on from" in sweep.said()
