@@ -88,7 +88,7 @@ def command(surroundings, tmp_path):
 
 
 class Started(subprocess.Popen):
-    """A command that goes on by itself, in a process group of its own; it writes to `output`."""
+    """A command that goes on by itself, in a session of its own; it writes to `output`."""
 
     def __init__(self, arguments, output, **options):
         self.output = output
@@ -105,9 +105,14 @@ class Started(subprocess.Popen):
     def said(self):
         return self.output.read_text()
 
-    def kill_group(self):
+    def kill(self):
+        """Kill it and all that it has started, whatever group that is in."""
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(ProcessLookupError):
+                if os.getsid(int(process.name)) == self.pid:
+                    os.kill(int(process.name), signal.SIGKILL)
         self.wait()
 
 
@@ -124,7 +129,7 @@ def spawn(surroundings, tmp_path):
 
     yield start
     for process in started:
-        process.kill_group()
+        process.kill()
 
 
 def free_port():
