@@ -61,9 +61,14 @@ def cache(tmp_path_factory, worker_id):
 
 @pytest.fixture
 def surroundings(cache):
-    """The environment of the installed commands."""
-    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "DISTILL_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    """The environment of an installed command that is started now."""
+
+    def now(**environment):
+        path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+        own = {"PATH": path, "DISTILL_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+        return {**os.environ, **own, **environment}
+
+    return now
 
 
 @pytest.fixture
@@ -75,7 +80,7 @@ def command(surroundings, tmp_path):
             [str(argument) for argument in arguments],
             executable=str(BIN / arguments[0]),
             cwd=folder,
-            env={**surroundings, **environment},
+            env=surroundings(**environment),
             capture_output=True,
             text=True,
             timeout=600,
@@ -123,7 +128,7 @@ def spawn(surroundings, tmp_path):
 
     def start(*arguments, **environment):
         output = tmp_path / f"output-{len(started)}.txt"
-        process = Started(arguments, output, cwd=tmp_path, env={**surroundings, **environment})
+        process = Started(arguments, output, cwd=tmp_path, env=surroundings(**environment))
         started.append(process)
         return process
 

@@ -8,17 +8,14 @@ import secrets
 import shutil
 import tempfile
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import free_port
-from tests.sweep.test_workers import GPU
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
-WATCHED = Path(__file__).parent / "watched"
 OPTIONS = ("-m", "hydra/launcher=ray", "objective.terms.ce.loss=watched.loss",
            "trainer.accelerator=cpu", "trainer.limit_train_batches=2", "teacher.fit.max_epochs=1",
            "baseline=false", "report=false", "logger=none")  # fmt: skip
@@ -27,33 +24,15 @@ NO_GPU = "hydra.launcher.ray.remote.num_gpus=0"
 
 
 @pytest.fixture
-def ray(tmp_path, monkeypatch):
-    """A Ray of this test's own, which lets `watched` note what its processes do."""
+def ray(watched, monkeypatch):
+    """The folder of a Ray of this test's own."""
     short = tempfile.mkdtemp(prefix="ray-")  # the names of sockets have a limit
-    monkeypatch.setenv("PYTHONPATH", str(WATCHED))
-    monkeypatch.setenv("WATCHED", str(tmp_path / "watched.jsonl"))
     monkeypatch.setenv("RAY_TMPDIR", short)
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_AUTH_MODE", "token")  # else Ray would keep one in the home directory
     monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex())
-    monkeypatch.delenv(GPU, raising=False)
     yield short
     shutil.rmtree(short, ignore_errors=True)
-
-
-def seen(folder):
-    with suppress(FileNotFoundError):
-        return [json.loads(line) for line in (folder / "watched.jsonl").read_text().splitlines()]
-    return []
-
-
-def lives(folder):
-    """When each process was first and last seen at work."""
-    found = {}
-    for one in seen(folder):
-        began, _ = found.get(one["pid"], (one["time"], None))
-        found[one["pid"]] = (began, one["time"])
-    return found
 
 
 def overlap(one, other):
@@ -68,28 +47,24 @@ def assert_all_done(sweep, count):
         assert (sweep / str(job) / "student" / "model.safetensors").is_file()
 
 
-def test_two_cores_take_eight_trials_two_at_a_time(ray, command, tmp_path):
+def test_two_cores_take_eight_trials_two_at_a_time(ray, command, watched, tmp_path):
     command("distill", *OPTIONS, EIGHT, NO_GPU, "hydra.launcher.ray.init.num_cpus=2",
             "trainer.max_epochs=1", "hydra.sweep.dir=sweep")  # fmt: skip
     assert_all_done(tmp_path / "sweep", 8)
-    alive = lives(tmp_path)
+    alive = watched.lives().values()
     assert len(alive) == 8  # a process for each
-    assert {one["job"] for one in seen(tmp_path)} == set(range(8))
-    at_a_time = [sum(overlap((began, began), life) for life in alive.values())
-                 for began, _ in alive.values()]  # fmt: skip
-    assert max(at_a_time) == 2
+    assert {one["job"] for one in watched.all()} == set(range(8))
+    assert max(sum(overlap((began, began), life) for life in alive) for began, _ in alive) == 2
 
 
-def test_each_trial_sees_a_gpu_of_its_own_before_torch_is_there(ray, command, tmp_path):
+def test_each_trial_sees_a_gpu_of_its_own_before_torch_is_there(ray, command, watched, tmp_path):
     command("distill", *OPTIONS, "objective.temperature=1,2,4",
             "hydra.launcher.ray.init.num_gpus=2", "hydra.launcher.ray.init.num_cpus=2",
             "trainer.max_epochs=1", "hydra.sweep.dir=sweep")  # fmt: skip
     assert_all_done(tmp_path / "sweep", 3)
-    assert all(one["gpu"] == one["gpu_at_import"] for one in seen(tmp_path))
-    gpu = {one["pid"]: one["gpu"] for one in seen(tmp_path)}
+    gpu, alive = watched.gpus(), watched.lives()
     assert len(gpu) == 3
     assert set(gpu.values()) == {"0", "1"}
-    alive = lives(tmp_path)
     for one in alive:
         for other in alive.keys() - {one}:
             assert gpu[one] != gpu[other] or not overlap(alive[one], alive[other])
@@ -118,13 +93,14 @@ def until(reached, process, seconds=120):
         time.sleep(0.05)
 
 
-def at_work(folder, node):
-    """The last process of a node that was seen at work, as (pid, job), if it has a checkpoint."""
-    for one in reversed(seen(folder)):
-        with suppress(ProcessLookupError):
-            if os.getsid(one["pid"]) == node.pid:
-                last = folder / "sweep" / str(one["job"]) / "checkpoints" / "last.ckpt"
-                return (one["pid"], one["job"]) if last.is_file() else None
+def at_work(node, watched, sweep):
+    """The process and the job of a node's trial that has a checkpoint, half the sweep on."""
+    notes = watched.all()
+    if len({one["job"] for one in notes}) > 4:
+        for one in reversed(notes):
+            last = sweep / str(one["job"]) / "checkpoints" / "last.ckpt"
+            if not gone(one["pid"]) and os.getsid(one["pid"]) == node.pid and last.is_file():
+                return one["pid"], one["job"]
     return None
 
 
@@ -135,17 +111,20 @@ def gone(pid):
         return True
 
 
-def test_a_sweep_outlives_a_node_of_its_cluster(cluster, spawn, tmp_path):
-    address, node = cluster
+def test_a_sweep_outlives_a_node_of_its_cluster(cluster, spawn, watched, tmp_path):
+    (address, node), folder = cluster, tmp_path / "sweep"
     sweep = spawn("distill", *OPTIONS, EIGHT, NO_GPU, "trainer.max_epochs=2",
                   f"hydra.launcher.ray.init.address={address}",
-                  f"sweep.resume={tmp_path / 'sweep'}")  # fmt: skip
-    until(lambda: at_work(tmp_path, node), sweep)
-    pid, job = at_work(tmp_path, node)
+                  f"sweep.resume={folder}")  # fmt: skip
+    found = []
+    until(lambda: found.append(at_work(node, watched, folder)) or found[-1], sweep)
+    pid, job = found[-1]
     node.kill()
     until(lambda: gone(pid), sweep, seconds=10)
-    assert not (tmp_path / "sweep" / str(job) / "summary.json").exists()
+    assert not (folder / str(job) / "summary.json").exists()
     assert sweep.wait(timeout=300) == 0, sweep.said()
-    assert_all_done(tmp_path / "sweep", 8)
-    assert len({one["pid"] for one in seen(tmp_path) if one["job"] == job}) == 2
-    assert "going on from" in sweep.said()
+    assert_all_done(folder, 8)
+    assert len({one["pid"] for one in watched.all() if one["job"] == job}) == 2
+    log = (folder / str(job) / "distill.log").read_text()
+    assert "going on from" in log
+    assert "1 epochs done" in log
