@@ -1,8 +1,12 @@
 """Shared fixtures. Importing distill first makes torchvision importable (see its _torchvision)."""
 
 import os
+import random
+import signal
+import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -56,7 +60,19 @@ def cache(tmp_path_factory, worker_id):
 
 
 @pytest.fixture
-def command(cache, tmp_path):
+def surroundings(cache):
+    """The environment of an installed command that is started now."""
+
+    def now(**environment):
+        path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+        own = {"PATH": path, "DISTILL_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+        return {**os.environ, **own, **environment}
+
+    return now
+
+
+@pytest.fixture
+def command(surroundings, tmp_path):
     """Run an installed command in a folder of its own."""
 
     def run(*arguments, folder=tmp_path, check=True, **environment):
@@ -64,13 +80,7 @@ def command(cache, tmp_path):
             [str(argument) for argument in arguments],
             executable=str(BIN / arguments[0]),
             cwd=folder,
-            env={
-                **os.environ,
-                "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-                "DISTILL_CACHE": str(cache),
-                "OMP_NUM_THREADS": "1",
-                **environment,
-            },
+            env=surroundings(**environment),
             capture_output=True,
             text=True,
             timeout=600,
@@ -80,3 +90,57 @@ def command(cache, tmp_path):
         return done
 
     return run
+
+
+class Started(subprocess.Popen):
+    """A command that goes on by itself, in a session of its own; it writes to `output`."""
+
+    def __init__(self, arguments, output, **options):
+        self.output = output
+        with output.open("w") as file:
+            super().__init__(
+                [str(argument) for argument in arguments],
+                executable=str(BIN / arguments[0]),
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                **options,
+            )
+
+    def said(self):
+        return self.output.read_text()
+
+    def kill(self):
+        """Kill it and all that it has started, whatever group that is in."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(ProcessLookupError):
+                if os.getsid(int(process.name)) == self.pid:
+                    os.kill(int(process.name), signal.SIGKILL)
+        self.wait()
+
+
+@pytest.fixture
+def spawn(surroundings, tmp_path):
+    """Start an installed command; what is left of it is killed at the end of the test."""
+    started = []
+
+    def start(*arguments, **environment):
+        output = tmp_path / f"output-{len(started)}.txt"
+        process = Started(arguments, output, cwd=tmp_path, env=surroundings(**environment))
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+def free_port():
+    """A port that neither the system nor Ray (10002 to 19999) gives out meanwhile."""
+    for port in random.sample(range(20000, 25000), 100):
+        with socket.socket() as one, suppress(OSError):
+            one.bind(("", port))
+            return port
+    raise AssertionError("no port is free")

@@ -54,6 +54,16 @@ def test_each_process_sees_its_own_gpu_before_torch_is_there(tmp_path, monkeypat
     assert GPU not in os.environ
 
 
+@pytest.mark.slow
+def test_jobs_on_two_gpus_see_one_each_before_torch_is_there(command, watched, tmp_path):
+    command("distill", "-m", "hydra.launcher.devices=[3,5]", "objective.temperature=1,2,4,8",
+            "objective.terms.ce.loss=watched.loss", "trainer.accelerator=cpu",
+            "trainer.max_epochs=1", "trainer.limit_train_batches=2", "teacher.fit.max_epochs=1",
+            "baseline=false", "report=false", "logger=none", "hydra.sweep.dir=sweep")  # fmt: skip
+    assert sorted(watched.gpus().values()) == ["3", "5"]  # of the two processes
+    assert len(list((tmp_path / "sweep").glob("*/summary.json"))) == 4
+
+
 def test_a_free_process_takes_what_is_left(tmp_path):
     slow = [Job(0, tmp_path, seconds=2.0)]
     quick = [[Job(number, tmp_path)] for number in range(1, 6)]
