@@ -12,6 +12,11 @@ class Notes:
     def __init__(self, path):
         self.path = path
 
+    @property
+    def hold(self):
+        """A file: while it is there, nothing trains on."""
+        return self.path.with_name(f"{self.path.name}.hold")
+
     def all(self):
         return (
             list(map(json.loads, self.path.read_text().splitlines())) if self.path.exists() else []

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import free_port
 
@@ -20,6 +21,7 @@ OPTIONS = ("-m", "hydra/launcher=ray", "objective.terms.ce.loss=watched.loss",
            "trainer.accelerator=cpu", "trainer.limit_train_batches=2", "teacher.fit.max_epochs=1",
            "baseline=false", "report=false", "logger=none")  # fmt: skip
 EIGHT = "objective.temperature=1,2,3,4,5,6,7,8"
+LAST = Path("checkpoints") / "last.ckpt"
 NO_GPU = "hydra.launcher.ray.remote.num_gpus=0"
 
 
@@ -93,15 +95,34 @@ def until(reached, process, seconds=120):
         time.sleep(0.05)
 
 
+def held(node, watched, sweep):
+    """The process and the job of a node's trial that is held in training, half the sweep on."""
+    found = at_work(node, watched, sweep)
+    if found is None:
+        return None
+    watched.hold.touch()
+    time.sleep(2)  # whoever was past training has ended
+    if found == at_work(node, watched, sweep):
+        return found
+    watched.hold.unlink()
+    return None
+
+
 def at_work(node, watched, sweep):
-    """The process and the job of a node's trial that has a checkpoint, half the sweep on."""
+    """The process and the job of a node's trial that has a checkpoint and no numbers yet."""
     notes = watched.all()
     if len({one["job"] for one in notes}) > 4:
         for one in reversed(notes):
-            last = sweep / str(one["job"]) / "checkpoints" / "last.ckpt"
-            if not gone(one["pid"]) and os.getsid(one["pid"]) == node.pid and last.is_file():
+            job = sweep / str(one["job"])
+            mine = not gone(one["pid"]) and os.getsid(one["pid"]) == node.pid
+            if mine and (job / LAST).is_file() and not (job / "summary.json").exists():
                 return one["pid"], one["job"]
     return None
+
+
+def epochs_done(checkpoint):
+    content = torch.load(checkpoint, weights_only=True)
+    return content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
 
 
 def gone(pid):
@@ -113,18 +134,21 @@ def gone(pid):
 
 def test_a_sweep_outlives_a_node_of_its_cluster(cluster, spawn, watched, tmp_path):
     (address, node), folder = cluster, tmp_path / "sweep"
-    sweep = spawn("distill", *OPTIONS, EIGHT, NO_GPU, "trainer.max_epochs=2",
+    sweep = spawn("distill", *OPTIONS, EIGHT, NO_GPU, "trainer.max_epochs=4",
                   f"hydra.launcher.ray.init.address={address}",
                   f"sweep.resume={folder}")  # fmt: skip
     found = []
-    until(lambda: found.append(at_work(node, watched, folder)) or found[-1], sweep)
+    until(lambda: found.append(held(node, watched, folder)) or found[-1], sweep)
     pid, job = found[-1]
     node.kill()
     until(lambda: gone(pid), sweep, seconds=10)
+    watched.hold.unlink()
+    done = epochs_done(folder / str(job) / LAST)
     assert not (folder / str(job) / "summary.json").exists()
     assert sweep.wait(timeout=300) == 0, sweep.said()
     assert_all_done(folder, 8)
     assert len({one["pid"] for one in watched.all() if one["job"] == job}) == 2
     log = (folder / str(job) / "distill.log").read_text()
+    assert 0 < done < 4
     assert "going on from" in log
-    assert "1 epochs done" in log
+    assert f": {done} epochs done" in log

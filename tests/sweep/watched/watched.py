@@ -20,4 +20,6 @@ def loss(student, target):
     with open(os.environ["WATCHED"], "a") as file:
         file.write(json.dumps(seen) + "\n")
     time.sleep(0.1)
+    while os.path.exists(os.environ["WATCHED"] + ".hold"):
+        time.sleep(0.05)
     return cross_entropy(student, target)
