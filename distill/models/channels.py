@@ -66,8 +66,9 @@ def dense_weights(model: nn.Module) -> dict[str, Tensor]:
 def channel_groups(model: nn.Module) -> list[ChannelGroup]:
     """Return the groups of a model's channels.
 
-    For timm's ResNets a group holds every filter and batch norm that write to a channel: along a
-    residual connection these are the last ones of all blocks. Of another model it is each
+    For timm's ResNets a group holds scale and shift of every batch norm that writes to a channel:
+    along a residual connection these are the last ones of all blocks. The filters before them are
+    not in it: a batch norm undoes their size, so that it says nothing. Of another model it is each
     convolution's filters; the layer that gives the logits has none.
     """
     if unknown_structure(model) is not None:
@@ -75,7 +76,7 @@ def channel_groups(model: nn.Module) -> list[ChannelGroup]:
     writers: dict[str, list[str]] = {}
     for layer in layers_of(model):
         found = writers.setdefault(layer.writes, [])
-        found += [f"{layer.conv}.weight", f"{layer.norm}.weight", f"{layer.norm}.bias"]
+        found += [f"{layer.norm}.weight", f"{layer.norm}.bias"]
     return [ChannelGroup(name, tuple(tensors)) for name, tensors in writers.items()]
 
 
@@ -175,14 +176,14 @@ def without_dead_channels(
 
     A channel is dead where the batch norms that write it have scale and shift zero. Widths that
     timm ties to each other are as small as the largest of them allows; dead channels fill up the
-    others.
+    others, and all weights that write or read one are zero.
 
     Args:
         model: a timm model.
         spec: the name and arguments that it was built with.
 
     Returns:
-        The smaller model, and the widths before and after by stage; if no channel can go, the
+        The smaller model, and the widths before and after by stage; if no channel is dead, the
         model itself and nothing.
 
     Raises:
@@ -193,10 +194,10 @@ def without_dead_channels(
     if why is not None:
         raise ValueError(f"no channel of {name} is removed: {why}")
     alive = alive_channels(model)
+    if all(mask.all() for mask in alive.values()):
+        return model, {}
     stem_width, planes = narrowest(model, {key: int(mask.sum()) for key, mask in alive.items()})
     before = [stem_of(model), *(stage_planes(model, stage) for stage in STAGES)]
-    if before == [stem_width, *planes]:
-        return model, {}
     args = {**spec.args, "channels": planes}
     if is_deep(model):
         args["stem_width"] = stem_width
@@ -274,18 +275,26 @@ def kept_weights(
     model: nn.Module, small: nn.Module, alive: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Return a model's weights without the channels that a smaller one has no room for."""
-    weights = dict(model.state_dict())
     kept = {}
     for layer in layers_of(small):
         width = small.get_submodule(layer.norm).num_features
         dead_last = torch.argsort(alive[layer.writes].logical_not().int(), stable=True)
         kept[layer.writes] = dead_last[:width].sort().values
+    weights = dict(model.state_dict())
     for layer in layers_of(model):
-        rows = kept[layer.writes]
-        filters = weights[f"{layer.conv}.weight"][rows]
-        columns = slice(None) if layer.reads is None else kept[layer.reads]
-        weights[f"{layer.conv}.weight"] = filters[:, columns]
+        filters, rows = weights[f"{layer.conv}.weight"], kept[layer.writes]
+        if layer.reads is not None:
+            filters = columns(filters, alive[layer.reads], kept[layer.reads])
+        filters = columns(filters.transpose(0, 1), alive[layer.writes], rows).transpose(0, 1)
+        weights[f"{layer.conv}.weight"] = filters
         for key in ("weight", "bias", "running_mean", "running_var"):
             weights[f"{layer.norm}.{key}"] = weights[f"{layer.norm}.{key}"][rows]
-    weights["fc.weight"] = weights["fc.weight"][:, kept[layer.writes]]
+    last = layer.writes
+    weights["fc.weight"] = columns(weights["fc.weight"], alive[last], kept[last])
     return weights
+
+
+def columns(weight: Tensor, alive: Tensor, kept: Tensor) -> Tensor:
+    """Return the kept columns of a weight `[K, C, …]`, those of dead channels zero."""
+    dead = ~alive.view(-1, *[1] * (weight.ndim - 2))
+    return weight.masked_fill(dead, 0.0)[:, kept]
