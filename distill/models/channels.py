@@ -99,18 +99,21 @@ def unknown_structure(model: nn.Module) -> str | None:
         return "its blocks are not ResNet's own"
     if any(block.se is not None for block in blocks):
         return "the widths of its attention layers follow from its channels"
-    inner = [(block.conv2.weight.shape[:2], block.expansion, block.bn1) for block in blocks]
-    outer = [block.conv3 if block.expansion == 4 else block.conv2 for block in blocks]
-    if any(
-        shape[1] != norm.num_features or conv.out_channels != norm.num_features * expansion
-        for (shape, expansion, norm), conv in zip(inner, outer, strict=True)
-    ):
+    if any(has_other_widths(block) for block in blocks):
         return "its convolutions are grouped, or wider than its stages say"
     if next(model.maxpool.parameters(), None) is not None:
         return "the pooling of its stem has weights"
     if model.global_pool.feat_mult() != 1:
         return "its classifier reads each channel twice"
     return unknown_layers(model)
+
+
+def has_other_widths(block: Any) -> bool:
+    """Whether a residual block's convolutions are not as wide as timm's `channels` says."""
+    planes = block.conv1.out_channels
+    last = block.conv3 if isinstance(block, Bottleneck) else block.conv2
+    wide = last.out_channels != planes * block.expansion
+    return wide or block.conv2.weight.shape[1] != planes
 
 
 def unknown_layers(model: nn.Module) -> str | None:
