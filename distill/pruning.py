@@ -31,17 +31,20 @@ def pruned(
     sparsity = next((c for c in trainer.callbacks if isinstance(c, Sparsity)), None)  # type: ignore[attr-defined]
     if sparsity is None:
         return student, None
-    removed, reason = None, "single weights are zero, and a layer keeps its shape"
+    removed, reason = None, "nothing is removed: single weights are zero, layers keep their shapes"
     if sparsity.groups:
         try:
             small, widths = without_dead_channels(student.student, config.model_spec(cfg.student))
-            removed, reason = changes(data, student.student, small, widths, trainer), ""
-            student = Distiller(small, student.teacher, normalize=student.normalize)
+            reason = "nothing is removed: no channel is dead"
         except ValueError as error:
-            removed, reason = None, str(error)
-    found = zeros(student.student) | {"removed": removed, "reason": reason or None}
-    log.info("sparsity: %s of %s weights are zero; %s", f"{found['zeros']:,}",
-             f"{found['weights']:,}", sentence(removed) if removed else reason)  # fmt: skip
+            small, widths, reason = student.student, {}, str(error)
+        if widths:
+            removed = changes(data, student.student, small, widths, trainer)
+            reason = sentence(removed)
+            student = Distiller(small, student.teacher, normalize=student.normalize)
+    found = zeros(student.student) | {"removed": removed, "reason": None if removed else reason}
+    log.info("sparsity: %s of %s weights are zero; %s",
+             f"{found['zeros']:,}", f"{found['weights']:,}", reason)  # fmt: skip
     return student, found
 
 
@@ -74,8 +77,6 @@ def zeros(model: nn.Module) -> dict[str, Any]:
 
 def sentence(removed: dict[str, Any]) -> str:
     """Return what the removal of channels gave, for a person."""
-    if not removed["widths"]:
-        return "no channel is dead in all that it is tied to"
     widths = ", ".join(f"{k} {old} → {new}" for k, (old, new) in removed["widths"].items())
     names = (("params", "parameters", ",.0f"), ("flops", "FLOPs", ",.0f"),
              ("latency_ms", "ms an image", ".2f"))  # fmt: skip

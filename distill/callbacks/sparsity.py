@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.callbacks.annealing import position_of
-from distill.models.channels import channel_groups, dense_weights
+from distill.models.channels import channel_groups, dense_weights, unknown_structure
 from distill.schedules import SCHEDULES, check_timing, value_at
+
+log = logging.getLogger(__name__)
 
 
 class Sparsity(pl.Callback):
@@ -37,7 +40,7 @@ class Sparsity(pl.Callback):
     channels, that are zero as `train/zeros`.
 
     Args:
-        strength: λ at the end; about 0.5 for weights, 10 for groups.
+        strength: λ at the end; about 0.5 for weights, 20 for groups.
         schedule: `linear`, `cosine`, `exponential` or `step`.
         start: λ at the beginning.
         unit: `epoch` or `step` (one optimiser step).
@@ -83,6 +86,9 @@ class Sparsity(pl.Callback):
             return
         check_averaging(trainer.callbacks)  # type: ignore[attr-defined]
         student: nn.Module = pl_module.student  # type: ignore[assignment]
+        why = unknown_structure(student) if self.groups else None
+        if why is not None:
+            log.info("sparsity: filters will be zero, and none can be removed: %s", why)
         named = dict(student.named_parameters())
         self._together = (
             [tuple(named[key] for key in group.tensors) for group in channel_groups(student)]

@@ -121,18 +121,27 @@ def unknown_layers(model: nn.Module) -> str | None:
     norms = [model.get_submodule(layer.norm) for layer in layers_of(model)]
     if any(type(norm) is not nn.BatchNorm2d or not norm.affine for norm in norms):
         return "its norms are not batch norms: they mix channels, or have no scale to be zero"
-    known = (nn.Conv2d, nn.BatchNorm2d, nn.Linear)
-    for name, layer in model.named_modules():
-        is_activation = name.rpartition(".")[2].startswith("act") or name.startswith("conv1.")
-        if is_activation and not isinstance(layer, known) and layer(torch.zeros(1)).item() != 0:
+    for layer in activations(model):
+        zero = torch.zeros(1, device=next(model.parameters()).device)
+        if layer(zero).item() != 0:
             return f"its activation {type(layer).__name__} does not keep zero"
     return None
+
+
+def activations(model: Any) -> Iterator[nn.Module]:
+    """Yield a ResNet's activations."""
+    yield model.act1
+    if is_deep(model):
+        yield from (model.conv1[2], model.conv1[5])
+    for stage in STAGES:
+        for block in getattr(model, stage):
+            yield from (layer for name, layer in block.named_children() if name[:3] == "act")
 
 
 def layers_of(model: nn.Module) -> Iterator[Layer]:
     """Yield a ResNet's convolutions in order, with the channels that each reads and writes."""
     stem = [("conv1", "bn1", STEM)]
-    if isinstance(model.conv1, nn.Sequential):
+    if is_deep(model):
         stem = [("conv1.0", "conv1.1", "stem.0"), ("conv1.3", "conv1.4", "stem.1"),
                 ("conv1.6", "bn1", STEM)]  # fmt: skip
     reads: str | None = None
