@@ -93,7 +93,8 @@ def filters(model: nn.Module) -> list[ChannelGroup]:
 def unknown_structure(model: nn.Module) -> str | None:
     """Return why a channel's death cannot be followed through a model, or None if it can."""
     if type(model) is not ResNet:
-        return "only of timm's own ResNets the widths of all stages are arguments"
+        kind = type(model).__name__
+        return f"widths are known to be arguments of timm's ResNet, and this is a {kind}"
     blocks = [block for name in STAGES for block in getattr(model, name)]
     if any(type(block) not in (BasicBlock, Bottleneck) for block in blocks):
         return "its blocks are not ResNet's own"

@@ -136,8 +136,9 @@ def test_stock_timm_builds_the_smaller_model_from_its_bundle(name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "args", "reason"),
     [
-        ("mobilenetv3_small_050", {}, "only of timm's own ResNets"),
-        ("cifar_resnet8", {}, "only of timm's own ResNets"),
+        ("mobilenetv3_small_050", {}, "arguments of timm's ResNet, and this is a MobileNetV3"),
+        ("vgg11_bn", {}, "this is a VGG"),
+        ("cifar_resnet8", {}, "this is a CifarNet"),
         ("seresnet18", {}, "attention layers follow from its channels"),
         ("resnext50_32x4d", {}, "grouped, or wider"),
         ("wide_resnet50_2", {}, "grouped, or wider"),
