@@ -130,7 +130,8 @@ class Sparsity(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log which share of the weights, or of the channels, is zero."""
         zero = [silent(tensors) if self.groups else tensors[0] == 0 for tensors in self._together]
-        pl_module.log("train/zeros", torch.cat([mask.flatten() for mask in zero]).float().mean())
+        share = torch.cat([mask.flatten() for mask in zero]).float().mean()
+        pl_module.log("train/zeros", share, sync_dist=True)
 
 
 def silent(tensors: Sequence[Tensor]) -> Tensor:
