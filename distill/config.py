@@ -21,6 +21,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger
 from torch import Tensor
 
 from distill.callbacks.annealing import Annealing
+from distill.callbacks.sparsity import check_averaging
 from distill.callbacks.speed import Speed
 from distill.data import DataModule
 from distill.data.costs import read_costs
@@ -197,6 +198,7 @@ def schedules(cfg: DictConfig, objective: Objective) -> list[Annealing]:
 def build_trainer(cfg: DictConfig, objective: Objective) -> pl.Trainer:
     """Return a trainer with the configured callbacks, annealing and loggers."""
     callbacks = [make(node, f"callbacks.{name}") for name, node in present(cfg.callbacks)]
+    check_averaging(callbacks)
     callbacks.append(Speed())
     callbacks += schedules(cfg, objective)
     folder = Path(cfg.paths.output_dir)

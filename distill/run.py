@@ -30,6 +30,7 @@ from distill.models.features import feature_channels
 from distill.models.teacher import Teacher
 from distill.module import Distiller
 from distill.objectives import Objective
+from distill.pruning import pruned
 from distill.sharing import clock, once
 from distill.sweep import resume
 
@@ -71,11 +72,13 @@ def train(cfg: DictConfig) -> float | list[float] | None:
 
     seconds = clock() - started
     best = best_epoch(trainer, student)
+    student, sparsity = pruned(cfg, data, student, trainer)
     students = {"student": student, "baseline": baseline, "student_best": best and best[1]}
     answers, models = answered(cfg, data, students, teacher, chain)
     summary = {
         **judge.summary(cfg, data, answers, models),
         "epochs": {"last": trainer.current_epoch, "best": best and best[0]},
+        "sparsity": sparsity,
         "seconds": round(seconds, 2),
         "images_per_second": training_speed(trainer),
         **report.circumstances(cfg, data),
@@ -332,6 +335,7 @@ def train_and_keep(
     log.info("%s: training %s for %d epochs", role, cfg.student.name, cfg.trainer.max_epochs)
     student, trainer = fit(cfg, data, teacher)
     if trainer.is_global_zero:
+        student, _ = pruned(cfg, data, student, trainer)
         facts = {"role": role, "config": config.plain(cfg), "data": data.fingerprint}
         save_bundle(student, data, kept, facts)
         keep_history(cfg, kept)

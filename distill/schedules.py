@@ -58,3 +58,47 @@ SCHEDULES: dict[str, Schedule] = {
     "exponential": exponential,
     "step": step,
 }
+UNITS = ("epoch", "step")
+
+
+def check_timing(label: str, schedule: str, unit: str, warmup: float, duration: int | None) -> None:
+    """Refuse a timing that `value_at` cannot follow.
+
+    Raises:
+        ValueError: naming `label`, for an unknown schedule or unit, or times below zero.
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"unknown {label} {schedule!r}; there are {', '.join(SCHEDULES)}")
+    if unit not in UNITS:
+        raise ValueError(f"{label}.unit must be {' or '.join(UNITS)}, got {unit!r}")
+    if warmup < 0 or (duration is not None and duration < 1):
+        raise ValueError(f"{label}.warmup must be at least 0 and {label}.duration at least 1")
+
+
+def value_at(
+    schedule: str,
+    position: int,
+    total: int,
+    start: float,
+    end: float,
+    warmup: float = 0,
+    duration: int | None = None,
+) -> float:
+    """Hold `start` for `warmup`, then move to `end`: a function of the position alone.
+
+    Args:
+        schedule: a name in `SCHEDULES`.
+        position: the unit (epoch or step) that is asked for.
+        total: how many units there are; the last is `total − 1`.
+        start: the value at the beginning.
+        end: the value reached at the end.
+        warmup: units (below 1: the share of all) during which `start` is held.
+        duration: units from the end of the warm-up to `end`; None lasts until the last.
+
+    >>> [value_at("linear", k, 6, 4.0, 1.0, warmup=2) for k in range(6)]
+    [4.0, 4.0, 4.0, 3.0, 2.0, 1.0]
+    """
+    held = int(warmup * total) if warmup < 1 else warmup
+    length = duration or max(total - 1 - held, 1)
+    progress = min(max((position - held) / length, 0.0), 1.0)
+    return SCHEDULES[schedule](progress, start, end)

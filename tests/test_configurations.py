@@ -132,6 +132,8 @@ def test_every_objective_opens_with_the_command_that_runs_it(objective):
         (("sweep.metrics=[val/top1,val/ecce]",), "sweep.metrics=val/ecce is not logged; there are"),
         (("sweep.metrics=val/ece",), "sweep.metrics is a list"),
         (("objective=hint", "objective.stages=[9]"), "the student has"),
+        (("callbacks=[ema,sparsity]",), "leave out sparsity or ema"),
+        (("callbacks=sparsity", "callbacks.sparsity.strength=-1"), "sparsity.strength must be"),
     ],
 )
 def test_what_is_undefined_is_refused_when_the_run_is_configured(composed, overrides, message):

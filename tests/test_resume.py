@@ -6,6 +6,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from distill import Annealing, Distiller, Objective
+from distill.callbacks.sparsity import Sparsity
 from distill.data import DataModule
 from distill.data.splits import Resident, Source
 
@@ -41,10 +42,11 @@ def fit(folder, tiny, stop_at=None, resume=None):
         folder, filename="{step}", every_n_train_steps=1, save_top_k=-1,
         auto_insert_metric_name=False,
     )  # fmt: skip
+    sparsity = Sparsity(2.0, start=0.5)
     trainer = pl.Trainer(
         accelerator="cpu", max_epochs=3, logger=False, enable_progress_bar=False,
         enable_model_summary=False, use_distributed_sampler=False, default_root_dir=folder,
-        callbacks=[Annealing("cosine", end=1.0, unit="step"), journal, checkpoint],
+        callbacks=[Annealing("cosine", end=1.0, unit="step"), sparsity, journal, checkpoint],
     )  # fmt: skip
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     return journal.seen, module.student.state_dict()
@@ -59,3 +61,4 @@ def test_it_sees_the_same_views_and_ends_in_the_same_bytes(tiny, tmp_path, step)
     seen_after, resumed = fit(tmp_path / "rest", tiny, resume=path)
     assert seen_after == seen[step:]
     assert all(torch.equal(value, student[key]) for key, value in resumed.items())
+    assert (student["head.weight"] == 0).any()

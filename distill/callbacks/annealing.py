@@ -8,7 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from distill.objectives import Objective
-from distill.schedules import SCHEDULES
+from distill.schedules import SCHEDULES, check_timing, value_at
 
 
 class Annealing(pl.Callback):
@@ -42,14 +42,7 @@ class Annealing(pl.Callback):
         duration: int | None = None,
         value: str = "temperature",
     ) -> None:
-        if schedule not in SCHEDULES:
-            raise ValueError(f"unknown annealing {schedule!r}; there are {', '.join(SCHEDULES)}")
-        if unit not in ("epoch", "step"):
-            raise ValueError(f"annealing.unit must be epoch or step, got {unit!r}")
-        if warmup < 0 or (duration is not None and duration < 1):
-            raise ValueError(
-                "annealing.warmup must be at least 0 and annealing.duration at least 1"
-            )
+        check_timing("annealing", schedule, unit, warmup, duration)
         for name, number in (("start", start), ("end", end)):
             if number is not None and not math.isfinite(number):
                 raise ValueError(f"annealing.{name} must be finite, got {number}")
@@ -61,10 +54,9 @@ class Annealing(pl.Callback):
     def at(self, position: int, total: int) -> float:
         """Return the value at unit `position` of `total` (the last is `total − 1`)."""
         assert self.start is not None
-        held = int(self.warmup * total) if self.warmup < 1 else self.warmup
-        length = self.duration or max(total - 1 - held, 1)
-        progress = min(max((position - held) / length, 0.0), 1.0)
-        return SCHEDULES[self.schedule](progress, self.start, self.end)
+        return value_at(
+            self.schedule, position, total, self.start, self.end, self.warmup, self.duration
+        )
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Take the starting value from the objective, before a checkpoint moves it."""
@@ -87,16 +79,19 @@ class Annealing(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Set the value for this batch; log it when it changes."""
-        if self.unit == "epoch":
-            position, total = trainer.current_epoch, trainer.max_epochs or 1
-        else:
-            position, total = trainer.global_step, int(trainer.estimated_stepping_batches)
-        value = self.at(position, total)
+        value = self.at(*position_of(trainer, self.unit))
         objective = objective_of(pl_module)
         if value != objective.get(self.value) or trainer.global_step == 0:
             objective.set(self.value, value)
             for logger in trainer.loggers:
                 logger.log_metrics({self.value: value}, step=trainer.global_step)
+
+
+def position_of(trainer: pl.Trainer, unit: str) -> tuple[int, int]:
+    """Return where training is, in epochs or optimiser steps, and how many there will be."""
+    if unit == "epoch":
+        return trainer.current_epoch, trainer.max_epochs or 1
+    return trainer.global_step, int(trainer.estimated_stepping_batches)
 
 
 def objective_of(module: pl.LightningModule) -> Objective:

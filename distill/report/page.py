@@ -86,7 +86,8 @@ def write_run_page(folder: Path) -> Path:
 
 def run_content(run: Run) -> dict[str, Any]:
     """Return what the template of a run shows."""
-    summary = {"epochs": None, "seconds": None, **run.summary}  # an evaluation has none
+    absent = dict.fromkeys(("epochs", "seconds", "sparsity"))  # of an evaluation
+    summary = {**absent, **run.summary}
     models = by_label(summary, ROLES)
     if summary["student_best"] and summary["epochs"]["best"] != summary["epochs"]["last"]:
         models[f"student, epoch {summary['epochs']['best']}"] = summary["student_best"]

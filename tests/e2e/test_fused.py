@@ -75,7 +75,8 @@ def same_weights(one, other):
           "trainer.gradient_clip_val=1")),
         # Other students, schedules and optimisers; mixed views, the store, and runs that end early.
         (("objective.temperature=1,8", "trainer.max_epochs=1,3"),
-         ("data.view.mixup=0.3", "annealing=cosine", "annealing.unit=step", "optimizer.opt=sgd")),
+         ("data.view.mixup=0.3", "annealing=cosine", "annealing.unit=step", "optimizer.opt=sgd",
+          "callbacks=[checkpoints,progress,sparsity]")),
     ],
 )  # fmt: skip
 def test_a_fused_sweep_leaves_what_separate_runs_leave(finish, tmp_path, swept, shared):

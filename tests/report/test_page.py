@@ -148,6 +148,29 @@ def test_markup_in_names_is_shown_and_not_interpreted(copied):
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
 
 
+def test_zeros_are_shown_layer_by_layer_where_there_are_any(finished, copied):
+    assert 'id="sparsity"' not in (finished / "report.html").read_text()
+    layers = [{"name": "a<b>.conv", "weights": 4000, "zeros": 1000},
+              {"name": "fc", "weights": 1000, "zeros": 0}]  # fmt: skip
+    found = {"layers": layers, "weights": 5000, "zeros": 1000, "removed": None, "reason": "why <b>"}
+    text = edit(copied, lambda summary: summary.update(sparsity=found))
+    section = text.split('<section id="sparsity">')[1].split("</section>")[0]
+    assert 'href="#sparsity"' in text
+    assert "20.0 % of the weights" in section
+    assert "Why &lt;b&gt;." in section
+    assert ">a&lt;b&gt;.conv</th><td>4,000</td><td>1,000</td>" in section
+    assert 'style="--share: 0.2500">25.0</td>' in section
+    costs = {key: {"before": 2e6, "after": 5e5} for key in ("params", "flops", "latency_ms")}
+    removed = {"widths": {"layer<1>": [64, 17]}, **costs}
+    found |= {"removed": removed, "reason": None}
+    text = edit(copied, lambda summary: summary.update(sparsity=found))
+    assert "width of layer&lt;1&gt;</th><td>64</td><td>17</td>" in text
+    assert "<td>2 M</td><td>500 k</td>" in text
+    assert "Why" not in text
+    found |= {"zeros": 0, "removed": None, "reason": "none"}
+    assert 'id="sparsity"' not in edit(copied, lambda summary: summary.update(sparsity=found))
+
+
 def test_the_policy_allows_our_script_and_nothing_else(finished):
     text = (finished / "report.html").read_text()
     (policy,) = re.findall(r'Content-Security-Policy" content="([^"]+)"', text)
