@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -35,6 +36,13 @@ class TooMuchLost(ValueError):
     """A file answers worse than `export.max_drop` allows."""
 
     exit_code = 3
+
+
+class File(NamedTuple):
+    """A student on disk, and what runs it."""
+
+    path: Path
+    run: Runtime
 
 
 @dataclass(frozen=True)
@@ -63,23 +71,24 @@ def export(cfg: DictConfig) -> None:
     """
     check(cfg)
     job = load(cfg)
-    reference = verify.answers(job.model, verify.test_images(job.data, job.prepare))
-    bundle = Path(cfg.student.checkpoint)
-    rows = {FLOAT: judged(job, job.model, reference, bundle / WEIGHTS)}
     traced = program.trace(job.model, job.shape)
+    files = {FLOAT: File(Path(cfg.student.checkpoint) / WEIGHTS, job.model)}
     for name in cfg.export.formats:
-        path = job.folder / FILES[name]
-        rows[name] = judged(job, WRITERS[name](job, traced, path), reference, path)
-    study = studied(job, traced, reference, rows[FLOAT]) if cfg.export.study else {}
-    lost = {name: points_lost(rows[FLOAT], rows[name]) for name in cfg.export.formats}
+        files[name] = WRITERS[name](job, traced, job.folder / FILES[name])
+    studied = study_files(job, traced) if cfg.export.study else {}
+
+    reference = verify.answers(job.model, verify.test_images(job.data, job.prepare))
+    judged = {name: judge(job, file, reference) for name, file in (files | studied).items()}
+    costs = verify.milliseconds({n: f.run for n, f in (files | studied).items()}, job.shape)
+    rows = {name: judged[name] | costs[name] for name in files}
+    study = {name: judged[name] | costs[name] for name in studied}
+    if cfg.export.study:
+        study |= rounded_answers(reference, job.data.test.labels)
+
+    lost = {name: 100 * (rows[FLOAT]["top1"] - rows[name]["top1"]) for name in cfg.export.formats}
     failed = [name for name, points in lost.items() if points > cfg.export.max_drop]
-    write_record(cfg, job, rows, study, failed)
-    verify.print_rows(rows, f"test split, {len(job.data.test):,} images")
-    if study:
-        verify.print_rows({FLOAT: rows[FLOAT], **study}, "what quantising does")
-    log.info(
-        "%s, export.json in %s", ", ".join(FILES[n] for n in lost), os.path.relpath(job.folder)
-    )
+    write_record(cfg, job, {"formats": rows, "study": study, "failed": failed})
+    print_tables(job, rows, study)
     if failed:
         raise TooMuchLost(
             ", ".join(f"{name} loses {lost[name]:.2f} points of top-1" for name in failed)
@@ -140,35 +149,32 @@ def input_facts(data: DataModule, normalize: Any, inside: bool) -> dict[str, Any
     return {"name": "images", "shape": shape, "values": described, "mean": mean, "std": std}
 
 
-def judged(job: Job, run: Runtime, reference: Tensor, path: Path) -> Row:
+def judge(job: Job, file: File, reference: Tensor) -> Row:
     """Return the numbers of one file, from its own runtime's logits."""
-    logits = verify.answers(run, verify.test_images(job.data, job.prepare))
+    verify.check_batches(file.run, job.shape, job.data.num_classes, file.path.name)
+    logits = verify.answers(file.run, verify.test_images(job.data, job.prepare))
     found = verify.scores(logits, job.data.test.labels, reference)
-    found |= verify.costs(run, job.shape, job.data.num_classes)
-    return found | {"file": path.name, "bytes": path.stat().st_size}
+    return found | {"file": file.path.name, "bytes": file.path.stat().st_size}
 
 
-def write_float(job: Job, traced: Any, path: Path) -> Runtime:
+def write_float(job: Job, traced: Any, path: Path) -> File:
     """Write the student as float ONNX."""
     from distill.export import onnx
 
     onnx.write_onnx(onnx.as_onnx(traced), path, job.facts)
-    return onnx.open_onnx(path)
+    return File(path, onnx.open_onnx(path))
 
 
-def write_int8(job: Job, traced: Any, path: Path) -> Runtime:
+def write_int8(job: Job, traced: Any, path: Path) -> File:
     """Write the student as int8 ONNX, as the options say."""
-    per_channel, activations = job.options.weights == "per_channel", job.options.activations
-    return write_quantized(job, traced, path, per_channel, activations)
+    return write_quantized(job, traced, path, job.options.weights, job.options.activations)
 
 
-def write_quantized(
-    job: Job, traced: Any, path: Path, per_channel: bool, activations: bool
-) -> Runtime:
+def write_quantized(job: Job, traced: Any, path: Path, weights: str, activations: bool) -> File:
     """Write the student as ONNX with int8 weights, and with int8 activations or float ones."""
     from distill.export import onnx, quantize
 
-    model = onnx.as_onnx(traced)
+    model, per_channel = onnx.as_onnx(traced), weights == "per_channel"
     if activations:
         count = job.options.calibration_images
         batches = verify.calibration_images(job.data, count, job.prepare)
@@ -176,74 +182,69 @@ def write_quantized(
     else:
         model = quantize.weights_only(model, per_channel)
     onnx.write_onnx(model, path, job.facts)
-    return onnx.open_onnx(path)
+    return File(path, onnx.open_onnx(path))
 
 
-def write_program(job: Job, traced: Any, path: Path) -> Runtime:
+def write_program(job: Job, traced: Any, path: Path) -> File:
     """Write the student as a `torch.export` program."""
     program.write_program(traced, path, job.facts)
-    return program.open_program(path)
+    return File(path, program.open_program(path))
 
 
-WRITERS: dict[str, Callable[[Job, Any, Path], Runtime]] = {
+WRITERS: dict[str, Callable[[Job, Any, Path], File]] = {
     "onnx": write_float,
     "onnx_int8": write_int8,
     "torch_export": write_program,
 }
 
 
-def studied(job: Job, traced: Any, reference: Tensor, exact: Row) -> dict[str, Row]:
-    """Return the numbers of every way to quantise the student, whose files go to `study/`."""
-    rows: dict[str, Row] = {}
+def study_files(job: Job, traced: Any) -> dict[str, File]:
+    """Write the student quantised in every way, into `study/`."""
+    files = {}
     for weights in WEIGHTS_BY:
-        for activations in (False, True):
-            name = f"{weights}, {'weights+activations' if activations else 'weights only'}"
-            path = job.folder / "study" / f"{weights}{'_activations' if activations else ''}.onnx"
-            run = write_quantized(job, traced, path, weights == "per_channel", activations)
-            rows[name] = judged(job, run, reference, path)
-    return rows | studied_answers(reference, job.data.test.labels, exact)
+        for activations, what in ((False, "weights only"), (True, "weights and activations")):
+            name = f"{weights.replace('_', ' ')}, {what}"
+            path = job.folder / "study" / f"{re.sub('[ ,]+', '_', name)}.onnx"
+            files[name] = write_quantized(job, traced, path, weights, activations)
+    return files
 
 
-def studied_answers(reference: Tensor, target: Tensor, exact: Row) -> dict[str, Row]:
+def rounded_answers(reference: Tensor, target: Tensor) -> dict[str, Row]:
     """Return what rounding the answers alone to 8 bits does.
 
     Args:
         reference: the float student's logits `[N, K]`.
         target: labels `[N]`.
-        exact: the float student's own numbers.
     """
     from distill.export import quantize
 
     logits, step = quantize.quantized_logits(reference)
-    changed = verify.scores(logits, target, reference)
-    moved = {"step": step, "nll_change": abs(changed["nll"] - exact["nll"])}
     probs = quantize.quantized_probabilities(reference)
     lost = probs.gather(1, target[:, None]) == 0
     rounded = verify.scores(quantize.log_probabilities(probs), target, reference)
-    rounded["nll"] = math.inf if lost.any() else rounded["nll"]
+    if lost.any():
+        rounded["nll"] = math.inf
     return {
-        "logits": changed | moved,
+        "logits": verify.scores(logits, target, reference) | {"step": step},
         "probabilities": rounded | {"share_of_labels_at_0": float(lost.double().mean())},
     }
 
 
-def points_lost(exact: Row, row: Row) -> float:
-    """Return how many points of top-1 a row has lost."""
-    return 100 * (exact["top1"] - row["top1"])
+def print_tables(job: Job, rows: dict[str, Row], study: dict[str, Row]) -> None:
+    """Print what the files answer and take, and where they are."""
+    verify.print_rows(rows, f"test split, {len(job.data.test):,} images")
+    if study:
+        verify.print_rows({FLOAT: rows[FLOAT], **study}, "what quantising does")
+        share = study["probabilities"]["share_of_labels_at_0"]
+        log.info("probabilities: %.2f %% of the labels' round to 0", 100 * share)
+    files = ", ".join(FILES[name] for name in rows if name in FILES)
+    log.info("%s, export.json in %s", files, os.path.relpath(job.folder))
 
 
-def write_record(
-    cfg: DictConfig, job: Job, rows: dict[str, Row], study: dict[str, Row], failed: list[str]
-) -> None:
+def write_record(cfg: DictConfig, job: Job, found: dict[str, Any]) -> None:
     """Write `export.json`: every number, what the files take, and how they were made."""
     circumstances = report.circumstances(cfg, job.data)
     runtimes = {name: version(name) for name in PACKAGES if find_spec(name)}
-    content = {
-        "formats": rows,
-        "study": study,
-        "failed": failed,
-        **job.facts,
-        **circumstances,
-        "versions": circumstances["versions"] | runtimes,
-    }
+    content = {**found, **job.facts, **circumstances}
+    content["versions"] = circumstances["versions"] | runtimes
     report.write_json(job.folder / "export.json", content)

@@ -79,10 +79,15 @@ def write_onnx(model: onnx.ModelProto, path: Path, facts: Mapping[str, Any]) -> 
 
 def open_onnx(path: Path) -> Runtime:
     """Return what runs the graph of a file, on as many threads as torch has."""
+    operators = {node.op_type for node in onnx.load(path).graph.node}
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1
     options.log_severity_level = ERRORS_ONLY
+    # Idle threads would otherwise burn the cores that other runtimes are timed on.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if "QuantizeLinear" not in operators:  # else int8 weights would become float at every call
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(images: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ from torch import Tensor
 from distill.export.onnx import INPUT
 
 WEIGHTED = ("Conv", "Gemm", "MatMul")
+# What lies between them is int8 too, so that they need not go to float and back.
+BETWEEN = ("Add", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat")
 LARGEST = {"int8": 127, "uint8": 255}
 
 
@@ -62,6 +64,7 @@ def quantized(
             per_channel=per_channel,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
+            op_types_to_quantize=[*WEIGHTED, *BETWEEN],
             extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
         )
         return onnx.load(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,9 +23,8 @@ from distill.metrics import (
 )
 from distill.report.table import number, show
 
-SIZES = (1, 64)  # batches that are timed
+SIZES = {1: 100, 64: 20}  # batches that are timed, and how often
 ODD = 7  # a batch that no exporter has thought of
-REPEATS = {1: 100, 64: 20}
 Row = dict[str, Any]
 Prepare = Callable[[Tensor], Tensor]  # images in [0, 1] → what the program takes
 
@@ -73,33 +72,41 @@ def scores(logits: Tensor, target: Tensor, reference: Tensor) -> Row:
     }
 
 
-def costs(run: Runtime, shape: tuple[int, ...], classes: int) -> Row:
-    """Return the milliseconds of a batch of 1 and of 64, the median of repeats.
+def check_batches(run: Runtime, shape: tuple[int, ...], classes: int, name: str) -> None:
+    """Refuse a file that does not take batches of any size.
 
     Args:
         run: images `[N, C, H, W]` → logits `[N, K]`.
         shape: `(C, H, W)`.
         classes: K.
-
-    Raises:
-        ValueError: if some batch size is not answered by as many logits.
+        name: of the file, for messages.
     """
     for size in (*SIZES, ODD):
         found = tuple(run(torch.zeros(size, *shape)).shape)
         if found != (size, classes):
-            raise ValueError(f"a batch of {size} is answered by {found}, not {(size, classes)}")
-    return {f"ms_batch{size}": 1000 * seconds(run, shape, size) for size in SIZES}
+            raise ValueError(f"{name} answers {found} for {size} images, not {(size, classes)}")
 
 
-def seconds(run: Runtime, shape: tuple[int, ...], size: int) -> float:
-    """Return the median seconds of a batch."""
-    images = torch.rand(size, *shape)
-    taken = []
-    for _ in range(REPEATS[size]):
-        start = time.perf_counter()
-        run(images)
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
+def milliseconds(runs: Mapping[str, Runtime], shape: tuple[int, ...]) -> dict[str, Row]:
+    """Return what a batch of 1 and of 64 takes each runtime: medians of repeats, taken in turns.
+
+    Args:
+        runs: name → images `[N, C, H, W]` to logits.
+        shape: `(C, H, W)`.
+    """
+    taken: dict[str, Row] = {name: {f"ms_batch{size}": [] for size in SIZES} for name in runs}
+    for size, repeats in SIZES.items():
+        images = torch.rand(size, *shape)
+        for _ in range(repeats):
+            for name, run in runs.items():
+                start = time.perf_counter()
+                with torch.inference_mode():
+                    run(images)
+                taken[name][f"ms_batch{size}"].append(1000 * (time.perf_counter() - start))
+    return {
+        name: {key: statistics.median(values) for key, values in row.items()}
+        for name, row in taken.items()
+    }
 
 
 def print_rows(rows: dict[str, Row], title: str) -> None:
