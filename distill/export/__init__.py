@@ -13,6 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -99,6 +101,8 @@ def export(cfg: DictConfig) -> None:
 def check(cfg: DictConfig) -> None:
     """Refuse options that are no options, and formats whose packages are not installed."""
     options = cfg.export
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise ValueError("distill-export takes one student at a time: leave out -m")
     unknown = [name for name in options.formats if name not in FILES]
     if unknown or not options.formats:
         asked = unknown[0] if unknown else "[]"
