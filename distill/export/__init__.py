@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from distill import __version__, config, report
 from distill.data import DataModule
@@ -63,6 +65,18 @@ class Job:
         """`(C, H, W)` of an image."""
         return (self.data.in_chans, *self.data.image_size)
 
+    @cached_property
+    def program(self) -> ExportedProgram:
+        """The model, traced."""
+        return program.trace(self.model, self.shape)
+
+    @cached_property
+    def graph(self) -> Any:
+        """The model as ONNX."""
+        from distill.export import onnx
+
+        return onnx.as_onnx(self.program)
+
 
 def export(cfg: DictConfig) -> None:
     """Write a student in every format, judge each file on the test split, and print the table.
@@ -73,11 +87,10 @@ def export(cfg: DictConfig) -> None:
     """
     check(cfg)
     job = load(cfg)
-    traced = program.trace(job.model, job.shape)
     files = {FLOAT: File(Path(cfg.student.checkpoint) / WEIGHTS, job.model)}
     for name in cfg.export.formats:
-        files[name] = WRITERS[name](job, traced, job.folder / FILES[name])
-    studied = study_files(job, traced) if cfg.export.study else {}
+        files[name] = WRITERS[name](job, job.folder / FILES[name])
+    studied = study_files(job) if cfg.export.study else {}
 
     reference = verify.answers(job.model, verify.test_images(job.data, job.prepare))
     judged = {name: judge(job, file, reference) for name, file in (files | studied).items()}
@@ -161,55 +174,55 @@ def judge(job: Job, file: File, reference: Tensor) -> Row:
     return found | {"file": file.path.name, "bytes": file.path.stat().st_size}
 
 
-def write_float(job: Job, traced: Any, path: Path) -> File:
+def write_float(job: Job, path: Path) -> File:
     """Write the student as float ONNX."""
     from distill.export import onnx
 
-    onnx.write_onnx(onnx.as_onnx(traced), path, job.facts)
+    onnx.write_onnx(job.graph, path, job.facts)
     return File(path, onnx.open_onnx(path))
 
 
-def write_int8(job: Job, traced: Any, path: Path) -> File:
+def write_int8(job: Job, path: Path) -> File:
     """Write the student as int8 ONNX, as the options say."""
-    return write_quantized(job, traced, path, job.options.weights, job.options.activations)
+    return write_quantized(job, path, job.options.weights, job.options.activations)
 
 
-def write_quantized(job: Job, traced: Any, path: Path, weights: str, activations: bool) -> File:
+def write_quantized(job: Job, path: Path, weights: str, activations: bool) -> File:
     """Write the student as ONNX with int8 weights, and with int8 activations or float ones."""
     from distill.export import onnx, quantize
 
-    model, per_channel = onnx.as_onnx(traced), weights == "per_channel"
+    per_channel = weights == "per_channel"
     if activations:
         count = job.options.calibration_images
         batches = verify.calibration_images(job.data, count, job.prepare)
-        model = quantize.quantized(model, batches, per_channel)
+        model = quantize.quantized(job.graph, batches, per_channel)
     else:
-        model = quantize.weights_only(model, per_channel)
+        model = quantize.weights_only(job.graph, per_channel)
     onnx.write_onnx(model, path, job.facts)
     return File(path, onnx.open_onnx(path))
 
 
-def write_program(job: Job, traced: Any, path: Path) -> File:
+def write_program(job: Job, path: Path) -> File:
     """Write the student as a `torch.export` program."""
-    program.write_program(traced, path, job.facts)
+    program.write_program(job.program, path, job.facts)
     return File(path, program.open_program(path))
 
 
-WRITERS: dict[str, Callable[[Job, Any, Path], File]] = {
+WRITERS: dict[str, Callable[[Job, Path], File]] = {
     "onnx": write_float,
     "onnx_int8": write_int8,
     "torch_export": write_program,
 }
 
 
-def study_files(job: Job, traced: Any) -> dict[str, File]:
+def study_files(job: Job) -> dict[str, File]:
     """Write the student quantised in every way, into `study/`."""
     files = {}
     for weights in WEIGHTS_BY:
         for activations, what in ((False, "weights only"), (True, "weights and activations")):
             name = f"{weights.replace('_', ' ')}, {what}"
             path = job.folder / "study" / f"{re.sub('[ ,]+', '_', name)}.onnx"
-            files[name] = write_quantized(job, traced, path, weights, activations)
+            files[name] = write_quantized(job, path, weights, activations)
     return files
 
 
