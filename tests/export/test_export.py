@@ -1,6 +1,7 @@
 """The recipe: a bundle in, files and their numbers out."""
 
 import math
+import shutil
 import sys
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 import distill
 from distill import config
+from distill.cli import one_line, refuse
 from distill.export import FILES, TooMuchLost, check, export, program, rounded_answers, verify
 from distill.export import onnx as formats
 from distill.export.verify import calibration_images
@@ -72,7 +74,9 @@ def test_a_file_that_loses_too_much_fails_the_export_after_its_table(
     cfg = composed(f"student.checkpoint={tmp_path / 'fragile'}", "export.activations=false")
     with pytest.raises(TooMuchLost, match=r"onnx_int8 loses \d+\.\d\d points of top-1") as failed:
         export(cfg)
-    assert failed.value.exit_code == 3
+    with pytest.raises(SystemExit) as stopped:
+        refuse(failed.value)
+    assert stopped.value.code == 3
     assert "export.max_drop=0.5" in str(failed.value)
     written = record(tmp_path)
     assert written["failed"] == ["onnx_int8"]
@@ -80,6 +84,16 @@ def test_a_file_that_loses_too_much_fails_the_export_after_its_table(
     assert abs(rows["onnx"]["top1"] - rows["torch float"]["top1"]) < 0.005
     assert rows["onnx_int8"]["top1"] < rows["torch float"]["top1"] - 0.1
     assert "onnx_int8" in capsys.readouterr().out
+
+
+def test_a_broken_bundle_ends_in_one_line(bundle, composed, tmp_path):
+    shutil.copytree(bundle, tmp_path / "broken")
+    (tmp_path / "broken" / "model.safetensors").write_bytes(b"no weights")
+    for name, kind in (("broken", ValueError), ("nowhere", FileNotFoundError)):
+        with pytest.raises(kind, match=name) as refused:
+            export(composed(f"student.checkpoint={tmp_path / name}"))
+        assert "\n" not in one_line(refused.value)
+    assert not list(tmp_path.rglob("*.onnx"))
 
 
 def test_calibration_shows_training_views_that_the_seed_decides(job):
