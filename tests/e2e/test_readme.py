@@ -95,6 +95,7 @@ def test_a_command_of_the_readme_runs(command, workplace, line):
         "both.html",
         "view 4 of 4, ",
         "clean and in 15 epochs",
+        "export.json in ",
     )
     assert any(ending in done.stdout for ending in endings)
     noise = [row for row in done.stderr.splitlines() if not row.startswith(("+ ", "installing"))]
