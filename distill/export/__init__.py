@@ -253,7 +253,7 @@ def print_tables(job: Job, rows: dict[str, Row], study: dict[str, Row]) -> None:
     if study:
         verify.print_rows({FLOAT: rows[FLOAT], **study}, "what quantising does")
         share = study["probabilities"]["share_of_labels_at_0"]
-        log.info("probabilities: %.2f %% of the labels' round to 0", 100 * share)
+        log.info("probabilities: the label's rounds to 0 on %.2f %% of the images", 100 * share)
     files = ", ".join(FILES[name] for name in rows if name in FILES)
     log.info("%s, export.json in %s", files, os.path.relpath(job.folder))
 
