@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,11 @@ def reason(error: BaseException) -> str:
 
 def write_program(program: ExportedProgram, path: Path, facts: Mapping[str, Any]) -> None:
     """Write a program with its facts, whole or not at all."""
-    with writing(path) as file:
-        torch.export.save(program, file, extra_files={FACTS: json.dumps(facts, ensure_ascii=False)})
+    extra = {FACTS: json.dumps(facts, ensure_ascii=False)}
+    with writing(path) as file, warnings.catch_warnings():
+        # Weights in channels-last layout are taken for parts of larger ones, and saved whole.
+        warnings.filterwarnings("ignore", message="No complete tensor found")
+        torch.export.save(program, file, extra_files=extra)
 
 
 def open_program(path: Path) -> Runtime:

@@ -21,7 +21,8 @@ FACTS = {"classes": ["é", "b"], "temperature": 1.7, "distill": "1"}
 @pytest.fixture(scope="module")
 def deployed():
     """A student for colour images, with preprocessing and temperature."""
-    return Deployed(small_student(torch.randn(64, 3, 32, 32)), Normalize(MEAN, STD), 1.7).eval()
+    student = small_student(torch.randn(64, 3, 32, 32)).to(memory_format=torch.channels_last)
+    return Deployed(student, Normalize(MEAN, STD), 1.7).eval()
 
 
 @pytest.fixture(scope="module")
