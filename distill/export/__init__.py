@@ -143,7 +143,7 @@ def load(cfg: DictConfig) -> Job:
     temperature = known.get("temperature") if options.temperature else None
     model = Deployed(student, normalize if options.preprocessing else None, temperature).eval()
     facts = {
-        "classes": data.classes,
+        "classes": known.get("classes") or data.classes,
         "temperature": temperature,
         "input": input_facts(data, normalize, options.preprocessing),
         "distill": __version__,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +53,13 @@ def trace(model: nn.Module, shape: tuple[int, ...]) -> ExportedProgram:
     Raises:
         ValueError: if the model does what no such program can hold.
     """
+    logging.getLogger("torch.fx.experimental").setLevel(logging.ERROR)
     try:
-        # Two images: one would be taken for a constant.
-        program = torch.export.export(
-            model.eval(), (torch.zeros(2, *shape),), dynamic_shapes=({0: Dim("batch")},)
-        )
+        with redirect_stderr(io.StringIO()):  # where torch prints the program that it fails at
+            # Two images: one would be taken for a constant.
+            program = torch.export.export(
+                model.eval(), (torch.zeros(2, *shape),), dynamic_shapes=({0: Dim("batch")},)
+            )
     except Exception as error:  # tracing fails in as many ways as there are models
         raise ValueError(f"this student cannot be exported: {reason(error)}") from error
     for node in program.graph.nodes:

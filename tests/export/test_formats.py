@@ -86,7 +86,7 @@ class Exotic(nn.Module):
         return torch.special.i1e(images).mean((2, 3))
 
 
-def test_what_cannot_be_exported_is_said_in_one_line():
+def test_what_cannot_be_exported_is_said_in_one_line(capfd):
     with pytest.raises(ValueError, match="cannot be exported: ") as refused:
         program.trace(Branching(), (2, 4, 4))
     assert "\n" not in str(refused.value)
@@ -94,3 +94,4 @@ def test_what_cannot_be_exported_is_said_in_one_line():
     with pytest.raises(ValueError, match=r"cannot be written as ONNX: .*i1e") as refused:
         formats.as_onnx(traced)
     assert "\n" not in str(refused.value)
+    assert capfd.readouterr().err == ""
