@@ -66,6 +66,11 @@ def store() -> None:
     run_command("train", "fill_store")
 
 
+def export() -> None:
+    """`distill-export`: write a student for other runtimes, and judge each file."""
+    run_command("export", "distill.export.export")
+
+
 def report() -> None:
     """`distill-report`: rebuild the pages of runs and sweeps from their files."""
     parser = argparse.ArgumentParser(
@@ -162,7 +167,7 @@ def explained_in_one_line(program: str) -> Iterator[None]:
 
 
 def run_command(config_name: str, task: str) -> None:
-    """Run a task of `distill.run` under Hydra, ending mistakes in one line and exit code 2."""
+    """Run a task under Hydra, ending mistakes in one line and exit code 2."""
     # Hydra is told to raise, so that the explaining is ours. The second variable tells the
     # processes that a run starts (one per device) that no user asked for tracebacks.
     if os.environ.get("HYDRA_FULL_ERROR") == "1" and "DISTILL_EXPLAIN" not in os.environ:
@@ -194,7 +199,7 @@ class Task:
     """What a command does with a configuration, which can be sent to another process.
 
     Args:
-        name: of a function of `distill.run`.
+        name: of a function of `distill.run`, or with its module before it.
         explain: whether mistakes end in one line.
     """
 
@@ -203,7 +208,8 @@ class Task:
 
     def __call__(self, cfg: DictConfig) -> Any:
         """Run; a job of a sweep that fails says so and leaves the others alone."""
-        function: Callable[[DictConfig], Any] = getattr(import_run(), self.name)
+        module, _, name = self.name.rpartition(".")
+        function: Callable[[DictConfig], Any] = getattr(import_task(module or "distill.run"), name)
         if not self.explain:
             return function(cfg)
         swept = HydraConfig.get().mode == RunMode.MULTIRUN
@@ -225,22 +231,22 @@ def out_of_memory(error: object) -> bool:
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
-def import_run() -> ModuleType:
+def import_task(name: str) -> ModuleType:
     """Import what runs, and silence the advice of its libraries."""
-    run = importlib.import_module("distill.run")
+    module = importlib.import_module(name)
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if int(os.environ.get("LOCAL_RANK", 0)) > 0:  # the first process speaks for all
         logging.getLogger("distill").setLevel(logging.WARNING)
     for message in ADVICE:
         warnings.filterwarnings("ignore", message=message)
-    return run
+    return module
 
 
 def refuse(error: Exception, program: str = "distill") -> NoReturn:
-    """Print what went wrong in one line and exit with code 2."""
+    """Print what went wrong in one line and exit with code 2, or the error's own."""
     print(f"{program}: {one_line(error)}", file=sys.stderr)
-    raise SystemExit(USER_ERROR)
+    raise SystemExit(getattr(error, "exit_code", USER_ERROR))
 
 
 def one_line(error: BaseException) -> str:

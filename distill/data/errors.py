@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 from PIL import UnidentifiedImageError
 
+from distill.errors import first_line
+
 
 @contextmanager
 def explained(label: str) -> Iterator[None]:
@@ -21,7 +23,7 @@ def reason(error: Exception) -> str:
     """Return the first line of an error, or its name where it says nothing."""
     if isinstance(error, UnidentifiedImageError):  # which says no more than `<_io.BytesIO …>`
         return "it is not an image that Pillow reads"
-    first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    first = first_line(error)
     if isinstance(error, ImportError):
         return f"it needs pip install 'distill-kd[data]' ({first})"
     return first

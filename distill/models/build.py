@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import distill.models.cifar  # noqa: F401  (registers its families with timm)
+from distill.errors import first_line
 from distill.models.checkpoint import Checkpoint, read_checkpoint
 from distill.models.weights import DataShape, check_tensors_fit, load_weights
 
@@ -151,13 +152,9 @@ def call_timm(name: str, args: Mapping[str, Any], pretrained: bool = False) -> n
     try:
         return timm.create_model(name, pretrained=pretrained, **args)
     except Exception as error:  # constructors raise anything, and so do downloads
-        raise ValueError(f"timm cannot build {name} with {dict(args)}: {said(error)}") from error
-
-
-def said(error: BaseException) -> str:
-    """Return the first line of what an error says."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+        raise ValueError(
+            f"timm cannot build {name} with {dict(args)}: {first_line(error)}"
+        ) from error
 
 
 def take_preprocessing(model: Any, checkpoint: Checkpoint) -> None:
@@ -228,7 +225,7 @@ def check_forward(model: nn.Module, shape: DataShape, label: str) -> None:
             logits = model.eval()(blank)
     except Exception as error:  # a model refuses a size in its own way
         size = "×".join(map(str, (shape.in_chans, *shape.image_size)))
-        raise ValueError(f"{label} does not take {size} images: {said(error)}") from error
+        raise ValueError(f"{label} does not take {size} images: {first_line(error)}") from error
     finally:
         model.train(training)
     if logits.shape != (1, shape.num_classes):

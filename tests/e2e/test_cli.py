@@ -54,7 +54,7 @@ def test_the_traceback_is_there_for_those_who_ask(command):
     assert "Traceback" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["distill", "distill-eval", "distill-store"])
+@pytest.mark.parametrize("name", ["distill", "distill-eval", "distill-export", "distill-store"])
 def test_help_is_quick_and_written_for_a_person(command, name, tmp_path):
     start = time.perf_counter()
     done = command(name, "--help")

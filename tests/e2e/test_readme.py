@@ -101,6 +101,7 @@ def test_a_command_of_the_readme_runs(command, workplace, line):
         "view 4 of 4, ",
         "clean and in 15 epochs",
         "24 images",
+        "export.json in ",
     )
     assert any(ending in done.stdout + done.stderr for ending in endings)
     told = ("+ ", "installing", "distill-predict: ")

@@ -1,0 +1,150 @@
+"""The recipe: a bundle in, files and their numbers out."""
+
+import math
+import shutil
+import sys
+
+import pytest
+import torch
+
+import distill
+from distill import config
+from distill.cli import one_line, refuse
+from distill.export import FILES, TooMuchLost, check, export, program, rounded_answers, verify
+from distill.export import onnx as formats
+from distill.export.verify import calibration_images
+from distill.metrics import evaluate
+from tests.export.conftest import record
+
+
+def clean(data):
+    """Return the test split in [0, 1], without the module under test."""
+    return data.clean_test_images(torch.arange(len(data.test))).float() / 255
+
+
+@pytest.fixture
+def job(bundle, composed):
+    return lambda *overrides: composed(f"student.checkpoint={bundle}", *overrides)
+
+
+@pytest.mark.slow
+def test_every_file_is_judged_by_its_own_answers_to_the_whole_test_split(
+    job, bundle, tmp_path, capsys
+):
+    cfg = job("export.max_drop=100", "export.study=true")
+    export(cfg)
+    data = config.build_data(cfg)
+    images, written = clean(data), record(tmp_path)
+    with torch.no_grad():
+        reference = distill.load_student(bundle, calibrated=True)((images - 0.4) / 0.3)
+    assert (written["temperature"], written["failed"]) == (1.7, [])
+    assert list(written["formats"]) == ["torch float", *FILES]
+    for name, row in written["formats"].items():
+        logits = reference if name == "torch float" else answer(tmp_path / row["file"], images)
+        expected = evaluate(logits, data.test.labels, reference)
+        for key in ("top1", "nll", "ece", "agreement"):
+            assert row[key] == pytest.approx(expected[key], abs=1e-5), (name, key)
+        assert 0 < row["ms_batch1"] < row["ms_batch64"]
+        if name != "onnx_int8":
+            assert torch.allclose(logits, reference, atol=1e-4)
+            assert row["agreement"] == 1
+    assert 0.9 < written["formats"]["onnx_int8"]["agreement"] < 1
+    assert len(written["study"]) == 6
+    small, whole = written["study"]["per channel, weights only"], written["formats"]["onnx"]
+    assert small["bytes"] < whole["bytes"] / 2
+    assert small["bytes"] == (tmp_path / "study" / small["file"]).stat().st_size
+    printed = capsys.readouterr().out
+    for word in ("torch float", *FILES, "per tensor, weights only", "logits", "probabilities"):
+        assert word in printed
+
+
+def answer(path, images):
+    run = program.open_program(path) if path.suffix == ".pt2" else formats.open_onnx(path)
+    return run(images)
+
+
+def test_a_file_that_loses_too_much_fails_the_export_after_its_table(
+    bundle, composed, tmp_path, capsys
+):
+    """All logits shifted alike: the same float student, with weights that 8 bits cannot hold."""
+    student = distill.load_student(bundle)
+    with torch.no_grad():
+        student.fc.weight += 300 * torch.randn(1, 32, generator=torch.Generator().manual_seed(0))
+    distill.save_student(student, tmp_path / "fragile", mean=[0.4], std=[0.3])
+    cfg = composed(f"student.checkpoint={tmp_path / 'fragile'}", "export.activations=false")
+    with pytest.raises(TooMuchLost, match=r"onnx_int8 loses \d+\.\d\d points of top-1") as failed:
+        export(cfg)
+    with pytest.raises(SystemExit) as stopped:
+        refuse(failed.value)
+    assert stopped.value.code == 3
+    assert "export.max_drop=0.5" in str(failed.value)
+    written = record(tmp_path)
+    assert written["failed"] == ["onnx_int8"]
+    rows = written["formats"]
+    assert abs(rows["onnx"]["top1"] - rows["torch float"]["top1"]) < 0.005
+    assert rows["onnx_int8"]["top1"] < rows["torch float"]["top1"] - 0.1
+    assert "onnx_int8" in capsys.readouterr().out
+
+
+def test_a_broken_bundle_ends_in_one_line(bundle, composed, tmp_path):
+    shutil.copytree(bundle, tmp_path / "broken")
+    (tmp_path / "broken" / "model.safetensors").write_bytes(b"no weights")
+    for name, kind in (("broken", ValueError), ("nowhere", FileNotFoundError)):
+        with pytest.raises(kind, match=name) as refused:
+            export(composed(f"student.checkpoint={tmp_path / name}"))
+        assert "\n" not in one_line(refused.value)
+    assert not list(tmp_path.rglob("*.onnx"))
+
+
+def test_calibration_shows_training_views_that_the_seed_decides(job):
+    data = config.build_data(job())
+
+    def shown(seed, count=40):
+        twin = data.with_options(seed=seed, batch_size=32)
+        return torch.cat(list(calibration_images(twin, count, lambda images: images)))
+
+    first = shown(0)
+    assert first.shape == (40, 1, 32, 32)
+    assert torch.equal(first, shown(0))
+    assert torch.equal(first[:7], shown(0, 7))
+    assert not torch.equal(first, shown(1))
+    views = data.with_options(seed=0, batch_size=32).training_views(
+        0, torch.arange(len(data.train))
+    )
+    known = {view.numpy().tobytes() for view in views}
+    assert {(255 * view).round().byte().numpy().tobytes() for view in first} <= known
+
+
+def test_rounded_answers_keep_their_bounds_and_say_what_is_lost():
+    logits = torch.tensor([[9.0, 0.0, -3.0], [0.0, 6.5, 1.0], [2.0, 1.0, 0.0]])
+    target = torch.tensor([2, 1, 0])
+    rows = rounded_answers(logits, target)
+    exact = verify.scores(logits, target, logits)
+    assert rows["logits"]["step"] == pytest.approx(9 / 127)
+    assert abs(rows["logits"]["nll"] - exact["nll"]) <= 9 / 127
+    assert rows["probabilities"]["nll"] == math.inf  # of exp(−12) at the first label
+    assert rows["probabilities"]["share_of_labels_at_0"] == pytest.approx(1 / 3)
+    assert rows["probabilities"]["top1"] == exact["top1"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("export.formats=[onxx]",), "onxx is none of onnx, onnx_int8, torch_export"),
+        (("export.formats=[]",), "is none of onnx"),
+        (("export.weights=per_row",), "export.weights=per_row is none of per_channel, per_tensor"),
+        (("export.max_drop=-1",), "export.max_drop must be points from 0 on"),
+        (("export.calibration_images=0",), "export.calibration_images=0"),
+        (("student.checkpoint=null",), "give student.checkpoint=PATH"),
+    ],
+)
+def test_options_that_are_none_are_refused(job, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        check(job(*overrides))
+
+
+def test_a_missing_package_is_named_by_its_extra(job, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ValueError, match=r"onnx_int8 needs pip install 'distill-kd\[export\]'"):
+        check(job("export.formats=[torch_export,onnx_int8]"))
+    check(job("export.formats=[torch_export]"))  # torch alone writes and runs it
