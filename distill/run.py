@@ -364,11 +364,11 @@ def training_speed(trainer: pl.Trainer) -> float | None:
 
 def save_bundle(
     student: Distiller, data: DataModule, path: Path, facts: dict[str, Any], card: str = ""
-) -> None:
+) -> Path:
     """Write the student for timm, with the preprocessing it was trained under."""
     normalize = student.normalize
     assert isinstance(normalize, Normalize)
-    save_student(
+    return save_student(
         student.student,
         path,
         classes=data.classes,

@@ -8,21 +8,14 @@ finish, so an interrupted study continues.
 from __future__ import annotations
 
 import argparse
-import json
-import logging
 import statistics
 import time
-import warnings
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-import torch
-from hydra import compose, initialize_config_dir
+from shared import Row, Rows, composed, quiet, spread
 
-import distill  # noqa: F401  (first: it makes torchvision importable)
 from distill import config, judge, run
-from distill.cli import CONF
 from distill.data import DataModule
 from distill.metrics import evaluate
 from distill.module import Distiller
@@ -59,11 +52,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("outputs/studies/objectives"))
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    warnings.filterwarnings("ignore")
-    for name in ("pytorch_lightning", "lightning_fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    torch.set_num_threads(1)  # models this small lose more to a second thread than they gain
+    quiet()
     table = "\n\n".join(study(name, options) for name in options.data)
     (options.out / "table.md").write_text(table + "\n", encoding="utf-8")
     print(table)
@@ -71,22 +60,17 @@ def main() -> None:
 
 def study(data: str, options: argparse.Namespace) -> str:
     """Run what is missing for one data set and return its table in Markdown."""
-    file = options.out / f"{data}.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    rows = Rows(options.out / f"{data}.jsonl")
     done = {(row["objective"], row["temperature"], row["seed"]) for row in rows}
     jobs = [("baseline", 1), *((name, t) for name in options.objectives for t in SOFT[name])]
     for seed in range(options.seeds):
         for objective, temperature in jobs:
             if (objective, temperature, seed) not in done:
-                rows.append(one_run(data, objective, temperature, seed, options.out))
-                with file.open("a") as log:
-                    log.write(json.dumps(rows[-1]) + "\n")
+                rows.keep([one_run(data, objective, temperature, seed, options.out)])
     return as_markdown(data, rows)
 
 
-def one_run(
-    data_name: str, objective: str, temperature: float, seed: int, out: Path
-) -> dict[str, Any]:
+def one_run(data_name: str, objective: str, temperature: float, seed: int, out: Path) -> Row:
     """Train one student and return its numbers on validation and test."""
     started = time.perf_counter()
     chosen = [] if objective == "baseline" else [
@@ -97,8 +81,7 @@ def one_run(
         f"data={data_name}", f"seed={seed}", f"paths.output_dir={folder}", "logger=none",
         "callbacks=none", "trainer.accelerator=cpu", *BUDGET[data_name], *chosen,
     ]  # fmt: skip
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", overrides=overrides)
+    cfg = composed(*overrides)
     data = read_once(data_name).with_options(seed=seed, batch_size=cfg.data.batch_size)
     if objective == "baseline":
         fitted, _ = run.fit(config.alone(cfg, "baseline"), data, None)
@@ -113,18 +96,16 @@ def one_run(
         numbers = evaluate(*answers.of("student", split))
         row |= {f"{split}_{name}": numbers[name] for name in METRICS}
     row["seconds"] = round(time.perf_counter() - started, 1)
-    print(data_name, row, flush=True)
     return row
 
 
 @cache
 def read_once(data_name: str) -> DataModule:
     """Return a data set; seeds share its splits."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return config.build_data(compose("train", overrides=[f"data={data_name}"]))
+    return config.build_data(composed(f"data={data_name}"))
 
 
-def as_markdown(data: str, rows: list[dict[str, Any]]) -> str:
+def as_markdown(data: str, rows: list[Row]) -> str:
     """Return one line per objective, at the temperature that validation chose."""
     lines = [
         f"**{data}**",
@@ -147,18 +128,12 @@ def as_markdown(data: str, rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def merit(rows: list[dict[str, Any]]) -> tuple[float, float]:
+def merit(rows: list[Row]) -> tuple[float, float]:
     """Return what validation says of one temperature: higher is better."""
     return (
         statistics.mean(row["val_top1"] for row in rows),
         -statistics.mean(row["val_nll"] for row in rows),
     )
-
-
-def spread(values: list[float], digits: int) -> str:
-    """Return mean ± standard deviation over seeds."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
 
 
 if __name__ == "__main__":
