@@ -94,13 +94,13 @@ def until(reached, process, seconds=120):
 
 
 def at_work(node, watched, sweep):
-    """The process and the job of a node's trial that has a checkpoint, half the sweep on."""
+    """The process and the job of a node's trial with a checkpoint, in the sweep's second half."""
     notes = watched.all()
-    if len({one["job"] for one in notes}) > 4:
-        for one in reversed(notes):
-            last = sweep / str(one["job"]) / "checkpoints" / "last.ckpt"
-            if not gone(one["pid"]) and os.getsid(one["pid"]) == node.pid and last.is_file():
-                return one["pid"], one["job"]
+    half = list(dict.fromkeys(one["job"] for one in notes))[4:]  # by when they began
+    for pid, job in {(one["pid"], one["job"]) for one in notes if one["job"] in half}:
+        last = sweep / str(job) / "checkpoints" / "last.ckpt"
+        if last.is_file() and not gone(pid) and os.getsid(pid) == node.pid:
+            return pid, job
     return None
 
 
@@ -113,7 +113,7 @@ def gone(pid):
 
 def test_a_sweep_outlives_a_node_of_its_cluster(cluster, spawn, watched, tmp_path):
     (address, node), folder = cluster, tmp_path / "sweep"
-    sweep = spawn("distill", *OPTIONS, EIGHT, NO_GPU, "trainer.max_epochs=2",
+    sweep = spawn("distill", *OPTIONS, EIGHT, NO_GPU, "trainer.max_epochs=3",
                   f"hydra.launcher.ray.init.address={address}",
                   f"sweep.resume={folder}")  # fmt: skip
     found = []
@@ -125,6 +125,4 @@ def test_a_sweep_outlives_a_node_of_its_cluster(cluster, spawn, watched, tmp_pat
     assert sweep.wait(timeout=300) == 0, sweep.said()
     assert_all_done(folder, 8)
     assert len({one["pid"] for one in watched.all() if one["job"] == job}) == 2
-    log = (folder / str(job) / "distill.log").read_text()
-    assert "going on from" in log
-    assert "1 epochs done" in log
+    assert "going on from" in (folder / str(job) / "distill.log").read_text()
