@@ -41,18 +41,24 @@ def overlap(one, other):
     return one[0] <= other[1] and other[0] <= one[1]
 
 
-def assert_all_done(sweep, count):
+def assert_all_done(sweep, count, failed=0):
     with (sweep / "sweep.csv").open() as file:
-        assert [row["status"] for row in csv.DictReader(file)] == ["done"] * count
+        found = [row["status"] for row in csv.DictReader(file)]
+    assert found == ["done"] * count + ["failed"] * failed
     for job in range(count):
         assert json.loads((sweep / str(job) / "summary.json").read_text())["student"]
         assert (sweep / str(job) / "student" / "model.safetensors").is_file()
 
 
-def test_two_cores_take_eight_trials_two_at_a_time(ray, command, watched, tmp_path):
-    command("distill", *OPTIONS, EIGHT, NO_GPU, "hydra.launcher.ray.init.num_cpus=2",
-            "trainer.max_epochs=1", "hydra.sweep.dir=sweep")  # fmt: skip
-    assert_all_done(tmp_path / "sweep", 8)
+def test_two_cores_take_eight_trials_two_at_a_time_and_one_that_fails(
+    ray, command, watched, tmp_path
+):
+    done = command("distill", *OPTIONS, f"{EIGHT},-1", NO_GPU, "trainer.max_epochs=1",
+                   "hydra.launcher.ray.init.num_cpus=2", "hydra.sweep.dir=sweep",
+                   check=False)  # fmt: skip
+    assert done.returncode == 2
+    assert "job 8: objective: temperature must be" in done.stdout + done.stderr
+    assert_all_done(tmp_path / "sweep", 8, failed=1)
     alive = watched.lives().values()
     assert len(alive) == 8  # a process for each
     assert {one["job"] for one in watched.all()} == set(range(8))
