@@ -73,7 +73,7 @@ def bundle(tmp_path):
 
 def push(command, hub, tmp_path, *arguments, token="secret", **options):
     return command("distill-push", *arguments, HF_ENDPOINT=hub.address, HF_TOKEN=token,
-                   HF_HOME=str(tmp_path / "hf"), **options)  # fmt: skip
+                   HF_HOME=str(tmp_path / "hf"), HF_HUB_OFFLINE="0", **options)  # fmt: skip
 
 
 def test_the_four_files_are_pushed_as_they_are(command, hub, bundle, tmp_path):

@@ -1,4 +1,5 @@
 import os
+import resource
 import time
 
 import pytest
@@ -54,11 +55,16 @@ def test_the_traceback_is_there_for_those_who_ask(command):
     assert "Traceback" in done.stderr
 
 
+def processor_seconds():
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 @pytest.mark.parametrize("name", ["distill", "distill-eval", "distill-export", "distill-store"])
 def test_help_is_quick_and_written_for_a_person(command, name, tmp_path):
-    start = time.perf_counter()
+    start = processor_seconds()
     done = command(name, "--help")
-    assert time.perf_counter() - start < 3  # one second on a quiet machine
+    assert processor_seconds() - start < 3  # whatever else the machine does meanwhile
     for word in ("Examples", "Groups", "data.root=", "teacher: ", "--cfg job"):
         assert word in done.stdout
     assert not list(tmp_path.iterdir())
