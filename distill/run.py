@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 from omegaconf import DictConfig
-from pytorch_lightning.loggers import WandbLogger
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from distill import config, judge, report
-from distill.cache import check_store, fill, keep_history, open_recall, trained_once
-from distill.callbacks.speed import Speed
+from distill.cache import check_store, fill, open_recall
 from distill.data import DataModule
 from distill.data.preview import contact_sheet
-from distill.models.build import ModelSpec, Normalize, build_model, normalization
-from distill.models.bundle import save_student
-from distill.models.checkpoint import read_lightning, student_weights
-from distill.models.ensemble import Ensemble
+from distill.models.build import build_model, normalization
 from distill.models.features import feature_channels
 from distill.models.teacher import Teacher
 from distill.module import Distiller
 from distill.objectives import Objective
 from distill.pruning import pruned
-from distill.sharing import clock, once
+from distill.sharing import clock
 from distill.sweep import resume
+from distill.teachers import load_teacher, prepare_teachers, settle_temperature
+from distill.training import best_epoch, fit, prepare_baseline, save_bundle, training_speed
 
 log = logging.getLogger(__name__)
 
@@ -183,7 +175,8 @@ def check_early(cfg: DictConfig, data: DataModule, objective: Objective) -> None
     config.check_decision(cfg, data)
     config.check_objective(cfg, data, objective)
     config.check_monitor(cfg, data, objective)
-    student = build_model(config.model_spec(cfg.student), config.data_shape(data), "student")
+    spec, shape = config.model_spec(cfg.student), config.data_shape(data)
+    student = build_model(spec, shape, "student", any_classes=True)
     config.check_optimizer(cfg, student)
     if objective.needs_features:
         feature_channels(student, objective.stages, "student")
@@ -207,177 +200,6 @@ def check_assistants(cfg: DictConfig, data: DataModule, objective: Objective) ->
     for number in range(1, len(cfg.assistants) + 1):
         own = config.assistant(cfg, number)
         build_model(config.model_spec(own.student), config.data_shape(data), f"assistant {number}")
-
-
-def fit(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> tuple[Distiller, pl.Trainer]:
-    """Build the student from its seed and train it."""
-    pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    spec = config.model_spec(cfg.student)
-    model = build_model(spec, config.data_shape(data), "student")
-    objective = config.build_objective(cfg, data)
-    student = Distiller(
-        model,
-        teacher,
-        objective,
-        optimizer=config.plain(cfg.optimizer),
-        scheduler=config.plain(cfg.scheduler),
-        topk=config.plain(cfg.topk),
-        normalize=normalization(model, data.in_chans),
-    )
-    student.about = {
-        "student_model": asdict(replace(spec, checkpoint=None, pretrained=False)),
-        "preprocessing": {
-            name: values.flatten().tolist() for name, values in student.normalize.named_buffers()
-        },
-    }
-    trainer = config.build_trainer(cfg, objective)
-    for logger in trainer.loggers:
-        logger.log_hyperparams(config.plain(cfg))
-    if cfg.trainer.get("compile"):
-        mode = cfg.trainer.compile
-        model.compile(mode=None if mode is True else mode)
-    student.recall = open_recall(cfg, data, teacher, objective, trainer.global_rank)
-    pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    try:
-        trainer.fit(student, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
-    except MisconfigurationException as error:
-        raise ValueError(str(error)) from error
-    except SystemExit:
-        if trainer.interrupted:  # Lightning turns Ctrl-C into an exit code of its own
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        if student.recall is not None:
-            student.recall.close()
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):  # else the next job of a sweep would log to its run
-                logger.experiment.finish()
-    if "16-true" in str(cfg.trainer.precision):
-        student.float()  # what is judged and saved is what a user will load
-    return student, trainer
-
-
-def prepare_teacher(cfg: DictConfig, data: DataModule) -> Teacher | None:
-    """Return the teacher, trained once and kept where no weights exist."""
-    source, key = cfg.teacher, config.shared_key(cfg, "teacher")
-    if not source.name or source.checkpoint or source.pretrained or not source.fit:
-        return once(key, lambda: load_teacher(cfg, data))
-    model = trained_once(config.alone(cfg, "teacher"), data, "teacher", train_and_keep)
-    return once(key, lambda: as_teacher(model, data))
-
-
-def prepare_teachers(
-    cfg: DictConfig, data: DataModule, objective: Objective
-) -> list[Teacher | None]:
-    """Return the teacher and its assistants, each trained under the one before it."""
-    chain = [prepare_teacher(cfg, data)]
-    for number in range(1, len(cfg.assistants) + 1):
-        own = config.assistant(cfg, number)
-        settle_temperature(own, data, chain[-1])
-        role = f"assistant-{number}"
-        model = trained_once(own, data, role, train_and_keep, chain[-1])
-        own.paths = None  # where it was trained makes no other teacher
-        chain.append(once(str([role, own]), partial(as_teacher, model, data)))
-    for teacher in chain:
-        if teacher is not None and objective.needs_features:
-            feature_channels(teacher.model, objective.stages, "teacher")
-    return chain
-
-
-def settle_temperature(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> None:
-    """Put a number in the place of `objective.temperature=auto`."""
-    if cfg.objective.temperature == "auto":
-        cfg.objective.temperature = judge.teacher_temperature(cfg, data, teacher)
-        log.info("objective.temperature: %.4f, fitted to the teacher", cfg.objective.temperature)
-
-
-def load_teacher(cfg: DictConfig, data: DataModule) -> Teacher | None:
-    """Return the teacher from its published weights or a file, or None where none is named."""
-    source = cfg.teacher
-    if not config.teacher_name(cfg):
-        return None
-    if source.get("checkpoints") is not None:
-        return load_ensemble(cfg, data)
-    if not source.pretrained and not source.checkpoint:
-        raise ValueError(
-            f"teacher {source.name} would have random weights: give teacher.pretrained=true, "
-            "teacher.checkpoint=PATH, or teacher=trained"
-        )
-    model = build_model(config.model_spec(source), config.data_shape(data), "teacher")
-    return as_teacher(model, data)
-
-
-def load_ensemble(cfg: DictConfig, data: DataModule) -> Teacher:
-    """Return several teachers as one, each with its own normalisation."""
-    members = []
-    for path in cfg.teacher.checkpoints:
-        model = build_model(ModelSpec(checkpoint=path), config.data_shape(data), "teacher")
-        members.append(nn.Sequential(normalization(model, data.in_chans), model))
-    weights = config.plain(cfg.teacher.weights)
-    return Teacher(Ensemble(members, cfg.teacher.combine, weights), batch_size=data.batch_size)
-
-
-def as_teacher(model: nn.Module, data: DataModule) -> Teacher:
-    """Freeze a model, with its own normalisation."""
-    return Teacher(model, normalization(model, data.in_chans), data.batch_size)
-
-
-def prepare_baseline(cfg: DictConfig, data: DataModule) -> Distiller:
-    """Return the same student, trained from the same seed for as long, on labels only."""
-    model = trained_once(config.alone(cfg, "baseline"), data, "baseline", train_and_keep)
-    return Distiller(model, normalize=normalization(model, data.in_chans))
-
-
-def train_and_keep(
-    cfg: DictConfig, data: DataModule, role: str, kept: Path, teacher: Teacher | None
-) -> None:
-    """Train a model, on labels or under a teacher, and put it into the cache."""
-    log.info("%s: training %s for %d epochs", role, cfg.student.name, cfg.trainer.max_epochs)
-    student, trainer = fit(cfg, data, teacher)
-    if trainer.is_global_zero:
-        student, _ = pruned(cfg, data, student, trainer)
-        facts = {"role": role, "config": config.plain(cfg), "data": data.fingerprint}
-        save_bundle(student, data, kept, facts)
-        keep_history(cfg, kept)
-        log.info("%s: kept in %s", role, kept)
-    trainer.strategy.barrier()
-
-
-def best_epoch(trainer: pl.Trainer, student: Distiller) -> tuple[int, Distiller] | None:
-    """Return the epoch that was best on validation, counted from 1, and the student it left."""
-    for callback in trainer.checkpoint_callbacks:
-        path = getattr(callback, "best_model_path", "")
-        if getattr(callback, "monitor", None) and path:
-            content = read_lightning(Path(path))
-            model = copy.deepcopy(student.student)
-            model.load_state_dict(student_weights(content))
-            best = Distiller(model, student.teacher, normalize=student.normalize)
-            return content["epoch"] + 1, best
-    return None
-
-
-def training_speed(trainer: pl.Trainer) -> float | None:
-    """Return the images per second of training."""
-    found = (c.images_per_second for c in trainer.callbacks if isinstance(c, Speed))  # type: ignore[attr-defined]
-    return next(found, None)
-
-
-def save_bundle(
-    student: Distiller, data: DataModule, path: Path, facts: dict[str, Any], card: str = ""
-) -> Path:
-    """Write the student for timm, with the preprocessing it was trained under."""
-    normalize = student.normalize
-    assert isinstance(normalize, Normalize)
-    return save_student(
-        student.student,
-        path,
-        classes=data.classes,
-        **data.preprocessing,
-        mean=normalize.mean.flatten().tolist(),
-        std=normalize.std.flatten().tolist(),
-        facts=facts,
-        card=card,
-    )
 
 
 def write_run(

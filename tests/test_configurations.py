@@ -8,7 +8,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distill import cache, config, run
+from distill import cache, config, run, teachers, training
 from distill.cli import CONF
 from distill.losses import LOSSES
 from distill.module import Distiller
@@ -81,8 +81,8 @@ def test_every_objective_trains_a_student_and_never_waits_for_its_device(
     data = config.build_data(cfg)
     built = config.build_objective(cfg, data)
     run.check_early(cfg, data, built)
-    teacher = run.prepare_teacher(cfg, data) if built.needs_teacher else None
-    student, trainer = run.fit(cfg, data, teacher)
+    teacher = teachers.prepare_teacher(cfg, data) if built.needs_teacher else None
+    student, trainer = training.fit(cfg, data, teacher)
     assert trainer.global_step == 2
     assert waits == []
     for term in built.terms:
@@ -182,19 +182,19 @@ def test_an_ensemble_of_checkpoints_teaches(composed, tmp_path):
     cfg = composed(*QUICK[:3], *QUICK[4:], "teacher=ensemble", f"teacher.checkpoints={paths}",
                    "teacher.combine=draw", "teacher.weights=[2,1]")  # fmt: skip
     run.check_early(cfg, data, config.build_objective(cfg, data))
-    teacher = run.prepare_teacher(cfg, data)
+    teacher = teachers.prepare_teacher(cfg, data)
     assert teacher.model.weights == pytest.approx([2 / 3, 1 / 3])
-    _, trainer = run.fit(cfg, data, teacher)
+    _, trainer = training.fit(cfg, data, teacher)
     assert torch.isfinite(trainer.callback_metrics["val/agreement"])
 
 
 def test_a_schedule_of_the_objective_moves_its_weight(composed):
     cfg = composed(*QUICK, "objective=dkd", "trainer.max_epochs=3")
     data = config.build_data(cfg)
-    _, trainer = run.fit(cfg, data, run.prepare_teacher(cfg, data))
+    _, trainer = training.fit(cfg, data, teachers.prepare_teacher(cfg, data))
     assert trainer.lightning_module.objective.get("terms.dkd.weight") == 1.0
     first = composed(*QUICK, "objective=dkd", "trainer.max_epochs=1")
-    _, trainer = run.fit(first, data, run.prepare_teacher(first, data))
+    _, trainer = training.fit(first, data, teachers.prepare_teacher(first, data))
     assert trainer.lightning_module.objective.get("terms.dkd.weight") == 0.5
 
 
@@ -252,7 +252,7 @@ def test_a_checkpoint_of_another_run_is_refused(composed, tmp_path):
              "baseline=false", "callbacks=[checkpoints]")  # fmt: skip
     cfg = composed(*quick)
     data = config.build_data(cfg)
-    run.fit(cfg, data, None)
+    training.fit(cfg, data, None)
     path = tmp_path / "checkpoints" / "last.ckpt"
     for overrides, message in (
         ((), "nothing left to do"),

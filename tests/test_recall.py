@@ -7,7 +7,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from distill import cache, config, run
+from distill import cache, config, run, teachers, training
 from distill.cli import CONF
 from distill.models.teacher import Teacher
 
@@ -26,7 +26,7 @@ def fitted(tmp_path, cache, monkeypatch):
         Teacher, "__call__", lambda self, *given: asked.append(1) or answer(self, *given)
     )
 
-    def fit(*overrides, task=run.fit):
+    def fit(*overrides, task=training.fit):
         with initialize_config_dir(str(CONF), version_base="1.3"):
             paths = (f"paths.output_dir={tmp_path}", f"paths.cache={cache}")
             stored = () if "store=off" in overrides else (f"store.path={tmp_path / 'answers'}",)
@@ -34,9 +34,9 @@ def fitted(tmp_path, cache, monkeypatch):
         if task is run.fill_store:
             return task(cfg)
         data = config.build_data(cfg)
-        teacher = run.prepare_teacher(cfg, data)
+        teacher = teachers.prepare_teacher(cfg, data)
         asked.clear()
-        student, _ = run.fit(cfg, data, teacher)
+        student, _ = training.fit(cfg, data, teacher)
         return student.student.state_dict(), len(asked)
 
     return fit

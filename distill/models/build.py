@@ -55,13 +55,17 @@ class Normalize(nn.Module):
         return (view - self.mean) / self.std
 
 
-def build_model(spec: ModelSpec, shape: DataShape, role: str) -> nn.Module:
+def build_model(
+    spec: ModelSpec, shape: DataShape, role: str, any_classes: bool = False
+) -> nn.Module:
     """Return a timm model that fits the data, with its weights loaded, in channels-last layout.
 
     Args:
         spec: which model.
         shape: what the data ask of it.
         role: `teacher` or `student`, for messages.
+        any_classes: whether a checkpoint of other classes will do, of which the last layer is left
+            out: it is to be trained.
 
     Raises:
         ValueError: if the name is unknown, the weights do not fit, or the model refuses the images.
@@ -80,7 +84,7 @@ def build_model(spec: ModelSpec, shape: DataShape, role: str) -> nn.Module:
     model = create(name, args, shape, spec.pretrained and checkpoint is None, role)
     if checkpoint is not None:
         origin = f"{role}.checkpoint={spec.checkpoint}"
-        load_weights(model, checkpoint, shape, origin, any_classes=role == "student")
+        load_weights(model, checkpoint, shape, origin, any_classes)
         take_preprocessing(model, checkpoint)
     check_forward(model, shape, f"{role} {name}")
     return channels_last(model)

@@ -32,7 +32,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill import config, run
+from distill import config, teachers, training
 from distill.cli import CONF
 from distill.data import DataModule
 from distill.data.splits import Resident, Source
@@ -115,7 +115,9 @@ class Pair:
         spec = ModelSpec(self.teacher_name)
         if self.teacher_name is None:
             spec = config.model_spec(self.config([]).teacher)
-        return run.as_teacher(build_model(spec, config.data_shape(self.data), "teacher"), self.data)
+        return teachers.as_teacher(
+            build_model(spec, config.data_shape(self.data), "teacher"), self.data
+        )
 
     def config(self, overrides: list[str]) -> Any:
         """Return the default configuration of a run that is as long as a turn."""
@@ -137,7 +139,7 @@ class Pair:
         cfg = self.config([*SIDES[side], *more])
         data = self.data.with_options(seed=0, batch_size=BATCH, views=cfg.data.views)
         teacher = None if side == "supervised" else self.teacher
-        trainer = run.fit(cfg, data, teacher)[1]
+        trainer = training.fit(cfg, data, teacher)[1]
         clock = next(c for c in trainer.callbacks if isinstance(c, Clock))
         return BATCH * clock.steps / clock.seconds
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from shared import Row, Rows, composed, quiet, spread
 
-from distill import config, judge, run
+from distill import config, judge, teachers, training
 from distill.export import Job, verify, write_quantized
 from distill.export.program import Deployed
 from distill.metrics import expected_calibration_error, fit_temperature
@@ -64,7 +64,7 @@ def one_run(key: Row, options: argparse.Namespace) -> list[Row]:
     if cfg.teacher.fit:
         cfg.teacher.fit.max_epochs = options.epochs
     data = config.build_data(cfg)
-    fitted, _ = run.fit(cfg, data, run.prepare_teacher(cfg, data))
+    fitted, _ = training.fit(cfg, data, teachers.prepare_teacher(cfg, data))
     return judged(cfg, Distiller(fitted.student, normalize=fitted.normalize), data, folder)
 
 
@@ -74,7 +74,7 @@ def judged(cfg: Any, student: Distiller, data: Any, folder: Path) -> list[Row]:
     model = Deployed(student.student, student.normalize, None).cpu().eval()
     job = Job(composed(name="export").export, data, model, lambda images: images, {}, folder)
     file = write_quantized(job, folder / "int8.onnx", "per_channel", activations=True)
-    size = run.save_bundle(student, data, folder / "student", {}) / "model.safetensors"
+    size = training.save_bundle(student, data, folder / "student", {}) / "model.safetensors"
     weights = dense_weights(student.student).values()
     zeros = sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
     reference = verify.answers(model, verify.test_images(data, job.prepare))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from shared import Row, Rows, composed, quiet, spread
 
-from distill import config, judge, run
+from distill import config, judge, teachers, training
 from distill.data import DataModule
 from distill.metrics import evaluate
 from distill.module import Distiller
@@ -84,9 +84,9 @@ def one_run(data_name: str, objective: str, temperature: float, seed: int, out: 
     cfg = composed(*overrides)
     data = read_once(data_name).with_options(seed=seed, batch_size=cfg.data.batch_size)
     if objective == "baseline":
-        fitted, _ = run.fit(config.alone(cfg, "baseline"), data, None)
+        fitted, _ = training.fit(config.alone(cfg, "baseline"), data, None)
     else:
-        fitted, _ = run.fit(cfg, data, run.prepare_teacher(cfg, data))
+        fitted, _ = training.fit(cfg, data, teachers.prepare_teacher(cfg, data))
     student = Distiller(
         fitted.student, normalize=fitted.normalize
     )  # the teacher's answers are known

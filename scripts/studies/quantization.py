@@ -14,7 +14,7 @@ from typing import Any
 
 from shared import Row, Rows, composed, quiet, spread
 
-from distill import config, run
+from distill import config, teachers, training
 from distill.export import WEIGHTS_BY, Job, verify, write_quantized
 from distill.export.program import Deployed
 from distill.module import Distiller
@@ -61,9 +61,9 @@ def one_seed(student: str, seed: int, folder: Path) -> list[Row]:
             chosen = ["experiment=qad", f"student.checkpoint={start}", *overrides]
         cfg = composed(*fixed, *chosen)
         data = config.build_data(cfg)
-        fitted, _ = run.fit(cfg, data, run.prepare_teacher(cfg, data))
+        fitted, _ = training.fit(cfg, data, teachers.prepare_teacher(cfg, data))
         if overrides is None:
-            run.save_bundle(fitted, data, start, {})
+            training.save_bundle(fitted, data, start, {})
         for kind, numbers in judged(fitted, data, folder).items():
             rows.append({"seed": seed, "training": name, "kind": kind, **numbers})
     return rows
@@ -91,11 +91,11 @@ def as_markdown(student: str, rows: list[Row]) -> str:
         "| training | file | top-1 % | NLL | agreement with its float % |",
         "|---|---|---|---|---|",
     ]
-    for training in FURTHER:
+    for told in FURTHER:
         for kind in dict.fromkeys(row["kind"] for row in rows):
-            mine = [r for r in rows if (r["training"], r["kind"]) == (training, kind)]
+            mine = [r for r in rows if (r["training"], r["kind"]) == (told, kind)]
             cells = [spread([scale * r[key] for r in mine], n) for key, scale, n in SHOWN]
-            lines.append(f"| {training} | {kind.replace('_', ' ')} | {' | '.join(cells)} |")
+            lines.append(f"| {told} | {kind.replace('_', ' ')} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -1,0 +1,87 @@
+"""Teachers of a run: trained once, from files, several as one, and chains of assistants."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+from omegaconf import DictConfig
+from torch import nn
+
+from distill import config, judge
+from distill.cache import trained_once
+from distill.data import DataModule
+from distill.models.build import ModelSpec, build_model, normalization
+from distill.models.ensemble import Ensemble
+from distill.models.features import feature_channels
+from distill.models.teacher import Teacher
+from distill.objectives import Objective
+from distill.sharing import once
+from distill.training import train_and_keep
+
+log = logging.getLogger(__name__)
+
+
+def prepare_teachers(
+    cfg: DictConfig, data: DataModule, objective: Objective
+) -> list[Teacher | None]:
+    """Return the teacher and its assistants, each trained under the one before it."""
+    chain = [prepare_teacher(cfg, data)]
+    for number in range(1, len(cfg.assistants) + 1):
+        own = config.assistant(cfg, number)
+        settle_temperature(own, data, chain[-1])
+        role = f"assistant-{number}"
+        model = trained_once(own, data, role, train_and_keep, chain[-1])
+        own.paths = None  # where it was trained makes no other teacher
+        chain.append(once(str([role, own]), partial(as_teacher, model, data)))
+    for teacher in chain:
+        if teacher is not None and objective.needs_features:
+            feature_channels(teacher.model, objective.stages, "teacher")
+    return chain
+
+
+def prepare_teacher(cfg: DictConfig, data: DataModule) -> Teacher | None:
+    """Return the teacher, trained once and kept where no weights exist."""
+    source, key = cfg.teacher, config.shared_key(cfg, "teacher")
+    if not source.name or source.checkpoint or source.pretrained or not source.fit:
+        return once(key, lambda: load_teacher(cfg, data))
+    model = trained_once(config.alone(cfg, "teacher"), data, "teacher", train_and_keep)
+    return once(key, lambda: as_teacher(model, data))
+
+
+def load_teacher(cfg: DictConfig, data: DataModule) -> Teacher | None:
+    """Return the teacher from its published weights or a file, or None where none is named."""
+    source = cfg.teacher
+    if not config.teacher_name(cfg):
+        return None
+    if source.get("checkpoints") is not None:
+        return load_ensemble(cfg, data)
+    if not source.pretrained and not source.checkpoint:
+        raise ValueError(
+            f"teacher {source.name} would have random weights: give teacher.pretrained=true, "
+            "teacher.checkpoint=PATH, or teacher=trained"
+        )
+    model = build_model(config.model_spec(source), config.data_shape(data), "teacher")
+    return as_teacher(model, data)
+
+
+def load_ensemble(cfg: DictConfig, data: DataModule) -> Teacher:
+    """Return several teachers as one, each with its own normalisation."""
+    members = []
+    for path in cfg.teacher.checkpoints:
+        model = build_model(ModelSpec(checkpoint=path), config.data_shape(data), "teacher")
+        members.append(nn.Sequential(normalization(model, data.in_chans), model))
+    weights = config.plain(cfg.teacher.weights)
+    return Teacher(Ensemble(members, cfg.teacher.combine, weights), batch_size=data.batch_size)
+
+
+def as_teacher(model: nn.Module, data: DataModule) -> Teacher:
+    """Freeze a model, with its own normalisation."""
+    return Teacher(model, normalization(model, data.in_chans), data.batch_size)
+
+
+def settle_temperature(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> None:
+    """Put a number in the place of `objective.temperature=auto`."""
+    if cfg.objective.temperature == "auto":
+        cfg.objective.temperature = judge.teacher_temperature(cfg, data, teacher)
+        log.info("objective.temperature: %.4f, fitted to the teacher", cfg.objective.temperature)

@@ -1,0 +1,133 @@
+"""Train one model: a student under its teacher, or on labels alone what is kept for other runs."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig
+from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from distill import config
+from distill.cache import keep_history, open_recall, trained_once
+from distill.callbacks.speed import Speed
+from distill.data import DataModule
+from distill.models.build import Normalize, build_model, normalization
+from distill.models.bundle import save_student
+from distill.models.checkpoint import read_lightning, student_weights
+from distill.models.teacher import Teacher
+from distill.module import Distiller
+from distill.pruning import pruned
+
+log = logging.getLogger(__name__)
+
+
+def fit(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> tuple[Distiller, pl.Trainer]:
+    """Build the student from its seed and train it."""
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    spec = config.model_spec(cfg.student)
+    model = build_model(spec, config.data_shape(data), "student", any_classes=True)
+    objective = config.build_objective(cfg, data)
+    student = Distiller(
+        model,
+        teacher,
+        objective,
+        optimizer=config.plain(cfg.optimizer),
+        scheduler=config.plain(cfg.scheduler),
+        topk=config.plain(cfg.topk),
+        normalize=normalization(model, data.in_chans),
+    )
+    student.about = {
+        "student_model": asdict(replace(spec, checkpoint=None, pretrained=False)),
+        "preprocessing": {
+            name: values.flatten().tolist() for name, values in student.normalize.named_buffers()
+        },
+    }
+    trainer = config.build_trainer(cfg, objective)
+    for logger in trainer.loggers:
+        logger.log_hyperparams(config.plain(cfg))
+    if cfg.trainer.get("compile"):
+        mode = cfg.trainer.compile
+        model.compile(mode=None if mode is True else mode)
+    student.recall = open_recall(cfg, data, teacher, objective, trainer.global_rank)
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    try:
+        trainer.fit(student, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
+    except SystemExit:
+        if trainer.interrupted:  # Lightning turns Ctrl-C into an exit code of its own
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if student.recall is not None:
+            student.recall.close()
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):  # else the next job of a sweep would log to its run
+                logger.experiment.finish()
+    if "16-true" in str(cfg.trainer.precision):
+        student.float()  # what is judged and saved is what a user will load
+    return student, trainer
+
+
+def best_epoch(trainer: pl.Trainer, student: Distiller) -> tuple[int, Distiller] | None:
+    """Return the epoch that was best on validation, counted from 1, and the student it left."""
+    for callback in trainer.checkpoint_callbacks:
+        path = getattr(callback, "best_model_path", "")
+        if getattr(callback, "monitor", None) and path:
+            content = read_lightning(Path(path))
+            model = copy.deepcopy(student.student)
+            model.load_state_dict(student_weights(content))
+            best = Distiller(model, student.teacher, normalize=student.normalize)
+            return content["epoch"] + 1, best
+    return None
+
+
+def training_speed(trainer: pl.Trainer) -> float | None:
+    """Return the images per second of training."""
+    found = (c.images_per_second for c in trainer.callbacks if isinstance(c, Speed))  # type: ignore[attr-defined]
+    return next(found, None)
+
+
+def save_bundle(
+    student: Distiller, data: DataModule, path: Path, facts: dict[str, Any], card: str = ""
+) -> Path:
+    """Write the student for timm, with the preprocessing it was trained under."""
+    normalize = student.normalize
+    assert isinstance(normalize, Normalize)
+    return save_student(
+        student.student,
+        path,
+        classes=data.classes,
+        **data.preprocessing,
+        mean=normalize.mean.flatten().tolist(),
+        std=normalize.std.flatten().tolist(),
+        facts=facts,
+        card=card,
+    )
+
+
+def train_and_keep(
+    cfg: DictConfig, data: DataModule, role: str, kept: Path, teacher: Teacher | None
+) -> None:
+    """Train a model, on labels or under a teacher, and put it into the cache."""
+    log.info("%s: training %s for %d epochs", role, cfg.student.name, cfg.trainer.max_epochs)
+    student, trainer = fit(cfg, data, teacher)
+    if trainer.is_global_zero:
+        student, _ = pruned(cfg, data, student, trainer)
+        facts = {"role": role, "config": config.plain(cfg), "data": data.fingerprint}
+        save_bundle(student, data, kept, facts)
+        keep_history(cfg, kept)
+        log.info("%s: kept in %s", role, kept)
+    trainer.strategy.barrier()
+
+
+def prepare_baseline(cfg: DictConfig, data: DataModule) -> Distiller:
+    """Return the same student, trained from the same seed for as long, on labels only."""
+    model = trained_once(config.alone(cfg, "baseline"), data, "baseline", train_and_keep)
+    return Distiller(model, normalize=normalization(model, data.in_chans))
