@@ -255,12 +255,8 @@ def teacher_name(cfg: DictConfig) -> str | None:
 
 def direct_teacher(cfg: DictConfig) -> str | None:
     """Return what a person calls the model that the student learns from."""
-    return assistant(cfg, len(cfg.assistants)).student.name if chained(cfg) else teacher_name(cfg)
-
-
-def chained(cfg: DictConfig) -> bool:
-    """Whether assistants stand between teacher and student."""
-    return bool(cfg.get("assistants"))
+    last = len(cfg.get("assistants") or [])
+    return f"{assistant(cfg, last).student.name}, assistant {last}" if last else teacher_name(cfg)
 
 
 def topk(cfg: DictConfig, data: DataModule) -> tuple[int, ...]:

@@ -43,7 +43,7 @@ def test_the_student_learns_from_the_assistant_and_the_assistant_from_the_teache
     sizes = [model["params"] for model in (first, summary["teacher"], summary["student"])]
     assert sizes == sorted(sizes, reverse=True)
     printed = capsys.readouterr().out
-    places = [printed.index(word) for word in ("│ teacher", "│ assistant 1", "│ distilled")]
+    places = [printed.index(word) for word in ("│ first teacher", "│ teacher", "│ distilled")]
     assert places == sorted(places)
 
     answers = np.load(tmp_path / "run/predictions.npz")

@@ -27,16 +27,13 @@ def print_table(summary: dict[str, Any]) -> None:
 
 
 def by_label(summary: dict[str, Any], roles: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Return the numbers of each model by what it is called, a chain's teachers first.
+    """Return the numbers of each model by what it is called.
 
-    Args:
-        summary: a run's.
-        roles: role → label, of which the first is the teacher's.
+    The teacher is the student's own; of a chain, the first one and further assistants are before it.
     """
-    chain = summary.get("chain") or []
-    labels = {**roles, "teacher": f"assistant {len(chain)}" if chain else roles["teacher"]}
-    before = {f"assistant {k}" if k else roles["teacher"]: row for k, row in enumerate(chain)}
-    return before | {label: summary[role] for role, label in labels.items() if summary.get(role)}
+    chain = enumerate(summary.get("chain") or [])
+    before = {f"assistant {k}" if k else "first teacher": row for k, row in chain}
+    return before | {label: summary[role] for role, label in roles.items() if summary.get(role)}
 
 
 def number(value: float | None, scale: float, digits: int) -> str:
