@@ -101,11 +101,14 @@ def fit_key(cfg: DictConfig, data: DataModule, teacher: Teacher | None = None) -
     decided |= {"channels": data.in_chans, "classes": data.num_classes, "views": data.views}
     decided["gpu"] = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
     if cfg.student.checkpoint:  # a path may come to hold other weights
-        decided["student"]["checkpoint"] = digest(read_checkpoint(cfg.student.checkpoint).weights)
+        start = read_checkpoint(cfg.student.checkpoint)
+        about = repr((start.architecture, start.args, start.preprocessing))
+        decided["student"]["checkpoint"] = digest(start.weights, about)
     decided["callbacks"] = callbacks
     if teacher is not None:
         decided |= {key: values[key] for key in ("objective", "annealing")}
-        decided["store"] = {key: values["store"][key] for key in ("mode", "dtype", "topk")}
+        kept = ("mode", "dtype", "topk", "max_gb")  # which decide whether answers are rounded
+        decided["store"] = {key: values["store"].get(key) for key in kept}
         decided["teacher"] = [identity(teacher.model), identity(teacher.normalize)]
     decided["versions"] = report.versions()
     text = json.dumps(decided, sort_keys=True, default=str)

@@ -119,11 +119,10 @@ def predict() -> None:
     parser.add_argument("--device", help="such as cpu or cuda:1; a GPU where there is one")
     given = vars(parser.parse_args())
     with explained_in_one_line("distill-predict"):
-        code = importlib.import_module("distill.predict").run(
+        importlib.import_module("distill.predict").run(
             given.pop("student"), given.pop("images"), given.pop("output"), given.pop("format"),
             **given,
         )  # fmt: skip
-    raise SystemExit(code)
 
 
 def push() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,14 @@ from pytorch_lightning.loggers import CSVLogger, Logger
 from torch import Tensor
 
 from distill.callbacks.annealing import Annealing
+from distill.callbacks.fake_quantize import FakeQuantize
 from distill.callbacks.sparsity import check_averaging
 from distill.callbacks.speed import Speed
 from distill.data import DataModule
 from distill.data.costs import read_costs
 from distill.losses import dist
 from distill.models.build import ModelSpec, resolved
+from distill.models.bundle import FACTS, read_facts
 from distill.models.checkpoint import read_checkpoint, read_lightning, student_weights
 from distill.models.weights import DataShape, classes_of
 from distill.module import create_optimizer, create_schedule, evaluation_metrics, resolve_topk
@@ -81,6 +83,16 @@ def for_sweeper(cfg: DictConfig, value: Callable[[str], float]) -> float | list[
     """
     several = plain(cfg.sweep.metrics)
     return [value(name) for name in several] if several else value(cfg.optimized_metric)
+
+
+def told(cfg: DictConfig, numbers: dict[str, Any], value: Callable[[str], float]) -> dict[str, Any]:
+    """Return validation's numbers, with what decides that is not among them.
+
+    Of `sweep.metrics` they are what the sweeper is told, so that its front is the table's.
+    """
+    decides = {cfg.optimized_metric.removeprefix("val/"): value(cfg.optimized_metric)}
+    several = plain(cfg.sweep.metrics) or []
+    return {**decides, **numbers, **{name.removeprefix("val/"): value(name) for name in several}}
 
 
 def check_multirun(cfg: DictConfig) -> None:
@@ -199,6 +211,8 @@ def build_trainer(cfg: DictConfig, objective: Objective) -> pl.Trainer:
     """Return a trainer with the configured callbacks, annealing and loggers."""
     callbacks = [make(node, f"callbacks.{name}") for name, node in present(cfg.callbacks)]
     check_averaging(callbacks)
+    if cfg.trainer.get("compile") and any(isinstance(c, FakeQuantize) for c in callbacks):
+        raise ValueError("callbacks.fake_quantize needs trainer.compile=false")
     callbacks.append(Speed())
     callbacks += schedules(cfg, objective)
     folder = Path(cfg.paths.output_dir)
@@ -238,6 +252,24 @@ def resolve_student(cfg: DictConfig, data: DataModule) -> None:
         if known not in (None, data.num_classes):
             log.info("student.checkpoint=%s knows %d classes and the data have %d: its last layer "
                      "starts anew", spec.checkpoint, known, data.num_classes)  # fmt: skip
+
+
+def check_classes(cfg: DictConfig, data: DataModule) -> None:
+    """Refuse to judge a bundle on data of other classes than its own: `data=` was forgotten."""
+    bundle = Path(cfg.student.checkpoint or "").expanduser()
+    if not cfg.student.checkpoint or not (bundle / FACTS).is_file():
+        return
+    known = read_facts(bundle).get("classes")
+    if known and known != data.classes:
+        raise ValueError(
+            f"student.checkpoint={bundle} knows the classes {named(known)} and {data.source.name} "
+            f"has {named(data.classes)}: give the data it was trained on (data=…)"
+        )
+
+
+def named(classes: Sequence[str]) -> str:
+    """Return the first class names and how many there are."""
+    return f"{', '.join(classes[:3])}{', …' if len(classes) > 3 else ''} ({len(classes)})"
 
 
 def data_shape(data: DataModule) -> DataShape:
@@ -372,6 +404,8 @@ def assistant(cfg: DictConfig, number: int) -> DictConfig:
     derived.student = {**plain(cfg.student), "checkpoint": None, "pretrained": False, **own}
     derived.data.seed = cfg.data.seed
     derived.seed = cfg.seed + SEEDS_APART * number
+    spec = resolved(model_spec(derived.student))  # a checkpoint brings its own
+    derived.student.name, derived.student.args = spec.name, dict(spec.args)
     return OmegaConf.create(plain(derived))
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import HfApi, ModelCard, get_token
 
 from distill.data.errors import reason
 from distill.models.bundle import CARD, FACTS, load_student, read_facts
-from distill.models.checkpoint import TIMM_CONFIG, WEIGHTS
+from distill.models.checkpoint import TIMM_CONFIG, WEIGHTS, inside
 
 
 def push_student(
@@ -38,7 +38,13 @@ def push_student(
         ValueError: if the bundle is damaged, or the Hub refuses.
     """
     folder = Path(bundle)
+    if repository.count("/") != 1:
+        raise ValueError(f"{repository} is not OWNER/NAME")
+    if get_token() is None:
+        raise ValueError("there is no token: run `hf auth login`, or set HF_TOKEN")
     load_student(folder, calibrated=True)
+    if (folder / CARD).is_symlink() or (folder / CARD).exists():
+        inside(folder, CARD)
     about = f"{read_facts(folder).get('architecture') or 'student'} by distill"
     try:
         api = HfApi()
@@ -58,4 +64,7 @@ def push_student(
 def has_licence(bundle: str | Path) -> bool:
     """Whether the bundle's card says under which licence the student is."""
     card = Path(bundle) / CARD
-    return card.is_file() and bool(ModelCard.load(card).data.license)
+    try:
+        return bool(ModelCard.load(card).data.license)
+    except Exception:  # no card, or one whose head is not YAML
+        return False

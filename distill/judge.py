@@ -111,7 +111,7 @@ def summary(
             found[role] |= report.model_costs(model, shape, answers.device)
     if "teacher" in models:
         found["teacher"] = {"name": config.direct_teacher(cfg), **found["teacher"]}
-    found["chain"] = [found.pop(role) for role in sorted(found) if role.startswith("teacher_")]
+    found["chain"] = [found.pop(role) for role in list(found) if role.startswith("teacher_")]
     vector = fit_vector_scaling(*answers.of("student", "val"))
     found["student"] |= vector_numbers(vector, *answers.of("student", "test"))
     return {

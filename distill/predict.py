@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from distill.data.errors import reason
-from distill.data.images import decoded
+from distill.data.images import MODES, decoded
 from distill.files import plain_cell, writing
-from distill.models.bundle import facts_of, load_student
+from distill.models.bundle import facts_of, load_student, with_calibration
 
 FORMATS = ("csv", "jsonl")
 CALIBRATIONS: dict[str, bool | str] = {"temperature": True, "vector": "vector", "none": False}
@@ -61,16 +61,21 @@ class Predictor:
         device: str | None = None,
     ) -> None:
         plain: Any = load_student(bundle)
-        classes = facts_of(bundle, plain).get("classes")
+        facts = facts_of(bundle, plain)
+        classes = facts.get("classes")
         self.classes = classes or [str(k) for k in range(plain.num_classes)]
         self.topk = min(5, plain.num_classes) if topk is None else topk
         if not 1 <= self.topk <= plain.num_classes:
-            raise ValueError(f"--topk {topk}: the student knows {plain.num_classes} classes")
+            raise ValueError(f"--topk {topk} is not from 1 to the student's {plain.num_classes}")
         settings = timm.data.resolve_model_data_config(plain)
         self.channels: int = settings["input_size"][0]
+        if self.channels not in MODES:
+            raise ValueError(f"{bundle} takes images of {self.channels} channels, not 1 or 3")
         self.transform: Any = timm.data.create_transform(**settings, is_training=False)
         self.device = available(device)
-        self.model: nn.Module = load_student(bundle, CALIBRATIONS[calibration]).to(self.device)
+        kind = CALIBRATIONS[calibration]
+        model = with_calibration(plain, facts, kind) if kind else plain
+        self.model: nn.Module = model.to(self.device)
 
     def read(self, path: str) -> Tensor | str:
         """Return the normalised view `[C, H, W]` of an image file, or what is wrong with it."""
@@ -153,43 +158,52 @@ def run(
     form: str | None,
     batch_size: int,
     **options: Any,
-) -> int:
+) -> None:
     """Write what a student says of image files; see `distill-predict --help`.
 
-    Returns:
-        The exit code: 2 if no image could be read, else 0.
+    Raises:
+        ValueError: if an option is wrong, or no image could be read.
+        FileNotFoundError: if a file, a folder or the bundle is not there.
     """
     if batch_size < 1:
         raise ValueError(f"--batch-size {batch_size}: give a number of at least 1")
     form = form or ("jsonl" if output and output.suffix in (".jsonl", ".ndjson") else "csv")
+    if output is not None and output.is_dir():
+        raise ValueError(f"--output {output} is a folder")
     files = image_files(given, sys.stdin)
     predictor = Predictor(bundle, **options)
     good = bad = 0
     with ExitStack() as stack:
         file: IO[str] = sys.stdout
+        if isinstance(file, TextIOWrapper):  # names of files need not be UTF-8
+            file.reconfigure(errors="surrogateescape")
         if output is not None:
             binary = stack.enter_context(writing(output))
-            file = stack.enter_context(TextIOWrapper(binary, encoding="utf-8", newline=""))
+            text = TextIOWrapper(binary, "utf-8", "surrogateescape", newline="")
+            file = stack.enter_context(text)
         write = WRITERS[form](file, predictor.topk)
         for one in predictor.predict(files, batch_size):
-            if one.error is not None:
-                bad += 1
-                print(f"distill-predict: {one.path}: {one.error}", file=sys.stderr)
-            else:
+            if one.error is None:
                 good += 1
                 write(one)
+            else:
+                bad += 1
+                print(f"distill-predict: {one.path}: {one.error}", file=sys.stderr)
+        if not good:  # and nothing is written
+            raise ValueError(f"none of {bad} images could be read" if bad else "no image was named")
     skipped = f", {bad} skipped" if bad else ""
-    print(f"distill-predict: {good} images{skipped}", file=sys.stderr)
-    return 0 if good else 2
+    print(f"distill-predict: {good} image{'s' * (good != 1)}{skipped}", file=sys.stderr)
 
 
 def csv_writer(file: IO[str], topk: int) -> Callable[[Prediction], None]:
     """Return what writes a row of CSV for each image, under a head."""
     rows = csv.writer(file, lineterminator="\n")
     pairs = [(f"class_{k}", f"probability_{k}") for k in range(1, topk + 1)]
-    rows.writerow(["path", *(name for pair in pairs for name in pair)])
+    head = [["path", *(name for pair in pairs for name in pair)]]
 
     def write(one: Prediction) -> None:
+        rows.writerows(head)
+        head.clear()
         answers = zip(one.classes, one.probabilities, strict=True)
         cells = [cell for name, p in answers for cell in (plain_cell(name), f"{p:.6f}")]
         rows.writerow([plain_cell(one.path), *cells])
@@ -205,7 +219,8 @@ def jsonl_writer(file: IO[str], topk: int) -> Callable[[Prediction], None]:
             {"class": name, "probability": round(p, 6)}
             for name, p in zip(one.classes, one.probabilities, strict=True)
         ]
-        file.write(json.dumps({"path": one.path, "classes": answers}, ensure_ascii=False) + "\n")
+        path = one.path.encode("utf-8", "backslashreplace").decode()  # JSON has no other bytes
+        file.write(json.dumps({"path": path, "classes": answers}, ensure_ascii=False) + "\n")
 
     return write
 

@@ -67,8 +67,11 @@ def train(cfg: DictConfig) -> float | list[float] | None:
     student, sparsity = pruned(cfg, data, student, trainer)
     students = {"student": student, "baseline": baseline, "student_best": best and best[1]}
     answers, models = answered(cfg, data, students, teacher, chain)
+    numbers = judge.summary(cfg, data, answers, models)
+    logged = trainer.callback_metrics
     summary = {
-        **judge.summary(cfg, data, answers, models),
+        **numbers,
+        "validation": config.told(cfg, numbers["validation"], lambda name: logged[name].item()),
         "epochs": {"last": trainer.current_epoch, "best": best and best[0]},
         "sparsity": sparsity,
         "seconds": round(seconds, 2),
@@ -76,7 +79,7 @@ def train(cfg: DictConfig) -> float | list[float] | None:
         **report.circumstances(cfg, data),
     }
     write_run(cfg, data, answers, summary, student)
-    return config.for_sweeper(cfg, lambda name: trainer.callback_metrics[name].item())
+    return config.for_sweeper(cfg, lambda name: logged[name].item())
 
 
 def evaluate(cfg: DictConfig) -> None:
@@ -85,6 +88,7 @@ def evaluate(cfg: DictConfig) -> None:
     if not cfg.student.checkpoint and not cfg.student.pretrained:
         raise ValueError("give student.checkpoint=PATH: a student bundle or a checkpoint")
     config.check_decision(cfg, data)
+    config.check_classes(cfg, data)
     shape = config.data_shape(data)
     model = build_model(config.model_spec(cfg.student), shape, "student")
     teacher = load_teacher(cfg, data)
@@ -96,13 +100,15 @@ def evaluate(cfg: DictConfig) -> None:
 
 def fill_store(cfg: DictConfig) -> None:
     """Keep the teacher's answers ahead of the runs that will ask for them."""
-    cfg.store.mode = "disk"
     data = config.build_data(cfg)
     objective = config.build_objective(cfg, data)
+    config.resolve_student(cfg, data)
     check_store(cfg, data, objective)
+    check_assistants(cfg, data, objective)
     *_, teacher = prepare_teachers(cfg, data, objective)
     if teacher is None:
         raise ValueError("there is no teacher whose answers could be kept")
+    cfg.store.mode = "disk"  # only now: assistants are those that `distill` trains
     recall = open_recall(cfg, data, teacher, objective)
     assert recall is not None
     try:
@@ -197,9 +203,12 @@ def check_assistants(cfg: DictConfig, data: DataModule, objective: Objective) ->
     """Refuse assistants that have no teacher, or cannot be built."""
     if cfg.assistants and not config.teacher_name(cfg):
         raise ValueError("assistants learn from a teacher, and there is none")
-    for number in range(1, len(cfg.assistants) + 1):
-        own = config.assistant(cfg, number)
-        build_model(config.model_spec(own.student), config.data_shape(data), f"assistant {number}")
+    for number in range(1, len(cfg.assistants or []) + 1):
+        spec = config.model_spec(config.assistant(cfg, number).student)
+        label = f"assistant {number}"
+        model = build_model(spec, config.data_shape(data), label, any_classes=True)
+        if objective.needs_features:
+            feature_channels(model, objective.stages, label)
 
 
 def write_run(

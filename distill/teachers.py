@@ -27,7 +27,7 @@ def prepare_teachers(
 ) -> list[Teacher | None]:
     """Return the teacher and its assistants, each trained under the one before it."""
     chain = [prepare_teacher(cfg, data)]
-    for number in range(1, len(cfg.assistants) + 1):
+    for number in range(1, len(cfg.assistants or []) + 1):
         own = config.assistant(cfg, number)
         settle_temperature(own, data, chain[-1])
         role = f"assistant-{number}"

@@ -43,6 +43,7 @@ def fit(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> tuple[Dis
         normalize=normalization(model, data.in_chans),
     )
     student.about = {
+        "config": config.plain(cfg),
         "student_model": asdict(replace(spec, checkpoint=None, pretrained=False)),
         "preprocessing": {
             name: values.flatten().tolist() for name, values in student.normalize.named_buffers()

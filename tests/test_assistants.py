@@ -130,3 +130,19 @@ def test_a_student_of_other_classes_begins_with_the_backbone_and_says_so(
     cfg = composed(f"student.checkpoint={tmp_path / 'four'}")
     config.resolve_student(cfg, config.build_data(cfg))
     assert "knows 4 classes and the data have 10: its last layer starts anew" in caplog.text
+
+
+def test_an_assistant_from_a_checkpoint_has_its_architecture(composed, tmp_path):
+    spec = composed("student.args.channels=[8,8,8,8]").student
+    model = build_model(config.model_spec(spec), DataShape(10, 1, (32, 32)), "student")
+    distill.save_student(model, tmp_path / "eight")
+    cfg = composed(f"assistants=[{{checkpoint: {tmp_path / 'eight'}}}]")
+    assert config.assistant(cfg, 1).student.args.channels == [8, 8, 8, 8]
+    assert not config.assistant(composed("assistants=[{}]"), 1).student.checkpoint
+
+
+def test_the_store_is_filled_for_the_assistants_that_a_run_trains(composed, tmp_path):
+    run.fill_store(composed("assistants=[{}]"))
+    run.train(composed("assistants=[{}]", folder="other"))
+    assert len(list((tmp_path / "cache").glob("assistant-1-*/*.saf*"))) == 1
+    run.train(composed("assistants=null", folder="none"))

@@ -96,12 +96,19 @@ def test_the_four_files_are_pushed_as_they_are(command, hub, bundle, tmp_path):
 
 def test_what_the_hub_or_the_bundle_forbids_is_one_line(command, hub, bundle, tmp_path):
     refused = push(command, hub, tmp_path, bundle, "me/owl", token="wrong", check=False)
-    named = push(command, hub, tmp_path, bundle, "me/owl/x", check=False)
+    named = push(command, hub, tmp_path, bundle, "owl", check=False)
+    nobody = push(command, hub, tmp_path, bundle, "me/owl", token="", check=False)
     before = len(hub.calls)
+    (bundle / "README.md").unlink()
+    (bundle / "README.md").symlink_to("/etc/hostname")
+    linked = push(command, hub, tmp_path, bundle, "me/owl", check=False)
+    (bundle / "README.md").unlink()
     (bundle / "model.safetensors").write_bytes(b"")
     damaged = push(command, hub, tmp_path, bundle, "me/owl", check=False)
     assert len(hub.calls) == before  # nothing is sent of a bundle that cannot be loaded
-    for done, words in ((refused, "cannot push to me/owl"), (named, "cannot push to me/owl/x"),
+    for done, words in ((refused, "cannot push to me/owl"), (named, "owl is not OWNER/NAME"),
+                        (nobody, "there is no token"),
+                        (linked, "README.md is a link out of its folder"),
                         (damaged, "be read safely")):  # fmt: skip
         assert done.returncode == 2
         (line,) = done.stderr.splitlines()

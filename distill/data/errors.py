@@ -23,6 +23,8 @@ def reason(error: Exception) -> str:
     """Return the first line of an error, or its name where it says nothing."""
     if isinstance(error, UnidentifiedImageError):  # which says no more than `<_io.BytesIO …>`
         return "it is not an image that Pillow reads"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     first = first_line(error)
     if isinstance(error, ImportError):
         return f"it needs pip install 'distill-kd[data]' ({first})"

@@ -32,6 +32,7 @@ from distill.models.checkpoint import WEIGHTS
 log = logging.getLogger(__name__)
 
 FILES = {"onnx": "student.onnx", "onnx_int8": "student_int8.onnx", "torch_export": "student.pt2"}
+RECORD = "export.json"
 FLOAT = "torch float"  # the row that the others are compared with
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 WEIGHTS_BY = ("per_channel", "per_tensor")
@@ -88,7 +89,9 @@ def export(cfg: DictConfig) -> None:
     """
     check(cfg)
     job = load(cfg)
-    files = {FLOAT: File(Path(cfg.student.checkpoint) / WEIGHTS, job.model)}
+    for name in (*FILES.values(), RECORD):  # of an earlier export, which would pass for this one's
+        (job.folder / name).unlink(missing_ok=True)
+    files = {FLOAT: File(Path(cfg.student.checkpoint).expanduser() / WEIGHTS, job.model)}
     for name in cfg.export.formats:
         files[name] = WRITERS[name](job, job.folder / FILES[name])
     studied = study_files(job) if cfg.export.study else {}
@@ -139,6 +142,7 @@ def load(cfg: DictConfig) -> Job:
     """Return a bundle's student as it is exported, with its data."""
     options, known = cfg.export, read_facts(cfg.student.checkpoint)
     data = config.build_data(cfg)
+    config.check_classes(cfg, data)
     student = build_model(config.model_spec(cfg.student), config.data_shape(data), "student")
     normalize = normalization(student, data.in_chans)
     temperature = known.get("temperature") if options.temperature else None
@@ -263,6 +267,6 @@ def write_record(cfg: DictConfig, job: Job, found: dict[str, Any]) -> None:
     """Write `export.json`: every number, what the files take, and how they were made."""
     circumstances = report.circumstances(cfg, job.data)
     runtimes = {name: version(name) for name in PACKAGES if find_spec(name)}
-    content = {**found, **job.facts, **circumstances}
+    content = {**found, **circumstances, **job.facts}
     content["versions"] = circumstances["versions"] | runtimes
-    report.write_json(job.folder / "export.json", content)
+    report.write_json(job.folder / RECORD, content)

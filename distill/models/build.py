@@ -17,6 +17,7 @@ from distill.models.checkpoint import Checkpoint, read_checkpoint
 from distill.models.weights import DataShape, check_tensors_fit, load_weights
 
 FROM_DATA = ("num_classes", "in_chans")  # the data decide these, whatever a checkpoint recorded
+LARGEST_HEAD = 2**25  # numbers that a last layer for other classes may have
 LARGEST_BUFFERS = 2**28  # numbers: what positions need of a model for images of 4,096 pixels
 VECTOR = 16  # float32 values in the widest CPU register
 
@@ -50,6 +51,10 @@ class Normalize(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
+    def extra_repr(self) -> str:
+        """Return what the state dict leaves out, for whoever tells models apart."""
+        return f"mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"
+
     def forward(self, view: Tensor) -> Tensor:
         """Return the normalised view."""
         return (view - self.mean) / self.std
@@ -81,6 +86,8 @@ def build_model(
             f"{shape.num_classes}: fine-tune it first and give {role}.checkpoint, or set "
             f"{role}.pretrained=false"
         )
+    if checkpoint is not None and checkpoint.architecture:
+        check_proportion(checkpoint, name, {**args, **asked_by(shape)})
     model = create(name, args, shape, spec.pretrained and checkpoint is None, role)
     if checkpoint is not None:
         origin = f"{role}.checkpoint={spec.checkpoint}"
@@ -118,20 +125,21 @@ def rebuilt(checkpoint: Checkpoint) -> nn.Module:
     args = dict(checkpoint.args)
     if "input_size" in checkpoint.preprocessing:
         args.setdefault("in_chans", checkpoint.preprocessing["input_size"][0])
-    check_rebuilds(checkpoint, args)
+    outline = check_proportion(checkpoint, checkpoint.architecture, args)
+    check_tensors_fit(outline, checkpoint.weights, "its weights file")
     model = call_timm(checkpoint.architecture, args)
     model.load_state_dict(checkpoint.weights)
     take_preprocessing(model, checkpoint)
     return model
 
 
-def check_rebuilds(checkpoint: Checkpoint, args: Mapping[str, Any]) -> None:
-    """Refuse an architecture that would make other tensors than these, before any is made.
+def check_proportion(checkpoint: Checkpoint, name: str, args: Mapping[str, Any]) -> nn.Module:
+    """Refuse an architecture that is much larger than its weights, before any memory is taken.
 
-    The model is built without its numbers, and no further than the tensors in the file: what a
-    stranger's file says of depth and width costs neither time nor memory.
+    Returns:
+        The model without its numbers. It is built no further than there are tensors in the file:
+        what a stranger's file says of depth and width costs neither time nor memory.
     """
-    assert checkpoint.architecture
     left = len(checkpoint.weights)
 
     def count(*made: Any) -> None:
@@ -143,12 +151,15 @@ def check_rebuilds(checkpoint: Checkpoint, args: Mapping[str, Any]) -> None:
     hook = torch.nn.modules.module.register_module_parameter_registration_hook(count)
     try:
         with torch.device("meta"):
-            model = call_timm(checkpoint.architecture, args)
+            model = call_timm(name, args)
     finally:
         hook.remove()
-    check_tensors_fit(model, checkpoint.weights, "its weights file")
-    if sum(buffer.numel() for buffer in model.buffers()) > LARGEST_BUFFERS:
-        raise ValueError("the architecture is out of all proportion")
+    held = sum(weight.numel() for weight in checkpoint.weights.values())
+    if sum(weight.numel() for weight in model.parameters()) > 2 * held + LARGEST_HEAD or (
+        sum(buffer.numel() for buffer in model.buffers()) > LARGEST_BUFFERS
+    ):
+        raise ValueError(f"the architecture {name} with {dict(args)} is out of all proportion")
+    return model
 
 
 def call_timm(name: str, args: Mapping[str, Any], pretrained: bool = False) -> nn.Module:
@@ -213,11 +224,16 @@ def create(
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else "; see timm.list_models()"
         raise ValueError(f"timm has no model {name!r} for {role}.name{hint}")
-    options = {"num_classes": shape.num_classes, "in_chans": shape.in_chans, **args}
+    options = {**asked_by(shape), **args}
     try:
         return call_timm(name, options, pretrained)
     except ValueError as error:
         raise ValueError(f"{role}: {error}") from error
+
+
+def asked_by(shape: DataShape) -> dict[str, int]:
+    """Return the arguments that the data decide."""
+    return {"num_classes": shape.num_classes, "in_chans": shape.in_chans}
 
 
 def check_forward(model: nn.Module, shape: DataShape, label: str) -> None:

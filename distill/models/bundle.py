@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,14 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from distill.models.build import rebuilt
-from distill.models.checkpoint import TIMM_CONFIG, inside, is_list, read_checkpoint, read_json
+from distill.models.checkpoint import (
+    TIMM_CONFIG,
+    inside,
+    is_finite,
+    is_list,
+    read_checkpoint,
+    read_json,
+)
 
 FACTS, CARD = "distill.json", "README.md"
 
@@ -141,7 +147,7 @@ def load_student(path: str | Path, calibrated: bool | str = False) -> nn.Module:
     Example:
         `load_student("runs/first/student", calibrated=True)(images).softmax(1)`
     """
-    folder = Path(path)
+    folder = Path(path).expanduser()
     inside(folder, TIMM_CONFIG)
     checkpoint = read_checkpoint(folder)
     try:
@@ -184,14 +190,14 @@ def read_facts(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: if there is none.
         ValueError: if it is damaged, or what it says cannot be.
     """
-    file = Path(path) / FACTS
+    file = Path(path).expanduser() / FACTS
     facts = read_json(file)
     temperature, vector = facts.get("temperature"), facts.get("vector_scaling")
     if temperature is not None and not (is_list([temperature], int | float) and temperature > 0
-                                        and math.isfinite(temperature)):  # fmt: skip
+                                        and is_finite(temperature)):  # fmt: skip
         raise ValueError(f"{file} is damaged: {temperature!r:.80} is no temperature")
     if vector is not None and not (isinstance(vector, dict) and all(
-            is_list(vector.get(key), int | float) and all(map(math.isfinite, vector[key]))
+            is_list(vector.get(key), int | float) and all(map(is_finite, vector[key]))
             for key in ("scale", "bias"))):  # fmt: skip
         raise ValueError(f"{file} is damaged: vector_scaling is not a scale and a bias")
     classes = facts.get("classes")

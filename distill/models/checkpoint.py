@@ -65,8 +65,25 @@ def check_tensors(weights: Mapping[str, Tensor]) -> None:
             raise ValueError(f"{name!r} is no tensor")
         if value.dtype not in DTYPES:
             raise ValueError(f"tensor {name} is of a type that no weights have, {value.dtype}")
+        if not holds_its_numbers(value):
+            raise ValueError(f"tensor {name} says that it is larger than what the file holds")
         if value.is_floating_point() and not value.isfinite().all():
             raise ValueError(f"tensor {name} has values that are not finite")
+
+
+def holds_its_numbers(value: Tensor) -> bool:
+    """Whether a tensor has a number in memory for each of its elements."""
+    if value.layout != torch.strided or value.device.type != "cpu":
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+
+
+def is_finite(value: float) -> bool:
+    """Whether a number of a JSON file, which may have any number of digits, is finite."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def check_architecture(name: Any, args: Any) -> None:
@@ -87,7 +104,7 @@ def check_architecture(name: Any, args: Any) -> None:
 def numbers_in(value: Any) -> list[float]:
     """Return all numbers in a JSON value."""
     if isinstance(value, int | float):
-        return [value if math.isfinite(value) else math.inf]
+        return [value if is_finite(value) else math.inf]
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return [number for part in parts for number in numbers_in(part)]
 
@@ -98,8 +115,8 @@ def check_preprocessing(settings: Mapping[str, Any]) -> None:
         "input_size": lambda v: (
             is_list(v, int) and len(v) == 3 and 0 < min(v) <= max(v) <= LARGEST_ARGUMENT
         ),
-        "mean": lambda v: is_list(v, int | float) and all(map(math.isfinite, v)),
-        "std": lambda v: is_list(v, int | float) and all(0 < x < math.inf for x in v),
+        "mean": lambda v: is_list(v, int | float) and all(map(is_finite, v)),
+        "std": lambda v: is_list(v, int | float) and all(x > 0 and is_finite(x) for x in v),
         "interpolation": lambda v: isinstance(v, str),
         "crop_mode": lambda v: isinstance(v, str),
         "crop_pct": lambda v: is_list([v], int | float) and 0 < v <= 1,
@@ -229,7 +246,7 @@ def inside(folder: Path, name: str) -> Path:
     try:
         found = path.resolve(strict=True)
     except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(f"{folder} is not a student bundle: no {name}") from None
+        raise FileNotFoundError(missing(folder, name)) from None
     except (OSError, RuntimeError) as error:  # a circle of links
         raise ValueError(f"{path} leads nowhere: {error}") from error
     if not found.is_relative_to(folder.resolve()):
@@ -237,6 +254,15 @@ def inside(folder: Path, name: str) -> Path:
     if not found.is_file():
         raise ValueError(f"{path} is not an ordinary file")
     return path
+
+
+def missing(folder: Path, name: str) -> str:
+    """Return what to say of a bundle's file that is not there."""
+    if not folder.exists():
+        return f"there is no {folder}"
+    if (folder / "student" / name).is_file():
+        return f"{folder} is a run, not a student bundle: did you mean {folder / 'student'}?"
+    return f"{folder} is not a student bundle: no {name}"
 
 
 def read_json(path: Path) -> dict[str, Any]:

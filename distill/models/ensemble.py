@@ -53,6 +53,10 @@ class Ensemble(nn.Module):
             share / sum(shares) for share in shares
         ]  # on no device: nothing to wait for
 
+    def extra_repr(self) -> str:
+        """Return what decides the answers beside the members, for whoever tells models apart."""
+        return f"combine={self.combine}, weights={self.weights}"
+
     def forward(self, view: Tensor, step: int | None = None) -> Tensor:
         """Return combined logits `[N, K]`; `step` is the optimiser step, in training."""
         if self.combine == "draw" and step is not None:

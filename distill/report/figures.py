@@ -183,7 +183,8 @@ def learning(name: str, curves: Mapping[str, Points], temperature: Points) -> Fi
         axes = canvas.subplots()
         for (title, (x, y)), colour in zip(curves.items(), SERIES, strict=False):
             style = "--" if title.startswith("train") else "-"
-            axes.plot(x, y, style, marker="o", color=COLOURS[colour], label=title)
+            own = "baseline" if title == ROLES["baseline"] else colour  # as in all other figures
+            axes.plot(x, y, style, marker="o", color=COLOURS[own], label=title)
         axes.set(xlabel="epoch", ylabel=name)
         if temperature[0]:
             other = axes.twinx()

@@ -18,6 +18,7 @@ from distill.resolvers import higher_is_better
 METRICS = ("top1", "nll", "ece", "ece_after_scaling", "agreement")
 AVERAGED = ("val_top1", "test_top1", "test_nll", "test_ece", "baseline_top1")
 TEMPERATURE, SEED = "objective.temperature", "seed"
+FREE = ("sweep.", "paths.", "ckpt_path", "report", "preview.")  # values that decide no number
 UNSHOWN = ("folder", "config", "validation")  # of a row: no columns
 Row = dict[str, Any]
 Points = list[tuple[float, float, float, int]]
@@ -94,8 +95,8 @@ def overrides_of(job: Path) -> Row:
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     """Return a configuration's values by their dotted names."""
-    if not isinstance(config, dict):
-        return {prefix: config}
+    if not isinstance(config, dict) or not config:
+        return {prefix: config} if prefix else {}
     parts = (flat(v, f"{prefix}.{k}" if prefix else str(k)) for k, v in config.items())
     return {name: value for part in parts for name, value in part.items()}
 
@@ -104,7 +105,7 @@ def setting(row: Row, axis: str) -> str:
     """Return all that decides a job's numbers but its seed and the axis, as one text."""
     config = row["config"]
     free = {axis, *(name for name in config if name.rpartition(".")[2] == SEED)}
-    cosmetic = ("paths.", "tags", "task_name", "report", "logger.", "views", "preview.")
+    cosmetic = (*FREE, "tags", "task_name", "logger.", "views")
     kept = [n for n in sorted(config) if n not in free and not n.startswith(cosmetic)]
     return repr([(name, config[name]) for name in kept if "dir" not in name])
 

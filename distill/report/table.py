@@ -29,7 +29,7 @@ def print_table(summary: dict[str, Any]) -> None:
 def by_label(summary: dict[str, Any], roles: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Return the numbers of each model by what it is called.
 
-    The teacher is the student's own; of a chain, the first one and further assistants are before it.
+    The teacher is the student's own; before it are the first of a chain and further assistants.
     """
     chain = enumerate(summary.get("chain") or [])
     before = {f"assistant {k}" if k else "first teacher": row for k, row in chain}

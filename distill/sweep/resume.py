@@ -10,12 +10,11 @@ from omegaconf import DictConfig
 
 from distill import config
 from distill.models.checkpoint import read_lightning
-from distill.report.leaderboard import flat
+from distill.report.leaderboard import FREE, flat
 from distill.report.reading import METRICS, SUMMARY, by_epoch, read_history, read_summary
 
 log = logging.getLogger(__name__)
 
-FREE = ("sweep.", "paths.", "ckpt_path", "report", "preview.")  # of a run's configuration
 LAST = Path("checkpoints") / "last.ckpt"
 
 
@@ -29,14 +28,9 @@ def finished(cfg: DictConfig) -> float | list[float] | str | None:
     folder = Path(cfg.paths.output_dir)
     if not cfg.sweep.resume or not (folder / SUMMARY).is_file():
         return None
-    before = flat(read_summary(folder / SUMMARY).get("config") or {})
-    now = flat(config.plain(cfg))
-    for name in sorted(before.keys() & now.keys()):
-        if before[name] != now[name] and not (name.startswith(FREE) or found_out(name, cfg)):
-            return (
-                f"sweep.resume={cfg.sweep.resume}: {folder.name} was run with {name}="
-                f"{before[name]}, and this sweep says {now[name]}; its numbers are set aside"
-            )
+    changed = difference(read_summary(folder / SUMMARY).get("config") or {}, cfg)
+    if changed:
+        return f"{changed}; its numbers are set aside"
     history = read_history(folder / METRICS)
     try:
         told = config.for_sweeper(cfg, lambda name: by_epoch(history, name)[1][-1])
@@ -44,6 +38,19 @@ def finished(cfg: DictConfig) -> float | list[float] | str | None:
         return None
     log.info("%s has been run before", folder)
     return told
+
+
+def difference(before: dict[str, Any], cfg: DictConfig) -> str | None:
+    """Return where a job was told otherwise before, or None if it was told the same."""
+    then, now = flat(before), flat(config.plain(cfg))
+    for name in sorted(then.keys() | now.keys()):
+        old, new = (None if v in ({}, []) else v for v in (then.get(name), now.get(name)))
+        if old != new and not (name.startswith(FREE) or found_out(name, cfg)):
+            return (
+                f"sweep.resume={cfg.sweep.resume}: {Path(cfg.paths.output_dir).name} was run with "
+                f"{name}={old}, and this sweep says {new}"
+            )
+    return None
 
 
 def found_out(name: str, cfg: DictConfig) -> bool:
@@ -55,11 +62,18 @@ def found_out(name: str, cfg: DictConfig) -> bool:
 
 
 def go_on(cfg: DictConfig) -> None:
-    """Let a job of a resumed sweep, which was interrupted, go on from its last checkpoint."""
+    """Let a job of a resumed sweep, which was interrupted, go on from its last checkpoint.
+
+    Raises:
+        ValueError: if it was another job that was interrupted there.
+    """
     last = Path(cfg.paths.output_dir) / LAST
     if cfg.sweep.resume and not cfg.ckpt_path and last.is_file():
-        loops: Any = read_lightning(last)["loops"]
-        done = loops["fit_loop"]["epoch_progress"]["current"]["processed"]
+        content = read_lightning(last)
+        changed = difference(content["distill"].get("config") or {}, cfg)
+        if changed:
+            raise ValueError(f"{changed}: remove {last} to begin anew")
+        done = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
         if done < cfg.trainer.max_epochs:
             log.info("going on from %s: %d epochs done", last, done)
             cfg.ckpt_path = str(last)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 # Nothing heavy: Hydra imports this file before it prints its help.
 from distill.cli import refuse
@@ -25,6 +25,13 @@ class SweepTable(Callback):
             refuse(ValueError(
                 f"sweep.resume={config.sweep.resume}: a search goes on with the same "
                 "hydra.sweeper.study_name, in a folder of its own"
+            ))  # fmt: skip
+        goals, directions = config.sweep.metrics, config.hydra.sweeper.get("direction")
+        several = list(directions) if OmegaConf.is_list(directions) else [directions]
+        if directions and len(goals or [None]) != len(several):
+            refuse(ValueError(
+                f"sweep.metrics={list(goals or [])} and hydra.sweeper.direction={several} are to "
+                "be of one length"
             ))  # fmt: skip
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:

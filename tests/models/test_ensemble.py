@@ -3,6 +3,8 @@ import torch
 from torch import nn
 
 from distill import Distiller, Objective, Teacher
+from distill.cache import identity
+from distill.models.build import Normalize
 from distill.models.ensemble import Ensemble
 
 
@@ -74,3 +76,14 @@ def test_the_distiller_draws_in_training_and_averages_in_validation():
 def test_impossible_ensembles_are_refused(models, combine, weights, message):
     with pytest.raises(ValueError, match=message):
         Ensemble(models, combine, weights)
+
+
+def test_what_decides_the_answers_tells_ensembles_and_normalisations_apart():
+    members = [nn.Linear(2, 2), nn.Linear(2, 2)]
+    found = {
+        identity(Ensemble(members, combine, weights))
+        for combine in ("probability", "logit")
+        for weights in (None, [1, 20])
+    }
+    assert len(found) == 4
+    assert identity(Normalize([0.1], [0.2])) != identity(Normalize([0.5], [0.9]))

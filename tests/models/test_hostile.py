@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import struct
@@ -170,12 +171,13 @@ HOSTILE = {
     "wider": (argument(channels=[8, 8, 16, 32]), "does not fit the architecture"),
     "as deep as memory": (argument(layers=[1, 1, 1, 60_000]), "more tensors than the file"),
     "deeper than memory": (argument(layers=[1, 1, 1, 10**12]), "out of all proportion"),
-    "as wide as memory": (argument(channels=[60_000] * 4), "does not fit the architecture"),
+    "as wide as memory": (argument(channels=[60_000] * 4), "out of all proportion"),
     "not a number": (argument(stem_width=float("nan")), "out of all proportion"),
     "weights from elsewhere": (argument(checkpoint_path="/etc/passwd"), "no argument of an arch"),
     "weights of timm's": (argument(pretrained=True), "no argument of an architecture"),
     "a filter to call": (argument(pretrained_filter_fn="os.system"), "no argument of an arch"),
     "a cache elsewhere": (argument(cache_dir="/"), "no argument of an architecture"),
+    "a number without end": (argument(stem_width=10**400), "out of all proportion"),
     "a target": (argument(_target_="os.system"), "timm cannot build|no argument"),
     "arguments as a list": (in_config(lambda c: c.update(model_args=[1])), "not an object"),
     "settings as a list": (in_config(lambda c: c.update(pretrained_cfg=[1])), "not an object"),
@@ -185,6 +187,7 @@ HOSTILE = {
     "crop": (in_config(lambda c: c["pretrained_cfg"].update(crop_pct=1e9)), "crop_pct cannot"),
     "temperature in words": (in_facts(temperature="2"), "no temperature"),
     "temperature zero": (in_facts(temperature=0), "no temperature"),
+    "temperature without end": (in_facts(temperature=10**400), "no temperature"),
     "temperature infinite": (in_facts(temperature=float("inf")), "no temperature"),
     "temperature true": (in_facts(temperature=True), "no temperature"),
     "a scale of words": (in_facts(vector_scaling={"scale": ["a"], "bias": [1]}), "vector_scaling"),
@@ -202,6 +205,33 @@ def test_a_hostile_bundle_ends_in_one_line(bundle, name):
     with watched(), pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
         distill.load_student(bundle, calibrated=True)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+@pytest.mark.parametrize(
+    "changed", [{"channels": [4, 8, 16, 30_000]}, {"layers": [1, 1, 1, 9_999]}]
+)
+def test_a_run_takes_no_memory_for_what_a_bundle_boasts_of(bundle, role, changed):
+    argument(**changed)(bundle)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with (
+        watched(),
+        pytest.raises(ValueError, match=r"of all proportion|more tensors than the file"),
+    ):
+        build_model(ModelSpec(checkpoint=str(bundle)), DataShape(3, 1, (32, 32)), role)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kilobytes
+
+
+@pytest.mark.parametrize("ending", ["pth", "ckpt"])
+@pytest.mark.parametrize("tensor", [
+    torch.zeros(1).expand(2**33), torch.zeros(3, device="meta"), torch.eye(3).to_sparse(),
+])  # fmt: skip
+def test_a_tensor_without_its_numbers_is_refused(tmp_path, tensor, ending):
+    key = "fc.weight" if ending == "pth" else "student.fc.weight"
+    content = {key: tensor} if ending == "pth" else {"state_dict": {key: tensor}}
+    torch.save(content, tmp_path / f"w.{ending}")
+    with watched(), pytest.raises(ValueError, match="larger than what the file holds"):
+        read_checkpoint(tmp_path / f"w.{ending}")
 
 
 def test_a_target_in_a_bundle_is_ignored(bundle, tmp_path):
