@@ -1,0 +1,80 @@
+"""What a resumed sweep takes for the same job, and what for another."""
+
+import json
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from distill import config
+from distill.cli import CONF
+from distill.report.leaderboard import setting
+from distill.sweep import resume
+
+
+@pytest.fixture
+def composed(tmp_path):
+    def make(*overrides):
+        paths = (f"paths.output_dir={tmp_path / '0'}", f"sweep.resume={tmp_path}")
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose("train", overrides=[*paths, *overrides])
+
+    return make
+
+
+def leave(folder, cfg, top1=0.5):
+    folder.mkdir()
+    (folder / "summary.json").write_text(json.dumps({"config": config.plain(cfg)}))
+    (folder / "metrics.csv").write_text(f"epoch,val/top1\n0,{top1}\n")
+
+
+CHANGES = [
+    ("annealing=cosine",),
+    ("scheduler=null",),
+    ("callbacks=[checkpoints,progress,sparsity]",),
+    ("assistants=[{}]",),
+    ("student=timm", "student.name=resnet10t"),
+    ("~student.args.stem_width",),
+    ("objective.temperature=3",),
+]
+
+
+@pytest.mark.parametrize("changed", CHANGES, ids=lambda change: change[0])
+@pytest.mark.parametrize("first", [True, False])
+def test_another_configuration_is_another_job_whichever_was_first(
+    composed, tmp_path, changed, first
+):
+    before, now = (composed(*changed), composed()) if first else (composed(), composed(*changed))
+    leave(tmp_path / "0", before)
+    said = resume.finished(now)
+    assert isinstance(said, str)
+    assert "its numbers are set aside" in said
+
+
+@pytest.mark.parametrize("free", [(), ("report=false",), ("sweep.metrics=[val/top1]",)])
+def test_what_decides_no_number_is_no_other_job(composed, tmp_path, free):
+    leave(tmp_path / "0", composed())
+    told = resume.finished(composed(*free))
+    assert told == ([0.5] if "sweep.metrics=[val/top1]" in free else 0.5)
+
+
+def test_another_jobs_checkpoint_is_not_gone_on_from(composed, tmp_path):
+    checkpoints = tmp_path / "0" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    progress = {"fit_loop": {"epoch_progress": {"current": {"processed": 3}}}}
+    content = {"state_dict": {"student.w": torch.ones(1)}, "loops": progress,
+               "distill": {"config": config.plain(composed("seed=1"))}}  # fmt: skip
+    torch.save(content, checkpoints / "last.ckpt")
+    with pytest.raises(ValueError, match=r"seed=1, and this sweep says 0: remove .*last\.ckpt"):
+        resume.go_on(composed())
+    cfg = composed("seed=1")
+    resume.go_on(cfg)
+    assert cfg.ckpt_path.endswith("last.ckpt")
+
+
+def test_jobs_of_a_resumed_sweep_are_of_one_setting(composed):
+    rows = [
+        {"config": resume.flat(config.plain(composed(*own)))}
+        for own in (("seed=0", "sweep.resume=null"), ("seed=1", "ckpt_path=0/last.ckpt"))
+    ]
+    assert setting(rows[0], "seed") == setting(rows[1], "seed")
