@@ -23,6 +23,7 @@ from distill.models.checkpoint import read_lightning, student_weights
 from distill.models.teacher import Teacher
 from distill.module import Distiller
 from distill.pruning import pruned
+from distill.sweep import resume
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def fit(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> tuple[Dis
         normalize=normalization(model, data.in_chans),
     )
     student.about = {
-        "config": config.plain(cfg),
+        "job": resume.fingerprint(cfg),
         "student_model": asdict(replace(spec, checkpoint=None, pretrained=False)),
         "preprocessing": {
             name: values.flatten().tolist() for name, values in student.normalize.named_buffers()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from distill.report.reading import METRICS, SUMMARY, by_epoch, read_history, rea
 
 log = logging.getLogger(__name__)
 
+COMPARED = ("student.name", "student.args", "objective.temperature")  # or found out by the run
 LAST = Path("checkpoints") / "last.ckpt"
 
 
@@ -61,6 +64,16 @@ def found_out(name: str, cfg: DictConfig) -> bool:
     )
 
 
+def fingerprint(cfg: DictConfig) -> str:
+    """Return a hash of what a job was told, but for what `config.check_resume` compares itself."""
+    told = [
+        (name, value)
+        for name, value in sorted(flat(config.plain(cfg)).items())
+        if value not in ({}, [], None) and not name.startswith((*FREE, *COMPARED))
+    ]
+    return hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()
+
+
 def go_on(cfg: DictConfig) -> None:
     """Let a job of a resumed sweep, which was interrupted, go on from its last checkpoint.
 
@@ -70,9 +83,11 @@ def go_on(cfg: DictConfig) -> None:
     last = Path(cfg.paths.output_dir) / LAST
     if cfg.sweep.resume and not cfg.ckpt_path and last.is_file():
         content = read_lightning(last)
-        changed = difference(content["distill"].get("config") or {}, cfg)
-        if changed:
-            raise ValueError(f"{changed}: remove {last} to begin anew")
+        if content["distill"].get("job") not in (None, fingerprint(cfg)):
+            raise ValueError(
+                f"sweep.resume={cfg.sweep.resume}: {last} was left by another configuration: "
+                "remove it to begin anew"
+            )
         done = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
         if done < cfg.trainer.max_epochs:
             log.info("going on from %s: %d epochs done", last, done)

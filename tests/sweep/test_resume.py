@@ -63,9 +63,9 @@ def test_another_jobs_checkpoint_is_not_gone_on_from(composed, tmp_path):
     checkpoints.mkdir(parents=True)
     progress = {"fit_loop": {"epoch_progress": {"current": {"processed": 3}}}}
     content = {"state_dict": {"student.w": torch.ones(1)}, "loops": progress,
-               "distill": {"config": config.plain(composed("seed=1"))}}  # fmt: skip
+               "distill": {"job": resume.fingerprint(composed("seed=1"))}}  # fmt: skip
     torch.save(content, checkpoints / "last.ckpt")
-    with pytest.raises(ValueError, match=r"seed=1, and this sweep says 0: remove .*last\.ckpt"):
+    with pytest.raises(ValueError, match=r"last\.ckpt was left by another configuration"):
         resume.go_on(composed())
     cfg = composed("seed=1")
     resume.go_on(cfg)
