@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from distill import config, report
+from distill import config, metrics, report
 from distill.data import DataModule
-from distill.files import writing
+from distill.files import save_arrays
 from distill.metrics import (
+    class_numbers,
     cost_numbers,
     evaluate,
     fit_temperature,
@@ -53,13 +53,12 @@ class Answers:
 
     def save(self, path: Path) -> None:
         """Write every array, named `SPLIT_ROLE`, as an uncompressed `.npz`."""
-        arrays: dict[str, Any] = {
-            f"{split}_{name}": tensor.numpy()
+        arrays = {
+            f"{split}_{name}": tensor
             for split, values in self.splits.items()
             for name, tensor in values.items()
         }
-        with writing(path) as building:
-            np.savez(building, **arrays)
+        save_arrays(path, arrays)
 
 
 def answer(cfg: DictConfig, module: Distiller, data: DataModule) -> Answers:
@@ -67,13 +66,24 @@ def answer(cfg: DictConfig, module: Distiller, data: DataModule) -> Answers:
     trainer = single_device(cfg)
     batches = trainer.predict(module, datamodule=data)
     assert batches is not None
-    return Answers(
-        {
-            split: {key: torch.cat([b[key].cpu() for b in answers]) for key in answers[0]}
-            for split, answers in zip(SPLITS, batches, strict=True)
-        },
-        trainer.strategy.root_device,
-    )
+    answers = {split: joined(found) for split, found in zip(SPLITS, batches, strict=True)}
+    return Answers(answers, trainer.strategy.root_device)
+
+
+def answer_one(cfg: DictConfig, module: Distiller, data: DataModule) -> dict[str, Tensor]:
+    """Return a model's answers to the one split that the data ask about; see `DataModule.asking`.
+
+    A teacher of the model is left aside.
+    """
+    alone = Distiller(module.student, num_classes=data.num_classes, normalize=module.normalize)
+    batches = single_device(cfg).predict(alone, datamodule=data)
+    assert batches is not None
+    return joined(batches)
+
+
+def joined(batches: Sequence[Any]) -> dict[str, Tensor]:
+    """Return the answers of several batches as one, on the CPU."""
+    return {key: torch.cat([batch[key].cpu() for batch in batches]) for key in batches[0]}
 
 
 def single_device(cfg: DictConfig, **options: Any) -> pl.Trainer:
@@ -92,7 +102,11 @@ def single_device(cfg: DictConfig, **options: Any) -> pl.Trainer:
 
 
 def summary(
-    cfg: DictConfig, data: DataModule, answers: Answers, models: Mapping[str, nn.Module]
+    cfg: DictConfig,
+    data: DataModule,
+    answers: Answers,
+    models: Mapping[str, nn.Module],
+    learned: Mapping[str, Mapping[str, float | None]],
 ) -> dict[str, Any]:
     """Return every number of a run: each model's own, and the evidence that its page shows.
 
@@ -101,12 +115,14 @@ def summary(
         data: the run's data.
         answers: of the models to the held-out splits.
         models: role → model; `student` is there, the others may be.
+        learned: role → what the model makes of wrong training labels, where some are.
     """
     costs = config.costs(cfg, data)
     shape = (data.in_chans, *data.image_size)
     found: dict[str, Any] = dict.fromkeys(ROLES)
     for role, model in models.items():
         found[role] = judge(cfg, data, answers, role, costs) | {"params": report.parameters(model)}
+        found[role] |= learned.get(role, {})
         if role != "student_best":  # the same model as the student
             found[role] |= report.model_costs(model, shape, answers.device)
     if "teacher" in models:
@@ -127,7 +143,7 @@ def judge(
 ) -> dict[str, Any]:
     """Return the test split's numbers of one model; what is fitted is fitted on validation."""
     logits, target = answers.of(role, "test")
-    numbers = evaluate(
+    numbers: dict[str, Any] = evaluate(
         logits,
         target,
         None if role.startswith("teacher") else answers.splits["test"].get("teacher"),
@@ -135,11 +151,28 @@ def judge(
         validation=answers.of(role, "val"),
         confidence=cfg.decision.confidence,
     )
+    numbers |= class_numbers(logits, target, data.image_counts, config.plain(cfg.shot_groups))
     if costs is not None:
         fitted = numbers["temperature_star"]
         assert not isinstance(fitted, str)
         numbers |= cost_numbers(logits, target, costs, fitted)
     return {"top5": None, **numbers}
+
+
+def learned_labels(
+    cfg: DictConfig, data: DataModule, modules: Mapping[str, Distiller | None]
+) -> dict[str, dict[str, float | None]]:
+    """Return by role what models make of wrong training labels; nothing where none is wrong."""
+    change = data.altered.get("train")
+    if change is None or not bool(change.wrong.any()):
+        return {}
+    asking, found = data.asking("train"), {}
+    for role, module in modules.items():
+        if module is not None:
+            answers = answer_one(cfg, module, asking)["student"].argmax(dim=1)
+            shares = metrics.learned_labels(answers, change.split.labels, change.true)
+            found[role] = report.finite({name: float(share) for name, share in shares.items()})
+    return found
 
 
 def teacher_temperature(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> float:

@@ -36,6 +36,8 @@ from distill.sweep import resume
 
 log = logging.getLogger(__name__)
 
+FILES = ("summary.json", "report.html", "predictions.npz", "examples.npz", "condition.npz")
+
 
 def train(cfg: DictConfig) -> float | list[float] | None:
     """Train a student under its teacher, judge both and the baseline, and write the run directory.
@@ -76,7 +78,7 @@ def train(cfg: DictConfig) -> float | list[float] | None:
     students = {"student": student, "baseline": baseline, "student_best": best and best[1]}
     answers, models = answered(cfg, data, students, teacher, chain)
     summary = {
-        **judge.summary(cfg, data, answers, models),
+        **judge.summary(cfg, data, answers, models, taught(cfg, data, students, teacher)),
         "epochs": {"last": trainer.current_epoch, "best": best and best[0]},
         "sparsity": sparsity,
         "seconds": round(seconds, 2),
@@ -97,8 +99,13 @@ def evaluate(cfg: DictConfig) -> None:
     model = build_model(config.model_spec(cfg.student), shape, "student")
     teacher = load_teacher(cfg, data)
     student = Distiller(model, teacher, normalize=normalization(model, data.in_chans))
-    answers, models = answered(cfg, data, {"student": student}, teacher)
-    summary = {**judge.summary(cfg, data, answers, models), **report.circumstances(cfg, data)}
+    students = {"student": student}
+    answers, models = answered(cfg, data, students, teacher)
+    learned = taught(cfg, data, students, teacher)
+    summary = {
+        **judge.summary(cfg, data, answers, models, learned),
+        **report.circumstances(cfg, data),
+    }
     write_run(cfg, data, answers, summary)
 
 
@@ -138,7 +145,7 @@ def answered(
 ) -> tuple[judge.Answers, dict[str, nn.Module]]:
     """Return the answers of a run's models to the held-out splits, and the models, by role."""
     before: dict[str, Distiller | None] = {
-        f"teacher_{k}": Distiller(one.model, num_classes=data.num_classes, normalize=one.normalize)
+        f"teacher_{k}": as_module(one, data)
         for k, one in enumerate(chain, start=1)
         if one is not None
     }
@@ -150,6 +157,24 @@ def answered(
     for role, module in known.items():
         answers.add(role, judge.answer(cfg, module, data))
     return answers, models
+
+
+def taught(
+    cfg: DictConfig,
+    data: DataModule,
+    students: Mapping[str, Distiller | None],
+    teacher: Teacher | None,
+) -> dict[str, dict[str, float | None]]:
+    """Return by role what a run's models make of wrong training labels."""
+    modules = dict(students)
+    if teacher is not None:
+        modules["teacher"] = as_module(teacher, data)
+    return judge.learned_labels(cfg, data, modules)
+
+
+def as_module(teacher: Teacher, data: DataModule) -> Distiller:
+    """Return a teacher as a model to be judged like a student."""
+    return Distiller(teacher.model, num_classes=data.num_classes, normalize=teacher.normalize)
 
 
 def take_up(cfg: DictConfig) -> float | list[float] | None:
@@ -171,7 +196,13 @@ def take_up(cfg: DictConfig) -> float | list[float] | None:
 def set_aside(folder: Path) -> None:
     """Rename what an earlier run left in the same folder, which would pass for this one's."""
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        for name in ("summary.json", "report.html", "predictions.npz", "examples.npz"):
+        for name in (
+            "summary.json",
+            "report.html",
+            "predictions.npz",
+            "examples.npz",
+            "condition.npz",
+        ):
             path = folder / name
             if path.is_file():
                 path.replace(path.with_name(f"{path.stem}.previous{path.suffix}"))
@@ -395,6 +426,8 @@ def write_run(
             student, data, folder / "student", facts, report.model_card(facts, data.classes)
         )
     answers.save(folder / "predictions.npz")
+    if data.altered:
+        report.save_condition(folder / "condition.npz", data)
     report.save_thumbnails(folder / "examples.npz", data, summary)
     report.write_json(folder / "summary.json", summary)
     report.print_table(summary)

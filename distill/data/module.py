@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from distill import sharing
+from distill.data.corrupt import CUT, OWN, Altered, altered, build_condition
 from distill.data.draws import keyed_words
 from distill.data.images import MODES
 from distill.data.splits import Resident, Source, Split, Streamed, stratified
@@ -58,6 +59,8 @@ class DataModule(pl.LightningDataModule):
         seed: seed of the order of samples and of their views.
         views: how many views each sample has, epoch e showing view `e mod views`; None is a new
             one every epoch. The order of samples is new every epoch in any case.
+        condition: keywords of `distill.data.corrupt.Condition`: wrong labels, rare classes or few
+            images, in train and, unless it is to stay clean, in validation; never in the test.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class DataModule(pl.LightningDataModule):
         split_seed: int = 0,
         seed: int = 0,
         views: int | None = None,
+        condition: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         check_numbers(batch_size, num_workers, image_size, val_fraction, test_fraction)
@@ -82,11 +86,28 @@ class DataModule(pl.LightningDataModule):
             source, val_fraction, test_fraction, split_seed
         )
         check_labels(self)
+        self.condition = build_condition(condition)
+        self.altered = self._altered()
+        for name, one in self.altered.items():
+            setattr(self, name, one.split)
+            self.notes.append(one.told(name))
         self.view = build_view(self.train, view or {}, image_size, source.channels)
         self.image_size = sample_size(self.train, image_size)
         self._copies: dict[torch.device, Resident] = {}
         self._streams, self._recent = Streams(), Recent()
+        self._asked: tuple[str, ...] = ("val", "test")
         self._keys(self.train, shuffle=True)
+
+    def _altered(self) -> dict[str, Altered]:
+        """Return the splits that the condition changes, by name."""
+        condition = self.condition
+        if condition is None:
+            return {}
+        found = {"train": altered(self.train, condition, self.classes, CUT, training=True)}
+        if not condition.clean_validation:
+            where = CUT if self.source.val is None else OWN
+            found["val"] = altered(self.val, condition, self.classes, where, training=False)
+        return found
 
     @property
     def classes(self) -> list[str]:
@@ -116,8 +137,14 @@ class DataModule(pl.LightningDataModule):
 
     @cached_property
     def class_counts(self) -> list[int]:
-        """The number of training samples of each class."""
+        """The number of training samples of each class, by the labels they are given."""
         return torch.bincount(self.train.labels, minlength=self.num_classes).tolist()
+
+    @property
+    def image_counts(self) -> list[int]:
+        """The number of training samples of each class, by their true labels where known."""
+        change = self.altered.get("train")
+        return change.counts()["kept"] if change else self.class_counts
 
     @cached_property
     def fingerprint(self) -> str:
@@ -148,8 +175,17 @@ class DataModule(pl.LightningDataModule):
         return self._loader(self.test)
 
     def predict_dataloader(self) -> list[KeyLoader]:
-        """Return validation and test: a temperature is fitted on one and judged on the other."""
-        return [self.val_dataloader(), self.test_dataloader()]
+        """Return validation and test: a temperature is fitted on one and judged on the other.
+
+        See `asking` for other splits.
+        """
+        return [self._loader(getattr(self, name)) for name in self._asked]
+
+    def asking(self, *splits: str) -> DataModule:
+        """Return the same data, of which `predict_dataloader` shows these splits, in order."""
+        twin = copy.copy(self)
+        twin.trainer, twin._asked = None, splits
+        return twin
 
     def clean_test_images(self, rows: Tensor) -> Tensor:
         """Return uint8 images `[n, C, H, W]` of rows of the test split, without augmentation."""
