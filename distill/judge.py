@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from distill import config, metrics, report
 from distill.data import DataModule
+from distill.data.image_corruptions import SEVERITIES, ImageCorruption
+from distill.data.splits import Split
+from distill.data.views import CLEAN
 from distill.files import save_arrays
 from distill.metrics import (
     class_numbers,
@@ -70,17 +73,6 @@ def answer(cfg: DictConfig, module: Distiller, data: DataModule) -> Answers:
     return Answers(answers, trainer.strategy.root_device)
 
 
-def answer_one(cfg: DictConfig, module: Distiller, data: DataModule) -> dict[str, Tensor]:
-    """Return a model's answers to the one split that the data ask about; see `DataModule.asking`.
-
-    A teacher of the model is left aside.
-    """
-    alone = Distiller(module.student, num_classes=data.num_classes, normalize=module.normalize)
-    batches = single_device(cfg).predict(alone, datamodule=data)
-    assert batches is not None
-    return joined(batches)
-
-
 def joined(batches: Sequence[Any]) -> dict[str, Tensor]:
     """Return the answers of several batches as one, on the CPU."""
     return {key: torch.cat([batch[key].cpu() for batch in batches]) for key in batches[0]}
@@ -106,7 +98,7 @@ def summary(
     data: DataModule,
     answers: Answers,
     models: Mapping[str, nn.Module],
-    learned: Mapping[str, Mapping[str, float | None]],
+    further: Sequence[Mapping[str, Mapping[str, Any]]] = (),
 ) -> dict[str, Any]:
     """Return every number of a run: each model's own, and the evidence that its page shows.
 
@@ -115,14 +107,15 @@ def summary(
         data: the run's data.
         answers: of the models to the held-out splits.
         models: role → model; `student` is there, the others may be.
-        learned: role → what the model makes of wrong training labels, where some are.
+        further: more numbers, each role → its own.
     """
     costs = config.costs(cfg, data)
     shape = (data.in_chans, *data.image_size)
     found: dict[str, Any] = dict.fromkeys(ROLES)
     for role, model in models.items():
         found[role] = judge(cfg, data, answers, role, costs) | {"params": report.parameters(model)}
-        found[role] |= learned.get(role, {})
+        for numbers in further:
+            found[role] |= numbers.get(role, {})
         if role != "student_best":  # the same model as the student
             found[role] |= report.model_costs(model, shape, answers.device)
     if "teacher" in models:
@@ -159,20 +152,76 @@ def judge(
     return {"top5": None, **numbers}
 
 
+@torch.inference_mode()
+def named_classes(
+    modules: Mapping[str, Distiller],
+    data: DataModule,
+    split: Split,
+    device: torch.device,
+    corruption: ImageCorruption | None = None,
+) -> dict[str, Tensor]:
+    """Return by role the class `[N]` that each model names for each image of a split, in order."""
+    for module in modules.values():
+        module.to(device).eval()
+    positions = torch.arange(len(split)).split(data.batch_size)
+    found: dict[str, list[Tensor]] = {role: [] for role in modules}
+    for view, _ in data.in_order(split, CLEAN, positions, device, corruption):
+        for role, module in modules.items():
+            found[role].append(module(view).argmax(dim=1).cpu())
+    return {role: torch.cat(answers) for role, answers in found.items()}
+
+
 def learned_labels(
-    cfg: DictConfig, data: DataModule, modules: Mapping[str, Distiller | None]
+    data: DataModule, modules: Mapping[str, Distiller], device: torch.device
 ) -> dict[str, dict[str, float | None]]:
     """Return by role what models make of wrong training labels; nothing where none is wrong."""
     change = data.altered.get("train")
     if change is None or not bool(change.wrong.any()):
         return {}
-    asking, found = data.asking("train"), {}
-    for role, module in modules.items():
-        if module is not None:
-            answers = answer_one(cfg, module, asking)["student"].argmax(dim=1)
-            shares = metrics.learned_labels(answers, change.split.labels, change.true)
-            found[role] = report.finite({name: float(share) for name, share in shares.items()})
+    found = {}
+    for role, answers in named_classes(modules, data, change.split, device).items():
+        shares = metrics.learned_labels(answers, change.split.labels, change.true)
+        found[role] = report.finite({name: float(share) for name, share in shares.items()})
     return found
+
+
+def robustness(
+    data: DataModule, modules: Mapping[str, Distiller], device: torch.device, names: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Return by role what models get wrong on corrupted test images; nothing without corruptions.
+
+    Args:
+        data: whose test images are corrupted.
+        modules: the models by role; those of a `baseline` are what others are compared with.
+        device: where they answer.
+        names: of the corruptions.
+
+    Returns:
+        `corruption_errors` (corruption → share of errors at each severity), their
+        `mean_corruption_error`, and `relative_corruption_error` to the baseline, or None.
+    """
+    if not names:
+        return {}
+    table = {role: torch.zeros(len(names), len(SEVERITIES)).double() for role in modules}
+    for row, name in enumerate(names):
+        for column, severity in enumerate(SEVERITIES):
+            corruption = ImageCorruption(name, severity)
+            answers = named_classes(modules, data, data.test, device, corruption)
+            for role, answer in answers.items():
+                table[role][row, column] = (answer != data.test.labels).double().mean()
+    mean, reference = metrics.mean_corruption_error, table.get("baseline")
+    return report.finite(
+        {
+            role: {
+                "corruption_errors": dict(zip(names, errors.tolist(), strict=True)),
+                "mean_corruption_error": float(mean(errors)),
+                "relative_corruption_error": None
+                if reference is None
+                else float(mean(errors, reference)),
+            }
+            for role, errors in table.items()
+        }
+    )
 
 
 def teacher_temperature(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> float:

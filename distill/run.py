@@ -21,6 +21,7 @@ from distill import config, judge, report
 from distill.cache import check_store, fill, keep_history, open_recall, trained_once
 from distill.callbacks.speed import Speed
 from distill.data import DataModule
+from distill.data.image_corruptions import chosen
 from distill.data.preview import contact_sheet
 from distill.models.build import ModelSpec, Normalize, build_model, normalization
 from distill.models.bundle import save_student
@@ -77,8 +78,10 @@ def train(cfg: DictConfig) -> float | list[float] | None:
     student, sparsity = pruned(cfg, data, student, trainer)
     students = {"student": student, "baseline": baseline, "student_best": best and best[1]}
     answers, models = answered(cfg, data, students, teacher, chain)
+    modules = judged_modules(students, teacher, data)
+    learned = judge.learned_labels(data, modules, answers.device)
     summary = {
-        **judge.summary(cfg, data, answers, models, taught(cfg, data, students, teacher)),
+        **judge.summary(cfg, data, answers, models, [learned]),
         "epochs": {"last": trainer.current_epoch, "best": best and best[0]},
         "sparsity": sparsity,
         "seconds": round(seconds, 2),
@@ -95,15 +98,20 @@ def evaluate(cfg: DictConfig) -> None:
     if not cfg.student.checkpoint and not cfg.student.pretrained:
         raise ValueError("give student.checkpoint=PATH: a student bundle or a checkpoint")
     config.check_decision(cfg, data)
+    corruptions = chosen(config.plain(cfg.corruptions))
     shape = config.data_shape(data)
     model = build_model(config.model_spec(cfg.student), shape, "student")
     teacher = load_teacher(cfg, data)
     student = Distiller(model, teacher, normalize=normalization(model, data.in_chans))
-    students = {"student": student}
+    students = {"student": student, "baseline": load_baseline(cfg, data)}
     answers, models = answered(cfg, data, students, teacher)
-    learned = taught(cfg, data, students, teacher)
+    modules = judged_modules(students, teacher, data)
+    further = [
+        judge.learned_labels(data, modules, answers.device),
+        judge.robustness(data, modules, answers.device, corruptions),
+    ]
     summary = {
-        **judge.summary(cfg, data, answers, models, learned),
+        **judge.summary(cfg, data, answers, models, further),
         **report.circumstances(cfg, data),
     }
     write_run(cfg, data, answers, summary)
@@ -159,17 +167,12 @@ def answered(
     return answers, models
 
 
-def taught(
-    cfg: DictConfig,
-    data: DataModule,
-    students: Mapping[str, Distiller | None],
-    teacher: Teacher | None,
-) -> dict[str, dict[str, float | None]]:
-    """Return by role what a run's models make of wrong training labels."""
-    modules = dict(students)
-    if teacher is not None:
-        modules["teacher"] = as_module(teacher, data)
-    return judge.learned_labels(cfg, data, modules)
+def judged_modules(
+    students: Mapping[str, Distiller | None], teacher: Teacher | None, data: DataModule
+) -> dict[str, Distiller]:
+    """Return a run's students and their teacher, by role, as models of views."""
+    modules = {role: module for role, module in students.items() if module is not None}
+    return modules if teacher is None else {**modules, "teacher": as_module(teacher, data)}
 
 
 def as_module(teacher: Teacher, data: DataModule) -> Distiller:
@@ -346,6 +349,14 @@ def load_ensemble(cfg: DictConfig, data: DataModule) -> Teacher:
         members.append(nn.Sequential(normalization(model, data.in_chans), model))
     weights = config.plain(cfg.teacher.weights)
     return Teacher(Ensemble(members, cfg.teacher.combine, weights), batch_size=data.batch_size)
+
+
+def load_baseline(cfg: DictConfig, data: DataModule) -> Distiller | None:
+    """Return the student without a teacher that an evaluation compares with, where one is named."""
+    if not cfg.baseline:
+        return None
+    model = build_model(ModelSpec(checkpoint=cfg.baseline), config.data_shape(data), "baseline")
+    return Distiller(model, normalize=normalization(model, data.in_chans))
 
 
 def as_teacher(model: nn.Module, data: DataModule) -> Teacher:

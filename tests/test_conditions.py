@@ -10,8 +10,12 @@ from hydra import compose, initialize_config_dir
 import distill
 from distill import config, run
 from distill.cli import CONF
+from distill.data.image_corruptions import ImageCorruption
 from distill.data.sources import digits
+from distill.models.build import ModelSpec, build_model
+from distill.models.weights import DataShape
 
+SMALL = {"layers": [1, 1, 1, 1], "channels": [4, 8, 8, 8]}
 QUICK = ("trainer.max_epochs=1", "trainer.limit_train_batches=2", "teacher.fit.max_epochs=1",
          "trainer.accelerator=cpu", "logger=none", "callbacks=none")  # fmt: skip
 
@@ -37,6 +41,10 @@ def test_a_run_on_wrong_labels_leaves_what_verifies_its_numbers(composed, tmp_pa
         found["train"]["kept"][0] == 4 * found["train"]["kept"][9] + found["train"]["kept"][0] % 4
     )
     assert summary["images"]["train"] == sum(found["train"]["given"])
+
+    page = (tmp_path / "run" / "report.html").read_text().split('<section id="condition">')[1]
+    for name in ("balanced_accuracy", "recall_many", "memorised", "recovered"):
+        assert f"{100 * summary['student'][name]:.2f}" in page
 
     source = digits()
     labels = dict(zip(source.train.index.tolist(), source.train.labels.tolist(), strict=True))
@@ -91,6 +99,7 @@ def test_a_class_that_is_dropped_stays_in_the_test_split(composed, tmp_path):
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["condition"]["train"]["wrong_labels"] == 0
     assert "memorised" not in summary["student"]
+    assert "memorised" not in (tmp_path / "run" / "report.html").read_text()
     assert summary["student"]["recall_few"] == summary["student"]["recall"][3]
 
 
@@ -99,3 +108,47 @@ def test_groups_that_are_none_are_refused(composed, groups):
     cfg = composed(*QUICK, f"shot_groups={groups}")
     with pytest.raises(ValueError, match="shot_groups must be two numbers"):
         config.check_decision(cfg, config.build_data(cfg))
+
+
+@pytest.mark.slow
+def test_an_evaluation_on_corrupted_images_compares_with_the_baseline(composed, tmp_path, capsys):
+    shape = DataShape(10, 1, (32, 32))
+    for seed, name in enumerate(("student", "baseline")):
+        torch.manual_seed(seed)
+        model = build_model(ModelSpec("resnet18", SMALL), shape, name)
+        distill.save_student(model, tmp_path / name, input_size=(1, 32, 32), mean=[0.5], std=[0.5])
+    names = ["contrast", "impulse_noise"]
+    run.evaluate(composed(f"student.checkpoint={tmp_path / 'student'}", "trainer.accelerator=cpu",
+                          f"baseline={tmp_path / 'baseline'}", f"corruptions={names}",
+                          name="eval"))  # fmt: skip
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    source, index = digits(), digits().test.index
+    means = {}
+    for role in ("student", "baseline"):
+        model = distill.load_student(tmp_path / role).eval()
+        errors = []
+        for name in names:
+            images = ImageCorruption(name, 3)(source.test.images, index)
+            with torch.no_grad():
+                answers = model(images / 255 * 2 - 1).argmax(1)
+            errors.append((answers != source.test.labels).double().mean().item())
+        found = summary[role]["corruption_errors"]
+        assert [found[name][2] for name in names] == pytest.approx(errors, abs=3e-3)
+        means[role] = {name: sum(found[name]) / 5 for name in names}
+        assert summary[role]["mean_corruption_error"] == pytest.approx(
+            sum(means[role].values()) / 2
+        )
+    relative = sum(means["student"][name] / means["baseline"][name] for name in names) / 2
+    assert summary["student"]["relative_corruption_error"] == pytest.approx(relative)
+    assert summary["baseline"]["relative_corruption_error"] == 1
+    told = f"{100 * summary['student']['mean_corruption_error']:.2f}"
+    assert told in capsys.readouterr().out.split("corrupted test images")[1]
+    page = (tmp_path / "run" / "report.html").read_text().split('<section id="corruptions">')[1]
+    assert told in page
+    assert "impulse noise" in page
+
+
+def test_a_corruption_that_does_not_exist_is_refused(composed, tmp_path):
+    cfg = composed("student.checkpoint=none", "corruptions=[fogg]", name="eval")
+    with pytest.raises(ValueError, match="there is no fogg; there are gaussian_noise"):
+        run.evaluate(cfg)

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from distill import sharing
 from distill.data.corrupt import CUT, OWN, Altered, altered, build_condition
 from distill.data.draws import keyed_words
+from distill.data.image_corruptions import ImageCorruption
 from distill.data.images import MODES
 from distill.data.splits import Resident, Source, Split, Streamed, stratified
 from distill.data.views import CLEAN, ResidentView, StreamedView
@@ -95,7 +96,6 @@ class DataModule(pl.LightningDataModule):
         self.image_size = sample_size(self.train, image_size)
         self._copies: dict[torch.device, Resident] = {}
         self._streams, self._recent = Streams(), Recent()
-        self._asked: tuple[str, ...] = ("val", "test")
         self._keys(self.train, shuffle=True)
 
     def _altered(self) -> dict[str, Altered]:
@@ -175,17 +175,8 @@ class DataModule(pl.LightningDataModule):
         return self._loader(self.test)
 
     def predict_dataloader(self) -> list[KeyLoader]:
-        """Return validation and test: a temperature is fitted on one and judged on the other.
-
-        See `asking` for other splits.
-        """
-        return [self._loader(getattr(self, name)) for name in self._asked]
-
-    def asking(self, *splits: str) -> DataModule:
-        """Return the same data, of which `predict_dataloader` shows these splits, in order."""
-        twin = copy.copy(self)
-        twin.trainer, twin._asked = None, splits
-        return twin
+        """Return validation and test: a temperature is fitted on one and judged on the other."""
+        return [self.val_dataloader(), self.test_dataloader()]
 
     def clean_test_images(self, rows: Tensor) -> Tensor:
         """Return uint8 images `[n, C, H, W]` of rows of the test split, without augmentation."""
@@ -200,7 +191,12 @@ class DataModule(pl.LightningDataModule):
         return self._shown(*batch)[0]
 
     def in_order(
-        self, split: Split, number: int, positions: Sequence[Tensor], device: torch.device
+        self,
+        split: Split,
+        number: int,
+        positions: Sequence[Tensor],
+        device: torch.device,
+        corruption: ImageCorruption | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield one view of a split's samples, float32 on a device, and their indices on the CPU.
 
@@ -209,9 +205,10 @@ class DataModule(pl.LightningDataModule):
             number: which of its views, or CLEAN.
             positions: of the samples in the split, int64 `[N]` for each batch.
             device: where views are made.
+            corruption: of the images, where they are to be judged under one.
         """
         loader = DataLoader(
-            KeyedSplit(split, self.view, self.seed, self.views),
+            KeyedSplit(split, self.view, self.seed, self.views, corruption=corruption),
             batch_size=None,
             sampler=[(number, batch) for batch in positions],
             num_workers=self.num_workers if isinstance(split, Streamed) else 0,
@@ -417,6 +414,7 @@ class KeyedSplit(Dataset[Any]):
         seed: the seed of the views.
         views: how many views each sample has, or None for a new one every epoch.
         fetch: whether to return images, rather than the positions of those that are in memory.
+        corruption: what is done to clean views, for evaluation.
     """
 
     def __init__(
@@ -426,9 +424,10 @@ class KeyedSplit(Dataset[Any]):
         seed: int,
         views: int | None = None,
         fetch: bool = True,
+        corruption: ImageCorruption | None = None,
     ) -> None:
         self.split, self.view, self.seed = split, view, seed
-        self.views, self.fetch = views, fetch
+        self.views, self.fetch, self.corruption = views, fetch, corruption
 
     def __getitem__(self, key: Key) -> tuple[Tensor, Tensor, Tensor, int]:
         epoch, positions = key
@@ -436,6 +435,8 @@ class KeyedSplit(Dataset[Any]):
         found = positions.clamp(min=0)
         index = torch.where(positions < 0, positions, self.split.index[found])
         images = self._images(number, found) if self.fetch else found
+        if self.corruption is not None:
+            images = self.corruption(images, index)
         return images, self.split.labels[found], index, number
 
     def _images(self, number: int, positions: Tensor) -> Tensor:

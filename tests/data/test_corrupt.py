@@ -19,6 +19,7 @@ from distill.data.corrupt import (
 )
 from distill.data.sources import digits
 from distill.data.splits import Source
+from distill.data.views import CLEAN
 from tests.data.conftest import refusal
 from tests.data.test_module import resident, source, streamed
 
@@ -188,9 +189,9 @@ def test_streamed_images_are_chosen_and_relabelled_alike():
     made = Source("painted", ["even", "odd"], 3, streamed(80))
     data = DataModule(made, batch_size=4, image_size=8, condition=options)
     assert data.altered["train"].counts()["kept"] == [12, 12]
-    views, target, index, _ = next(iter(data.asking("train").predict_dataloader()[0]))
-    assert views[:, 0, 0, 0].tolist() == index.tolist()
-    assert target.tolist() == data.train.labels[:4].tolist()
+    shown = data.in_order(data.train, CLEAN, [torch.arange(24)], torch.device("cpu"))
+    views, index = next(shown)
+    assert (views[:, 0, 0, 0] * 255).round().long().tolist() == index.tolist()
     assert torch.equal(data.altered["train"].true, data.train.index % 2)
 
 
