@@ -77,8 +77,7 @@ def train(cfg: DictConfig) -> float | list[float] | None:
     student, sparsity = pruned(cfg, data, student, trainer)
     students = {"student": student, "baseline": baseline, "student_best": best and best[1]}
     answers, models = answered(cfg, data, students, teacher, chain)
-    modules = judged_modules(students, teacher, data)
-    learned = judge.learned_labels(data, modules, answers.device)
+    learned = judge.learned_labels(data, judged_modules(students, teacher, data), answers.device)
     numbers = judge.summary(cfg, data, answers, models, [learned])
     logged = trainer.callback_metrics
     summary = {

@@ -318,6 +318,8 @@ def check_condition(condition: Condition) -> None:
         raise ValueError(f"condition.drop is a list of classes like [3], got {condition.drop!r}")
     if not isinstance(condition.clean_validation, bool):
         raise ValueError("condition.clean_validation must be true or false")
+    if isinstance(condition.seed, bool) or not isinstance(condition.seed, int):
+        raise ValueError(f"condition.seed must be a whole number, got {condition.seed!r}")
 
 
 def place_of(name: str, classes: Sequence[str]) -> int:

@@ -171,13 +171,14 @@ CORRUPTIONS: dict[str, tuple[Corrupt, Sequence[float]]] = {
 }
 
 
-def chosen(asked: bool | Sequence[str]) -> list[str]:
+def chosen(asked: bool | str | Sequence[str]) -> list[str]:
     """Return the corruptions that `corruptions=` asks for: true is all of them, false none.
 
     Raises:
         ValueError: if there is none of that name.
     """
-    names = list(CORRUPTIONS) if asked is True else list(asked or [])
+    names = [asked] if isinstance(asked, str) else asked or []
+    names = list(CORRUPTIONS) if names is True else list(names)
     for name in names:
         if name not in CORRUPTIONS:
             raise ValueError(f"corruptions: there is no {name}; there are {', '.join(CORRUPTIONS)}")

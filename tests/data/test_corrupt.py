@@ -222,6 +222,7 @@ def test_few_shots_are_as_many_of_each_class():
         ({"drop": list(range(9))}, "fewer than two classes"),
         ({"noise": "symmetric", "rate": 0.9, "shots": 1}, "with the label"),
         ({"clean_validation": "yes"}, "true or false"),
+        ({"shots": 5, "seed": "now"}, "condition.seed must be a whole number, got 'now'"),
         ({"rates": 1}, "no option rates; there are noise, rate"),
     ],
 )

@@ -138,5 +138,5 @@ def test_streamed_views_are_corrupted_alike_by_workers():
 def test_corruptions_are_chosen_by_name():
     assert chosen(True) == list(CORRUPTIONS)
     assert chosen(False) == chosen([]) == []
-    assert chosen(["contrast", "contrast"]) == ["contrast"]
+    assert chosen(["contrast", "contrast"]) == chosen("contrast") == ["contrast"]
     refusal(lambda: chosen(["frost"]), "there is no frost", "jpeg_compression", error=ValueError)
