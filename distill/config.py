@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,7 @@ from distill.callbacks.sparsity import check_averaging
 from distill.callbacks.speed import Speed
 from distill.data import DataModule
 from distill.data.costs import read_costs
+from distill.data.views import is_range
 from distill.losses import dist
 from distill.models.build import ModelSpec, resolved
 from distill.models.bundle import FACTS, read_facts
@@ -331,10 +333,15 @@ def costs_once(path: str, classes: tuple[str, ...]) -> Tensor:
 
 
 def check_decision(cfg: DictConfig, data: DataModule) -> None:
-    """Refuse a confidence or a table of costs that the numbers could not be made with."""
+    """Refuse a confidence, groups or a table of costs that no numbers could be made with."""
     sure = cfg.decision and cfg.decision.confidence
     if isinstance(sure, bool) or not isinstance(sure, int | float) or not 0 <= sure <= 1:
         raise ValueError(f"decision.confidence must lie in [0, 1], got {sure}")
+    if not is_range(plain(cfg.shot_groups), 0, math.inf):
+        raise ValueError(
+            "shot_groups must be two numbers of training images, few ≤ many, got "
+            f"{plain(cfg.shot_groups)}"
+        )
     costs_once.cache_clear()
     costs(cfg, data)
 

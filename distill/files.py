@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 
 @contextmanager
@@ -26,6 +26,15 @@ def write_whole(path: Path, text: str) -> None:
     """Write a text file as UTF-8, its line ends as they are."""
     with writing(path) as file:
         file.write(text.encode("utf-8"))
+
+
+def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write named arrays or tensors on the CPU as an uncompressed `.npz`."""
+    import numpy as np  # commands that need none start without it
+
+    with writing(path) as file:
+        content: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
+        np.savez(file, **content)
 
 
 def plain_cell(text: str) -> str:

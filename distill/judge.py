@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from distill import config, report
+from distill import config, metrics, report
 from distill.data import DataModule
-from distill.files import writing
+from distill.data.image_corruptions import SEVERITIES, ImageCorruption
+from distill.data.splits import Split
+from distill.data.views import CLEAN
+from distill.files import save_arrays
 from distill.metrics import (
+    class_numbers,
     cost_numbers,
     evaluate,
     fit_temperature,
@@ -53,13 +56,12 @@ class Answers:
 
     def save(self, path: Path) -> None:
         """Write every array, named `SPLIT_ROLE`, as an uncompressed `.npz`."""
-        arrays: dict[str, Any] = {
-            f"{split}_{name}": tensor.numpy()
+        arrays = {
+            f"{split}_{name}": tensor
             for split, values in self.splits.items()
             for name, tensor in values.items()
         }
-        with writing(path) as building:
-            np.savez(building, **arrays)
+        save_arrays(path, arrays)
 
 
 def answer(cfg: DictConfig, module: Distiller, data: DataModule) -> Answers:
@@ -67,13 +69,13 @@ def answer(cfg: DictConfig, module: Distiller, data: DataModule) -> Answers:
     trainer = single_device(cfg)
     batches = trainer.predict(module, datamodule=data)
     assert batches is not None
-    return Answers(
-        {
-            split: {key: torch.cat([b[key].cpu() for b in answers]) for key in answers[0]}
-            for split, answers in zip(SPLITS, batches, strict=True)
-        },
-        trainer.strategy.root_device,
-    )
+    answers = {split: joined(found) for split, found in zip(SPLITS, batches, strict=True)}
+    return Answers(answers, trainer.strategy.root_device)
+
+
+def joined(batches: Sequence[Any]) -> dict[str, Tensor]:
+    """Return the answers of several batches as one, on the CPU."""
+    return {key: torch.cat([batch[key].cpu() for batch in batches]) for key in batches[0]}
 
 
 def single_device(cfg: DictConfig, **options: Any) -> pl.Trainer:
@@ -92,7 +94,11 @@ def single_device(cfg: DictConfig, **options: Any) -> pl.Trainer:
 
 
 def summary(
-    cfg: DictConfig, data: DataModule, answers: Answers, models: Mapping[str, nn.Module]
+    cfg: DictConfig,
+    data: DataModule,
+    answers: Answers,
+    models: Mapping[str, nn.Module],
+    further: Sequence[Mapping[str, Mapping[str, Any]]] = (),
 ) -> dict[str, Any]:
     """Return every number of a run: each model's own, and the evidence that its page shows.
 
@@ -101,12 +107,15 @@ def summary(
         data: the run's data.
         answers: of the models to the held-out splits.
         models: role → model; `student` is there, the others may be.
+        further: more numbers, each role → its own.
     """
     costs = config.costs(cfg, data)
     shape = (data.in_chans, *data.image_size)
     found: dict[str, Any] = dict.fromkeys(ROLES)
     for role, model in models.items():
         found[role] = judge(cfg, data, answers, role, costs) | {"params": report.parameters(model)}
+        for numbers in further:
+            found[role] |= numbers.get(role, {})
         if role != "student_best":  # the same model as the student
             found[role] |= report.model_costs(model, shape, answers.device)
     if "teacher" in models:
@@ -127,7 +136,7 @@ def judge(
 ) -> dict[str, Any]:
     """Return the test split's numbers of one model; what is fitted is fitted on validation."""
     logits, target = answers.of(role, "test")
-    numbers = evaluate(
+    numbers: dict[str, Any] = evaluate(
         logits,
         target,
         None if role.startswith("teacher") else answers.splits["test"].get("teacher"),
@@ -135,11 +144,84 @@ def judge(
         validation=answers.of(role, "val"),
         confidence=cfg.decision.confidence,
     )
+    numbers |= class_numbers(logits, target, data.image_counts, config.plain(cfg.shot_groups))
     if costs is not None:
         fitted = numbers["temperature_star"]
         assert not isinstance(fitted, str)
         numbers |= cost_numbers(logits, target, costs, fitted)
     return {"top5": None, **numbers}
+
+
+@torch.inference_mode()
+def named_classes(
+    modules: Mapping[str, Distiller],
+    data: DataModule,
+    split: Split,
+    device: torch.device,
+    corruption: ImageCorruption | None = None,
+) -> dict[str, Tensor]:
+    """Return by role the class `[N]` that each model names for each image of a split, in order."""
+    for module in modules.values():
+        module.to(device).eval()
+    positions = torch.arange(len(split)).split(data.batch_size)
+    found: dict[str, list[Tensor]] = {role: [] for role in modules}
+    for view, _ in data.in_order(split, CLEAN, positions, device, corruption):
+        for role, module in modules.items():
+            found[role].append(module(view).argmax(dim=1).cpu())
+    return {role: torch.cat(answers) for role, answers in found.items()}
+
+
+def learned_labels(
+    data: DataModule, modules: Mapping[str, Distiller], device: torch.device
+) -> dict[str, dict[str, float | None]]:
+    """Return by role what models make of wrong training labels; nothing where none is wrong."""
+    change = data.altered.get("train")
+    if change is None or not bool(change.wrong.any()):
+        return {}
+    found = {}
+    for role, answers in named_classes(modules, data, change.split, device).items():
+        shares = metrics.learned_labels(answers, change.split.labels, change.true)
+        found[role] = report.finite({name: float(share) for name, share in shares.items()})
+    return found
+
+
+def robustness(
+    data: DataModule, modules: Mapping[str, Distiller], device: torch.device, names: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Return by role what models get wrong on corrupted test images; nothing without corruptions.
+
+    Args:
+        data: whose test images are corrupted.
+        modules: the models by role; those of a `baseline` are what others are compared with.
+        device: where they answer.
+        names: of the corruptions.
+
+    Returns:
+        `corruption_errors` (corruption → share of errors at each severity), their
+        `mean_corruption_error`, and `relative_corruption_error` to the baseline, or None.
+    """
+    if not names:
+        return {}
+    table = {role: torch.zeros(len(names), len(SEVERITIES)).double() for role in modules}
+    for row, name in enumerate(names):
+        for column, severity in enumerate(SEVERITIES):
+            corruption = ImageCorruption(name, severity)
+            answers = named_classes(modules, data, data.test, device, corruption)
+            for role, answer in answers.items():
+                table[role][row, column] = (answer != data.test.labels).double().mean()
+    mean, reference = metrics.mean_corruption_error, table.get("baseline")
+    return report.finite(
+        {
+            role: {
+                "corruption_errors": dict(zip(names, errors.tolist(), strict=True)),
+                "mean_corruption_error": float(mean(errors)),
+                "relative_corruption_error": None
+                if reference is None
+                else float(mean(errors, reference)),
+            }
+            for role, errors in table.items()
+        }
+    )
 
 
 def teacher_temperature(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> float:

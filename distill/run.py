@@ -14,6 +14,7 @@ from torch import nn
 from distill import config, judge, report
 from distill.cache import check_store, fill, open_recall
 from distill.data import DataModule
+from distill.data.image_corruptions import chosen
 from distill.data.preview import contact_sheet
 from distill.models.build import build_model, normalization
 from distill.models.features import feature_channels
@@ -24,9 +25,18 @@ from distill.pruning import pruned
 from distill.sharing import clock
 from distill.sweep import resume
 from distill.teachers import load_teacher, prepare_teachers, settle_temperature
-from distill.training import best_epoch, fit, prepare_baseline, save_bundle, training_speed
+from distill.training import (
+    best_epoch,
+    fit,
+    load_baseline,
+    prepare_baseline,
+    save_bundle,
+    training_speed,
+)
 
 log = logging.getLogger(__name__)
+
+FILES = ("summary.json", "report.html", "predictions.npz", "examples.npz", "condition.npz")
 
 
 def train(cfg: DictConfig) -> float | list[float] | None:
@@ -67,7 +77,8 @@ def train(cfg: DictConfig) -> float | list[float] | None:
     student, sparsity = pruned(cfg, data, student, trainer)
     students = {"student": student, "baseline": baseline, "student_best": best and best[1]}
     answers, models = answered(cfg, data, students, teacher, chain)
-    numbers = judge.summary(cfg, data, answers, models)
+    learned = judge.learned_labels(data, judged_modules(students, teacher, data), answers.device)
+    numbers = judge.summary(cfg, data, answers, models, [learned])
     logged = trainer.callback_metrics
     summary = {
         **numbers,
@@ -89,12 +100,22 @@ def evaluate(cfg: DictConfig) -> None:
         raise ValueError("give student.checkpoint=PATH: a student bundle or a checkpoint")
     config.check_decision(cfg, data)
     config.check_classes(cfg, data)
+    corruptions = chosen(config.plain(cfg.corruptions))
     shape = config.data_shape(data)
     model = build_model(config.model_spec(cfg.student), shape, "student")
     teacher = load_teacher(cfg, data)
     student = Distiller(model, teacher, normalize=normalization(model, data.in_chans))
-    answers, models = answered(cfg, data, {"student": student}, teacher)
-    summary = {**judge.summary(cfg, data, answers, models), **report.circumstances(cfg, data)}
+    students = {"student": student, "baseline": load_baseline(cfg, data)}
+    answers, models = answered(cfg, data, students, teacher)
+    modules = judged_modules(students, teacher, data)
+    further = [
+        judge.learned_labels(data, modules, answers.device),
+        judge.robustness(data, modules, answers.device, corruptions),
+    ]
+    summary = {
+        **judge.summary(cfg, data, answers, models, further),
+        **report.circumstances(cfg, data),
+    }
     write_run(cfg, data, answers, summary)
 
 
@@ -136,7 +157,7 @@ def answered(
 ) -> tuple[judge.Answers, dict[str, nn.Module]]:
     """Return the answers of a run's models to the held-out splits, and the models, by role."""
     before: dict[str, Distiller | None] = {
-        f"teacher_{k}": Distiller(one.model, num_classes=data.num_classes, normalize=one.normalize)
+        f"teacher_{k}": as_module(one, data)
         for k, one in enumerate(chain, start=1)
         if one is not None
     }
@@ -148,6 +169,19 @@ def answered(
     for role, module in known.items():
         answers.add(role, judge.answer(cfg, module, data))
     return answers, models
+
+
+def judged_modules(
+    students: Mapping[str, Distiller | None], teacher: Teacher | None, data: DataModule
+) -> dict[str, Distiller]:
+    """Return a run's students and their teacher, by role, as models of views."""
+    modules = {role: module for role, module in students.items() if module is not None}
+    return modules if teacher is None else {**modules, "teacher": as_module(teacher, data)}
+
+
+def as_module(teacher: Teacher, data: DataModule) -> Distiller:
+    """Return a teacher as a model to be judged like a student."""
+    return Distiller(teacher.model, num_classes=data.num_classes, normalize=teacher.normalize)
 
 
 def take_up(cfg: DictConfig) -> float | list[float] | None:
@@ -169,7 +203,13 @@ def take_up(cfg: DictConfig) -> float | list[float] | None:
 def set_aside(folder: Path) -> None:
     """Rename what an earlier run left in the same folder, which would pass for this one's."""
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        for name in ("summary.json", "report.html", "predictions.npz", "examples.npz"):
+        for name in (
+            "summary.json",
+            "report.html",
+            "predictions.npz",
+            "examples.npz",
+            "condition.npz",
+        ):
             path = folder / name
             if path.is_file():
                 path.replace(path.with_name(f"{path.stem}.previous{path.suffix}"))
@@ -226,6 +266,8 @@ def write_run(
             student, data, folder / "student", facts, report.model_card(facts, data.classes)
         )
     answers.save(folder / "predictions.npz")
+    if data.altered:
+        report.save_condition(folder / "condition.npz", data)
     report.save_thumbnails(folder / "examples.npz", data, summary)
     report.write_json(folder / "summary.json", summary)
     report.print_table(summary)

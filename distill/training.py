@@ -17,7 +17,7 @@ from distill import config
 from distill.cache import keep_history, open_recall, trained_once
 from distill.callbacks.speed import Speed
 from distill.data import DataModule
-from distill.models.build import Normalize, build_model, normalization
+from distill.models.build import ModelSpec, Normalize, build_model, normalization
 from distill.models.bundle import save_student
 from distill.models.checkpoint import read_lightning, student_weights
 from distill.models.teacher import Teacher
@@ -112,6 +112,14 @@ def save_bundle(
         facts=facts,
         card=card,
     )
+
+
+def load_baseline(cfg: DictConfig, data: DataModule) -> Distiller | None:
+    """Return the student without a teacher that an evaluation compares with, where one is named."""
+    if not cfg.baseline:
+        return None
+    model = build_model(ModelSpec(checkpoint=cfg.baseline), config.data_shape(data), "baseline")
+    return Distiller(model, normalize=normalization(model, data.in_chans))
 
 
 def train_and_keep(

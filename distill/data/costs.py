@@ -1,4 +1,4 @@
-"""What mistakes cost, read from a CSV file."""
+"""Tables by class, such as what mistakes cost, read from a CSV file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 
-def read_costs(path: str | Path, classes: Sequence[str]) -> tuple[Tensor, list[str]]:
+def read_costs(
+    path: str | Path, classes: Sequence[str], what: str = "costs"
+) -> tuple[Tensor, list[str]]:
     r"""Read a table of costs: one row for each true class, one column for each decision.
 
     The file is UTF-8 text with cells separated by commas; blank lines are skipped. Either it holds
@@ -25,6 +27,7 @@ def read_costs(path: str | Path, classes: Sequence[str]) -> tuple[Tensor, list[s
     Args:
         path: the file.
         classes: the K class names in label order.
+        what: the numbers, for messages: a table of another kind is read alike.
 
     Returns:
         The costs `[K, D]`, float64, with the columns of the classes first and in label order, and
@@ -46,15 +49,15 @@ def read_costs(path: str | Path, classes: Sequence[str]) -> tuple[Tensor, list[s
     path = Path(path).expanduser()
     lines = _read_lines(path)
     if not lines:
-        raise ValueError(f"{path} is empty: it needs one line of costs for each class")
+        raise ValueError(f"{path} is empty: it needs one line of {what} for each class")
     if len(lines[0].cells) == 1:
         raise ValueError(
             f"{path} line {lines[0].number} is one cell, {lines[0].cells[0]!r}: "
             "separate the cells by commas"
         )
     if _is_number(lines[0].cells[0]):
-        return _unnamed(path, lines, classes)
-    return _named(path, lines, classes)
+        return _unnamed(path, lines, classes, what)
+    return _named(path, lines, classes, what)
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,10 @@ def _read_lines(path: Path) -> list[_Line]:
     return [line for line in lines if any(line.cells)]
 
 
-def _unnamed(path: Path, lines: list[_Line], classes: Sequence[str]) -> tuple[Tensor, list[str]]:
-    _check_rows(path, len(lines), classes)
+def _unnamed(
+    path: Path, lines: list[_Line], classes: Sequence[str], what: str
+) -> tuple[Tensor, list[str]]:
+    _check_rows(path, len(lines), classes, what)
     width = len(lines[0].cells)
     if width < len(classes):
         raise ValueError(
@@ -93,11 +98,13 @@ def _unnamed(path: Path, lines: list[_Line], classes: Sequence[str]) -> tuple[Te
     return torch.tensor(rows, dtype=torch.float64), [*classes, *actions]
 
 
-def _named(path: Path, lines: list[_Line], classes: Sequence[str]) -> tuple[Tensor, list[str]]:
+def _named(
+    path: Path, lines: list[_Line], classes: Sequence[str], what: str
+) -> tuple[Tensor, list[str]]:
     header, body = lines[0], lines[1:]
     if len(set(classes)) < len(classes):
         raise ValueError(f"{path} names its rows, but some classes share a name: {_twice(classes)}")
-    names = _column_names(path, header, classes)
+    names = _column_names(path, header, classes, what)
     costs = {}
     for line in body:
         name = line.cells[0]
@@ -109,13 +116,13 @@ def _named(path: Path, lines: list[_Line], classes: Sequence[str]) -> tuple[Tens
         if name in costs:
             raise ValueError(f"{path} line {line.number} column 1: a second row for {name!r}")
         costs[name] = _numbers(path, line, len(header.cells), skip=1)
-    _check_rows(path, len(costs), classes, [name for name in classes if name not in costs])
+    _check_rows(path, len(costs), classes, what, [name for name in classes if name not in costs])
     order = [header.cells[1:].index(name) for name in names]
     rows = [[costs[name][column] for column in order] for name in classes]
     return torch.tensor(rows, dtype=torch.float64), names
 
 
-def _column_names(path: Path, header: _Line, classes: Sequence[str]) -> list[str]:
+def _column_names(path: Path, header: _Line, classes: Sequence[str], what: str) -> list[str]:
     """Return the names of the header, those of the classes first."""
     where, names = f"{path} line {header.number}", header.cells[1:]
     if "" in names:
@@ -125,17 +132,19 @@ def _column_names(path: Path, header: _Line, classes: Sequence[str]) -> list[str
     missing = [name for name in classes if name not in names]
     if missing:
         raise ValueError(
-            f"{where} has no column for {_listed(missing)} (it holds names, not costs, because its "
-            f"first cell {header.cells[0]!r} is not a number)"
+            f"{where} has no column for {_listed(missing)} (it holds names, not {what}, because "
+            f"its first cell {header.cells[0]!r} is not a number)"
         )
     return [*classes, *(name for name in names if name not in classes)]
 
 
-def _check_rows(path: Path, rows: int, classes: Sequence[str], missing: Sequence[str] = ()) -> None:
+def _check_rows(
+    path: Path, rows: int, classes: Sequence[str], what: str, missing: Sequence[str] = ()
+) -> None:
     if rows != len(classes):
         hint = f": there is none for {_listed(missing)}" if missing else ""
         raise ValueError(
-            f"{path} has {rows} rows of costs for {len(classes)} classes, and needs one each{hint}"
+            f"{path} has {rows} rows of {what} for {len(classes)} classes, and needs one each{hint}"
         )
 
 

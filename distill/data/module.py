@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from distill import sharing
+from distill.data.corrupt import CUT, OWN, Altered, altered, build_condition
 from distill.data.draws import keyed_words
+from distill.data.image_corruptions import ImageCorruption
 from distill.data.images import MODES
 from distill.data.splits import Resident, Source, Split, Streamed, stratified
 from distill.data.views import CLEAN, ResidentView, StreamedView
@@ -58,6 +60,8 @@ class DataModule(pl.LightningDataModule):
         seed: seed of the order of samples and of their views.
         views: how many views each sample has, epoch e showing view `e mod views`; None is a new
             one every epoch. The order of samples is new every epoch in any case.
+        condition: keywords of `distill.data.corrupt.Condition`: wrong labels, rare classes or few
+            images, in train and, unless it is to stay clean, in validation; never in the test.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class DataModule(pl.LightningDataModule):
         split_seed: int = 0,
         seed: int = 0,
         views: int | None = None,
+        condition: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         check_numbers(batch_size, num_workers, image_size, val_fraction, test_fraction)
@@ -82,11 +87,27 @@ class DataModule(pl.LightningDataModule):
             source, val_fraction, test_fraction, split_seed
         )
         check_labels(self)
+        self.condition = build_condition(condition)
+        self.altered = self._altered()
+        for name, one in self.altered.items():
+            setattr(self, name, one.split)
+            self.notes.append(one.told(name))
         self.view = build_view(self.train, view or {}, image_size, source.channels)
         self.image_size = sample_size(self.train, image_size)
         self._copies: dict[torch.device, Resident] = {}
         self._streams, self._recent = Streams(), Recent()
         self._keys(self.train, shuffle=True)
+
+    def _altered(self) -> dict[str, Altered]:
+        """Return the splits that the condition changes, by name."""
+        condition = self.condition
+        if condition is None:
+            return {}
+        found = {"train": altered(self.train, condition, self.classes, CUT, training=True)}
+        if not condition.clean_validation:
+            where = CUT if self.source.val is None else OWN
+            found["val"] = altered(self.val, condition, self.classes, where, training=False)
+        return found
 
     @property
     def classes(self) -> list[str]:
@@ -116,8 +137,14 @@ class DataModule(pl.LightningDataModule):
 
     @cached_property
     def class_counts(self) -> list[int]:
-        """The number of training samples of each class."""
+        """The number of training samples of each class, by the labels they are given."""
         return torch.bincount(self.train.labels, minlength=self.num_classes).tolist()
+
+    @property
+    def image_counts(self) -> list[int]:
+        """The number of training samples of each class, by their true labels where known."""
+        change = self.altered.get("train")
+        return change.counts()["kept"] if change else self.class_counts
 
     @cached_property
     def fingerprint(self) -> str:
@@ -164,7 +191,12 @@ class DataModule(pl.LightningDataModule):
         return self._shown(*batch)[0]
 
     def in_order(
-        self, split: Split, number: int, positions: Sequence[Tensor], device: torch.device
+        self,
+        split: Split,
+        number: int,
+        positions: Sequence[Tensor],
+        device: torch.device,
+        corruption: ImageCorruption | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield one view of a split's samples, float32 on a device, and their indices on the CPU.
 
@@ -173,9 +205,10 @@ class DataModule(pl.LightningDataModule):
             number: which of its views, or CLEAN.
             positions: of the samples in the split, int64 `[N]` for each batch.
             device: where views are made.
+            corruption: of the images, where they are to be judged under one.
         """
         loader = DataLoader(
-            KeyedSplit(split, self.view, self.seed, self.views),
+            KeyedSplit(split, self.view, self.seed, self.views, corruption=corruption),
             batch_size=None,
             sampler=[(number, batch) for batch in positions],
             num_workers=self.num_workers if isinstance(split, Streamed) else 0,
@@ -381,6 +414,7 @@ class KeyedSplit(Dataset[Any]):
         seed: the seed of the views.
         views: how many views each sample has, or None for a new one every epoch.
         fetch: whether to return images, rather than the positions of those that are in memory.
+        corruption: what is done to clean views, for evaluation.
     """
 
     def __init__(
@@ -390,9 +424,10 @@ class KeyedSplit(Dataset[Any]):
         seed: int,
         views: int | None = None,
         fetch: bool = True,
+        corruption: ImageCorruption | None = None,
     ) -> None:
         self.split, self.view, self.seed = split, view, seed
-        self.views, self.fetch = views, fetch
+        self.views, self.fetch, self.corruption = views, fetch, corruption
 
     def __getitem__(self, key: Key) -> tuple[Tensor, Tensor, Tensor, int]:
         epoch, positions = key
@@ -400,6 +435,8 @@ class KeyedSplit(Dataset[Any]):
         found = positions.clamp(min=0)
         index = torch.where(positions < 0, positions, self.split.index[found])
         images = self._images(number, found) if self.fetch else found
+        if self.corruption is not None:
+            images = self.corruption(images, index)
         return images, self.split.labels[found], index, number
 
     def _images(self, number: int, positions: Tensor) -> Tensor:

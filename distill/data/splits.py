@@ -33,6 +33,10 @@ class Resident:
         """Return the samples at these positions, which keep their index."""
         return Resident(self.images[positions], self.labels[positions], self.index[positions])
 
+    def relabelled(self, labels: Tensor) -> Resident:
+        """Return the same samples with other labels, int64 `[N]`."""
+        return Resident(self.images, labels, self.index)
+
     def fingerprint(self) -> str:
         """Return a hash of the pixels and labels, made once: the runs of a sweep share a split."""
         return self._fingerprint
@@ -71,6 +75,10 @@ class Streamed:
     def subset(self, positions: Tensor) -> Streamed:
         """Return the samples at these positions, which keep their index."""
         return Streamed(self.load, self.labels[positions], self.names, self.index[positions])
+
+    def relabelled(self, labels: Tensor) -> Streamed:
+        """Return the same samples with other labels, int64 `[N]`."""
+        return Streamed(self.load, labels, self.names, self.index)
 
     def fingerprint(self) -> str:
         """Return a hash of the names and labels, made once."""

@@ -20,8 +20,14 @@ from distill.metrics.calibration import (
     reliability,
     smooth_calibration_error,
 )
+from distill.metrics.classes import (
+    balanced_accuracy,
+    learned_labels,
+    per_class_recall,
+    recall_by_shots,
+)
 from distill.metrics.decisions import anticipated_cost, cost_optimal_decision, expected_cost
-from distill.metrics.evaluate import cost_numbers, evaluate, vector_numbers
+from distill.metrics.evaluate import class_numbers, cost_numbers, evaluate, vector_numbers
 from distill.metrics.fidelity import (
     Agreement,
     KLFromTeacher,
@@ -45,6 +51,7 @@ from distill.metrics.ranking import (
     mean_reciprocal_rank,
     topk_accuracy,
 )
+from distill.metrics.robustness import mean_corruption_error
 from distill.metrics.scaling import (
     Scaling,
     VectorScaling,
@@ -85,9 +92,11 @@ __all__ = [
     "anticipated_cost",
     "area_under_risk_coverage",
     "auroc",
+    "balanced_accuracy",
     "brier_decomposition",
     "brier_score",
     "centred_logit_mse",
+    "class_numbers",
     "class_reliability",
     "classwise_calibration_error",
     "confidence_slope",
@@ -104,9 +113,13 @@ __all__ = [
     "jensen_shannon",
     "kl_from_teacher",
     "kl_to_teacher",
+    "learned_labels",
     "log_odds",
+    "mean_corruption_error",
     "mean_reciprocal_rank",
     "negative_log_likelihood",
+    "per_class_recall",
+    "recall_by_shots",
     "reliability",
     "risk_coverage",
     "smooth_calibration_error",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from distill.metrics.calibration import (
     negative_log_likelihood,
     smooth_calibration_error,
 )
+from distill.metrics.classes import balanced_accuracy, per_class_recall, recall_by_shots
 from distill.metrics.decisions import anticipated_cost, cost_optimal_decision, expected_cost
 from distill.metrics.fidelity import (
     agreement,
@@ -144,6 +146,30 @@ def cost_numbers(
         anticipated = anticipated_cost(probs, decision, costs)
         numbers[f"cost_anticipated{suffix}"] = _number(anticipated)
     return numbers
+
+
+def class_numbers(
+    logits: Tensor, target: Tensor, class_counts: Sequence[int], shots: Sequence[int]
+) -> dict[str, Any]:
+    """Return how the classes fare: `balanced_accuracy`, `recall` `[K]`, and its means by shots.
+
+    `recall_many`, `recall_medium` and `recall_few` are means over classes by their training
+    examples; see `recall_by_shots`. What is undefined is None.
+
+    Args:
+        logits: Scores `[N, K]`.
+        target: Labels `[N]`.
+        class_counts: training examples of each class, `[K]`.
+        shots: below which a class is few-shot, and above which it is many-shot.
+    """
+    answers, classes = logits.argmax(dim=1), logits.shape[1]
+    recall = per_class_recall(answers, target, classes)
+    by_shots = recall_by_shots(recall, class_counts, *shots)
+    return {
+        "balanced_accuracy": _number(balanced_accuracy(answers, target, classes)),
+        "recall": [_number(value) for value in recall],
+        **{f"recall_{name}": _number(value) for name, value in by_shots.items()},
+    }
 
 
 def _number(value: Tensor) -> float | None:

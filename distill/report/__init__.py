@@ -3,17 +3,27 @@
 from distill.report.card import bundle_facts, model_card
 from distill.report.evidence import evidence, save_thumbnails
 from distill.report.page import write_pages, write_run_page, write_sweep_page
-from distill.report.summary import circumstances, model_costs, parameters, versions, write_json
+from distill.report.summary import (
+    circumstances,
+    finite,
+    model_costs,
+    parameters,
+    save_condition,
+    versions,
+    write_json,
+)
 from distill.report.table import print_table
 
 __all__ = [
     "bundle_facts",
     "circumstances",
     "evidence",
+    "finite",
     "model_card",
     "model_costs",
     "parameters",
     "print_table",
+    "save_condition",
     "save_thumbnails",
     "versions",
     "write_json",

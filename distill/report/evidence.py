@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from distill.data import DataModule
-from distill.files import writing
+from distill.files import save_arrays
 from distill.metrics import (
     Reliability,
     expected_calibration_error,
@@ -150,8 +150,7 @@ def examples(split: Mapping[str, Tensor], rows: Tensor) -> list[dict[str, Any]]:
 def save_thumbnails(path: Path, data: DataModule, summary: Mapping[str, Any]) -> None:
     """Write the images of a summary's examples, in its order, as `images` of an `.npz`."""
     rows = torch.tensor([e["row"] for e in summary["evidence"]["examples"]], dtype=torch.long)
-    with writing(path) as file:
-        np.savez(file, images=thumbnails(data, rows))
+    save_arrays(path, {"images": thumbnails(data, rows)})
 
 
 def thumbnails(data: DataModule, rows: Tensor) -> np.ndarray:

@@ -86,7 +86,7 @@ def write_run_page(folder: Path) -> Path:
 
 def run_content(run: Run) -> dict[str, Any]:
     """Return what the template of a run shows."""
-    absent = dict.fromkeys(("epochs", "seconds", "sparsity"))  # of an evaluation
+    absent = dict.fromkeys(("epochs", "seconds", "sparsity", "condition"))  # of an evaluation
     summary = {**absent, **run.summary}
     models = by_label(summary, ROLES)
     if summary["student_best"] and summary["epochs"]["best"] != summary["epochs"]["last"]:
@@ -170,7 +170,14 @@ def merit(row: Row) -> float:
 
 
 SHOWN = ("top1", "nll", "ece")
-LEFT_BEHIND = ("summary.json", "predictions.npz", "metrics.csv", "student", "checkpoints")
+LEFT_BEHIND = (
+    "summary.json",
+    "predictions.npz",
+    "condition.npz",
+    "metrics.csv",
+    "student",
+    "checkpoints",
+)
 
 
 def top_ks(models: Mapping[str, Mapping[str, Any]]) -> list[int]:

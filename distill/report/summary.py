@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distill import __version__
 from distill.data import DataModule
-from distill.files import write_whole
+from distill.files import save_arrays, write_whole
 
 PACKAGES = ("torch", "timm", "pytorch-lightning", "torchmetrics", "hydra-core")
 
@@ -47,8 +48,36 @@ def circumstances(cfg: DictConfig, data: DataModule) -> dict[str, Any]:
         "data": data.source.name,
         "classes": data.classes,
         "images": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
+        "condition": condition_of(data),
         "notes": data.notes,
     }
+
+
+def condition_of(data: DataModule) -> dict[str, Any] | None:
+    """Return what was made hard, and what that came to in each split; None where nothing was."""
+    if data.condition is None:
+        return None
+    counts = {name: change.counts() for name, change in data.altered.items()}
+    return {"asked": asdict(data.condition), **counts}
+
+
+def save_condition(path: Path, data: DataModule) -> None:
+    """Write which samples of a split are kept, with their given and true labels, as an `.npz`.
+
+    Its arrays are `SPLIT_index`, `SPLIT_given` and `SPLIT_true`, `[N]` each.
+    """
+    save_arrays(
+        path,
+        {
+            f"{name}_{what}": values
+            for name, change in data.altered.items()
+            for what, values in (
+                ("index", change.split.index),
+                ("given", change.split.labels),
+                ("true", change.true),
+            )
+        },
+    )
 
 
 def git_revision(folder: Path) -> str | None:

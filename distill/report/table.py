@@ -24,6 +24,30 @@ def print_table(summary: dict[str, Any]) -> None:
         size = [f"{row['params']:,}", number(row.get("images_per_second"), 1, 0)]
         rows.append([label, *accuracies, *confidence, *size])
     show(columns, rows, title="test split, last epoch")
+    corrupted = {k: row for k, row in present.items() if row.get("corruption_errors")}
+    if corrupted:
+        show(
+            ["", *corrupted], corruption_rows(corrupted), title="errors on corrupted test images, %"
+        )
+
+
+def corruption_rows(models: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Return each corruption's errors in %, mean over severities, and what they come to.
+
+    Args:
+        models: label → numbers with `corruption_errors`.
+    """
+    first = next(iter(models.values()))
+    rows = []
+    for name in first["corruption_errors"]:
+        errors = [row["corruption_errors"][name] for row in models.values()]
+        rows.append([name, *(number(sum(e) / len(e), 100, 2) for e in errors)])
+    means = [number(row["mean_corruption_error"], 100, 2) for row in models.values()]
+    rows.append(["mean corruption error", *means])
+    if any(row["relative_corruption_error"] is not None for row in models.values()):
+        relative = [number(row["relative_corruption_error"], 1, 3) for row in models.values()]
+        rows.append(["relative to the baseline", *relative])
+    return rows
 
 
 def by_label(summary: dict[str, Any], roles: Mapping[str, str]) -> dict[str, dict[str, Any]]:
