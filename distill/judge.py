@@ -224,6 +224,11 @@ def robustness(
     )
 
 
+def as_module(teacher: Teacher, data: DataModule) -> Distiller:
+    """Return a teacher as a model to be judged like a student."""
+    return Distiller(teacher.model, num_classes=data.num_classes, normalize=teacher.normalize)
+
+
 def teacher_temperature(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> float:
     """Return the temperature that calibrates the teacher on validation.
 
@@ -232,8 +237,7 @@ def teacher_temperature(cfg: DictConfig, data: DataModule, teacher: Teacher | No
     """
     if teacher is None:
         raise ValueError("objective.temperature=auto asks the teacher, and there is none")
-    module = Distiller(teacher.model, num_classes=data.num_classes, normalize=teacher.normalize)
-    fit = fit_temperature(*answer(cfg, module, data).of("student", "val"))
+    fit = fit_temperature(*answer(cfg, as_module(teacher, data), data).of("student", "val"))
     if fit.temperature is None:
         why = "it makes no mistake there" if fit.status == "zero" else "its scores say nothing"
         raise ValueError(

@@ -157,7 +157,7 @@ def answered(
 ) -> tuple[judge.Answers, dict[str, nn.Module]]:
     """Return the answers of a run's models to the held-out splits, and the models, by role."""
     before: dict[str, Distiller | None] = {
-        f"teacher_{k}": as_module(one, data)
+        f"teacher_{k}": judge.as_module(one, data)
         for k, one in enumerate(chain, start=1)
         if one is not None
     }
@@ -176,12 +176,7 @@ def judged_modules(
 ) -> dict[str, Distiller]:
     """Return a run's students and their teacher, by role, as models of views."""
     modules = {role: module for role, module in students.items() if module is not None}
-    return modules if teacher is None else {**modules, "teacher": as_module(teacher, data)}
-
-
-def as_module(teacher: Teacher, data: DataModule) -> Distiller:
-    """Return a teacher as a model to be judged like a student."""
-    return Distiller(teacher.model, num_classes=data.num_classes, normalize=teacher.normalize)
+    return modules if teacher is None else {**modules, "teacher": judge.as_module(teacher, data)}
 
 
 def take_up(cfg: DictConfig) -> float | list[float] | None:
@@ -203,13 +198,7 @@ def take_up(cfg: DictConfig) -> float | list[float] | None:
 def set_aside(folder: Path) -> None:
     """Rename what an earlier run left in the same folder, which would pass for this one's."""
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        for name in (
-            "summary.json",
-            "report.html",
-            "predictions.npz",
-            "examples.npz",
-            "condition.npz",
-        ):
+        for name in FILES:
             path = folder / name
             if path.is_file():
                 path.replace(path.with_name(f"{path.stem}.previous{path.suffix}"))

@@ -14,11 +14,10 @@ from typing import Any
 
 from shared import Row, Rows, composed, quiet, spread
 
-from distill import config, judge, teachers, training
+from distill import config, judge, pruning, teachers, training
 from distill.export import Job, verify, write_quantized
 from distill.export.program import Deployed
 from distill.metrics import expected_calibration_error, fit_temperature
-from distill.models.channels import dense_weights
 from distill.module import Distiller
 
 OBJECTIVES = {
@@ -75,8 +74,8 @@ def judged(cfg: Any, student: Distiller, data: Any, folder: Path) -> list[Row]:
     job = Job(composed(name="export").export, data, model, lambda images: images, {}, folder)
     file = write_quantized(job, folder / "int8.onnx", "per_channel", activations=True)
     size = training.save_bundle(student, data, folder / "student", {}) / "model.safetensors"
-    weights = dense_weights(student.student).values()
-    zeros = sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
+    counted = pruning.zeros(student.student)
+    zeros = counted["zeros"] / counted["weights"]
     reference = verify.answers(model, verify.test_images(data, job.prepare))
     rows = []
     for kind, answer, path in (("float", model, size), ("int8", file.run, file.path)):
