@@ -17,6 +17,7 @@ SHELL = [
     if line.strip()
 ]
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
+NO_HUB = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "none", "HF_HUB_OFFLINE": "0"}
 
 
 def make_photos(folder, count):
@@ -43,13 +44,44 @@ def workplace(tmp_path_factory):
     return folder
 
 
-def make_inputs(command, folder, text):
-    """Run the README's own commands that leave what this text reads, unless they have run here."""
-    for run in re.findall(r"(?<!run\.dir=)(runs/\w+)", text):
-        if not (folder / run / "student").exists():
-            line = next(line for line in SHELL if f"hydra.run.dir={run}" in line)
-            make_inputs(command, folder, line)
-            command(*shlex.split(line), folder=folder)
+@pytest.fixture(scope="module")
+def ran():
+    """What the README's commands have answered so far: each runs once."""
+    return {}
+
+
+@pytest.fixture
+def run_line(command, workplace, ran):
+    """Run a command of the README, after those whose runs it names."""
+
+    def run(line):
+        if line not in ran:
+            make_inputs(line)
+            ran[line] = command(*adapted(line, workplace), folder=workplace, check=False,
+                                **(NO_HUB if line.startswith("distill-push") else {}))  # fmt: skip
+        return ran[line]
+
+    def make_inputs(text):
+        for name in re.findall(r"(?<!run\.dir=)(runs/\w+)", text):
+            done = run(next(line for line in SHELL if f"hydra.run.dir={name}" in line))
+            assert done.returncode == 0, done.stdout + done.stderr
+
+    run.make_inputs = make_inputs
+    return run
+
+
+def adapted(line, folder):
+    """Return a command's words; where the README's would take minutes, a small form of them."""
+    words = shlex.split(line)
+    if words[0].startswith("scripts/"):
+        words[0] = str(ROOT / words[0])
+    if "experiment=fashion_mnist" in words:  # the same command on files of the same format
+        if not (folder / "idx").exists():
+            write_idx(folder / "idx")
+        words.append(f"data.root={folder / 'idx'}")
+    if words[0].endswith("studies/objectives"):  # the same study of fewer runs
+        words += ["--objectives", "logit_mse", "--seeds", "1", "--out", "study"]
+    return words
 
 
 def write_idx(folder):
@@ -76,23 +108,12 @@ def test_the_readme_shows_what_it_should():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("line", [line for line in SHELL if line != "scripts/test"])
-def test_a_command_of_the_readme_runs(command, workplace, line):
-    words = shlex.split(line)
-    if words[0].startswith("scripts/"):
-        words[0] = str(ROOT / words[0])
-    if "experiment=fashion_mnist" in words:  # the same command on files of the same format
-        if not (workplace / "idx").exists():
-            write_idx(workplace / "idx")
-        words.append(f"data.root={workplace / 'idx'}")
-    if words[0].endswith("studies/objectives"):  # the same study of fewer runs
-        words += ["--objectives", "logit_mse", "--seeds", "1", "--out", "study"]
-    make_inputs(command, workplace, line)
-    if words[0] == "distill-push":  # to a Hub that nobody serves: the rest has a test of its own
-        done = command(*words, folder=workplace, check=False, HF_ENDPOINT="http://127.0.0.1:9",
-                       HF_TOKEN="none", HF_HUB_OFFLINE="0")  # fmt: skip
+def test_a_command_of_the_readme_runs(run_line, line):
+    done = run_line(line)
+    if line.startswith("distill-push"):  # the rest has a test of its own
         assert done.stderr.startswith("distill-push: cannot push to OWNER/NAME")
         return
-    done = command(*words, folder=workplace)
+    assert done.returncode == 0, done.stdout + done.stderr
     endings = (
         "test split, last epoch",
         "sweep: val_ decides",
@@ -110,9 +131,9 @@ def test_a_command_of_the_readme_runs(command, workplace, line):
 
 
 @pytest.mark.slow
-def test_the_programs_of_the_readme_run(command, workplace):
+def test_the_programs_of_the_readme_run(command, run_line, workplace):
     for number, program in enumerate(PYTHON):
-        make_inputs(command, workplace, program)
+        run_line.make_inputs(program)
         source = program if "import distill" in program else f"import distill\n{program}"
         (workplace / f"program{number}.py").write_text(source)
         command("python", f"program{number}.py", folder=workplace)
