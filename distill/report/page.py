@@ -269,19 +269,20 @@ def data_uri(image: np.ndarray) -> str:
 
 
 def render(template: str, **content: Any) -> str:
+    """Return a page of the template of that name."""
+    return rendered(environment().get_template(template), **content)
+
+
+def rendered(template: jinja2.Template, **content: Any) -> str:
     """Return a page that needs nothing but itself, and may not ask for more."""
     script = asset("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return (
-        environment()
-        .get_template(template)
-        .render(
-            style=Markup(asset("style.css")),
-            script=Markup(script),
-            policy="default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-            f"script-src 'sha256-{digest}'",
-            **content,
-        )
+    return template.render(
+        style=Markup(asset("style.css")),
+        script=Markup(script),
+        policy="default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}'",
+        **content,
     )
 
 

@@ -1,0 +1,173 @@
+"""Claim 5: neither cross-entropy nor hinge resists far-out poisoned labels; a bounded loss does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from matplotlib.figure import Figure as Canvas
+from torch import Tensor
+
+from distill.data.corrupt import poisoned
+from distill.losses import (
+    crammer_singer,
+    cross_entropy,
+    generalized_cross_entropy,
+    ramp_hinge,
+    symmetric_cross_entropy,
+)
+from shared import spread
+from ten_claims.runs import ALONE, Run, Runs
+from ten_claims.study import Colours, Finding, Result, Study, larger, minus
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cross-entropy": cross_entropy,
+    "hinge": crammer_singer,
+    "GCE": generalized_cross_entropy,
+    "SCE": symmetric_cross_entropy,
+    "ramp": ramp_hinge,
+}
+UNBOUNDED, BOUNDED = ("cross-entropy", "hinge"), ("GCE", "ramp")
+RADII = (0.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+SHARE = 0.1  # poisoned points for one clean
+STARTS, STEPS = 8, 400
+RATES = (0.0, 0.2, 0.4)
+NO_TEACHER = {"cross-entropy": "supervised", "hinge": "crammer_singer", "GCE": "gce",
+              "SCE": "sce", "ramp": "ramp_hinge"}  # fmt: skip
+TAUGHT = "KL, clean teacher"
+FAR, WRONG = RADII[-1], RATES[-1]
+HARM = 5.0  # points of accuracy from which on a loss has not resisted
+
+
+def clouds(seed: int, count: int = 200) -> tuple[Tensor, Tensor]:
+    """Return two overlapping Gaussian clouds in the plane, features `[2·count, 2]` and labels."""
+    random = torch.Generator().manual_seed(seed)
+    labels = torch.arange(2).repeat_interleave(count)
+    noise = torch.randn(2 * count, 2, dtype=torch.float64, generator=random)
+    return noise + 1.5 * (2 * labels - 1)[:, None], labels
+
+
+def fitted(loss: str, features: Tensor, labels: Tensor) -> Tensor:
+    """Return the linear classifier `[2, D + 1]` with the lowest loss that any start led to.
+
+    A bounded loss has several valleys, and those of most starts are not the lowest.
+    """
+    random = torch.Generator().manual_seed(0)
+    padded = torch.cat([features, torch.ones(len(features), 1, dtype=features.dtype)], dim=1)
+    weights = torch.randn(STARTS, 2, padded.shape[1], dtype=features.dtype, generator=random)
+    weights.requires_grad_()
+    optimizer = torch.optim.Adam([weights], lr=0.05)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, STEPS)
+    goal = labels.repeat(STARTS)
+    for _ in range(STEPS):
+        logits = torch.einsum("nd,skd->snk", padded, weights).flatten(0, 1)
+        per_start = LOSSES[loss](logits, goal).view(STARTS, -1).mean(1)
+        per_start = per_start + 1e-3 * weights.square().sum((1, 2))
+        optimizer.zero_grad()
+        per_start.sum().backward()
+        optimizer.step()
+        schedule.step()
+    return weights[per_start.argmin()].detach()
+
+
+def accuracy(weights: Tensor, seed: int) -> float:
+    """Return the per cent of fresh clean points that a linear classifier gets right."""
+    features, labels = clouds(seed + 1000, 2000)
+    scores = features @ weights[:, :-1].T + weights[:, -1]
+    return 100 * float((scores.argmax(1) == labels).double().mean())
+
+
+def under_poison(loss: str, radius: float, seed: int) -> float:
+    """Return clean accuracy in per cent after training among points poisoned at a radius."""
+    points = clouds(seed)
+    if radius:
+        points = poisoned(*points, radius, SHARE)
+    return accuracy(fitted(loss, *points), seed)
+
+
+def student(name: str, rate: float, seed: int) -> Run:
+    """Return the run of a loss under a rate of wrong labels."""
+    noise = ("condition=symmetric_noise", f"condition.rate={rate}") if rate else ()
+    if name == TAUGHT:
+        return Run(("objective=kd", "objective.alpha=1", "teacher=timm", *noise), seed,
+                   teacher=Run(ALONE, seed + 100))  # fmt: skip
+    return Run((f"objective={NO_TEACHER[name]}", "teacher=none", *noise), seed)
+
+
+def examine(seeds: Sequence[int], runs: Runs) -> Result:
+    """Sweep the radius of poisoned points, and the rate of wrong labels."""
+    poison = {(name, r): [under_poison(name, r, seed) for seed in seeds]
+              for name in LOSSES for r in RADII}  # fmt: skip
+    noise = {(name, rate): [100 * runs.numbers(student(name, rate, seed))["top1"]
+                            for seed in seeds]
+             for name in (*NO_TEACHER, TAUGHT) for rate in RATES}  # fmt: skip
+    table = [["loss", *(f"radius {r:g}" if r else "no poison" for r in RADII),
+              *(f"{100 * rate:.0f} % wrong" for rate in RATES)]]  # fmt: skip
+    for name in (*LOSSES, TAUGHT):
+        far = [spread(poison[name, r], 1) if name in LOSSES else "–" for r in RADII]
+        table.append([name, *far, *(spread(noise[name, rate], 1) for rate in RATES)])
+    return Result(
+        judge(poison, noise), table,
+        lambda canvas, colours: draw(canvas, colours, poison, noise),
+        "Left: linear classifiers in the plane, a tenth of the points poisoned at a radius. Right: "
+        "students trained under wrong labels. Accuracy on clean test data.",
+        "A bounded loss has several valleys: the best of eight starts by training loss is shown. "
+        "SCE is not bounded, its cross-entropy part grows on. A teacher of clean labels, heard "
+        "alone, lets the student never see a wrong one.",
+    )  # fmt: skip
+
+
+def judge(
+    poison: dict[tuple[str, float], list[float]], noise: dict[tuple[str, float], list[float]]
+) -> list[Finding]:
+    """Return which losses fall under poison and noise, and which stand."""
+
+    def fall(values: dict, name: str, worst: float, none: float) -> dict[str, list[float]]:
+        return {name: [d - HARM for d in minus(values[name, none], values[name, worst])]}
+
+    def stand(values: dict, name: str, worst: float, none: float) -> dict[str, list[float]]:
+        return {name: [HARM - d for d in minus(values[name, none], values[name, worst])]}
+
+    told = f"points lost beyond {HARM:g}"
+    kept = f"points lost short of {HARM:g}"
+    findings = [larger(f"{name} is said to fall to points at radius {FAR:g}",
+                       fall(poison, name, FAR, 0.0), told) for name in UNBOUNDED]  # fmt: skip
+    findings += [larger(f"{name} is said to stand at radius {FAR:g}",
+                        stand(poison, name, FAR, 0.0), kept) for name in BOUNDED]  # fmt: skip
+    findings += [larger(f"{name} is said to fall to {100 * WRONG:.0f} % wrong labels",
+                        fall(noise, name, WRONG, 0.0), told) for name in UNBOUNDED]  # fmt: skip
+    findings += [larger(f"{name} is said to stand {100 * WRONG:.0f} % wrong labels",
+                        stand(noise, name, WRONG, 0.0), kept)
+                 for name in (*BOUNDED, TAUGHT)]  # fmt: skip
+    return findings
+
+
+def draw(canvas: Canvas, colours: Colours, poison: dict, noise: dict) -> None:
+    """Draw accuracy over radius and over the rate of wrong labels."""
+    left, right = canvas.subplots(1, 2, sharey=True)
+    names = (*LOSSES, TAUGHT)
+    looks = zip(names, ("ink", "student", "teacher", "temperature", "gap", "baseline"),
+                "o^sDvP", strict=True)  # fmt: skip
+    for name, colour, marker in looks:
+        look = {"marker": marker, "color": colours[colour], "label": name}
+        if name in LOSSES:
+            left.plot(range(len(RADII)), [mean(poison[name, r]) for r in RADII], **look)
+        right.plot([100 * rate for rate in RATES], [mean(noise[name, rate]) for rate in RATES],
+                   **look)  # fmt: skip
+    left.set_xticks(range(len(RADII)), ["none", *(f"{r:g}" for r in RADII[1:])])
+    left.set(xlabel="radius of the poisoned points", ylabel="clean accuracy (%)")
+    right.set(xlabel="wrong labels (%)")
+    right.legend()
+
+
+def mean(values: Sequence[float]) -> float:
+    """Return the mean."""
+    return sum(values) / len(values)
+
+
+STUDY = Study(
+    "poison",
+    "Neither cross-entropy nor hinge resists far-out poisoned labels; a bounded loss does.",
+    examine,
+    lambda seed: [student(name, rate, seed) for name in (*NO_TEACHER, TAUGHT) for rate in RATES],
+)
