@@ -98,8 +98,8 @@ def difference(before: dict[str, Any], cfg: DictConfig) -> str | None:
 
 
 def free(name: str) -> bool:
-    """Whether a value decides no number of a run: also where its folder lies."""
-    return name.startswith(FREE) or name.endswith(".dirpath")
+    """Whether a value decides no number of a run: also where its folder lies, and other logs."""
+    return name.startswith((*FREE, "logger.")) or name.endswith(".dirpath")
 
 
 def found_out(name: str, cfg: DictConfig) -> bool:

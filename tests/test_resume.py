@@ -1,4 +1,4 @@
-"""What a resumed sweep takes for the same job, and what for another."""
+"""What a resumed run or sweep takes for the same job, and what for another."""
 
 import json
 
@@ -77,3 +77,38 @@ def test_jobs_of_a_resumed_sweep_are_of_one_setting(composed):
         for own in (("seed=0", "sweep.resume=null"), ("seed=1", "ckpt_path=0/last.ckpt"))
     ]
     assert setting(rows[0], "seed") == setting(rows[1], "seed")
+
+
+def test_of_checkpoints_that_can_be_read_the_latest_is_gone_on_from(tmp_path, caplog):
+    def write(name, step):
+        torch.save({"state_dict": {"student.w": torch.ones(1)}, "global_step": step},
+                   tmp_path / name)  # fmt: skip
+
+    assert resume.latest(tmp_path) is None
+    write("best.ckpt", 20)
+    write("early.ckpt", 10)
+    assert resume.latest(tmp_path)[0].name == "best.ckpt"
+    write("last.ckpt", 15)
+    assert resume.latest(tmp_path)[0].name == "last.ckpt"
+    content = (tmp_path / "last.ckpt").read_bytes()
+    (tmp_path / "last.ckpt").write_bytes(content[: len(content) // 2])
+    assert resume.latest(tmp_path)[1]["global_step"] == 20
+    assert "last.ckpt is not a checkpoint that can be read safely; another is" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("resume=true",), "resume=True is unknown: it is auto"),
+        (("resume=auto", "ckpt_path=a.ckpt"), "finds the checkpoint itself: leave out ckpt_path"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(composed, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        resume.check(composed(*overrides))
+
+
+def test_a_folder_that_has_moved_is_still_the_same_run(composed):
+    here, there = (composed(f"paths.output_dir={name}") for name in ("here", "there"))
+    assert resume.fingerprint(here) == resume.fingerprint(there)
+    assert resume.difference(config.plain(here), there) is None
