@@ -43,6 +43,7 @@ HYDRA = "1.3"  # the version whose behaviour is meant
 ADVICE = (  # of the libraries below; a user of this one cannot act on it
     ".*does not have many workers",
     ".*LeafSpec",
+    "Checkpoint directory",  # of a run that goes on; others have theirs set aside
     ".*is smaller than the logging interval",
     "Experiment logs directory",
     "The dirpath has changed",

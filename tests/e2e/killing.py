@@ -108,7 +108,7 @@ def differences(folder, whole):
         found += [] if ours == theirs else [f"{run}: best epoch {ours}, not {theirs}"]
     found += [str(path.relative_to(folder)) for path in folder.rglob("*.part")]
     said = (folder / "output.txt").read_text()
-    return found + [word for word in ("Traceback", "Warning", "Error") if word in said]
+    return found + [word for word in ("Traceback", "Warning", "Error", "not empty") if word in said]
 
 
 def same(ours, theirs):
