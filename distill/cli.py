@@ -33,6 +33,7 @@ from distill import signals
 PACKAGE = Path(__file__).resolve().parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 USER_ERROR = 2
+SWEEP_GOES_ON = "the same command with sweep.resume="
 PLUGINS = {  # of Hydra → the extra that brings it
     "hydra_joblib_launcher": "joblib",
     "hydra_optuna_sweeper": "optuna",
@@ -249,7 +250,7 @@ def how_to_go_on(cfg: DictConfig) -> str:
     if "resume" not in cfg:
         return "stopped; the same command again does it anew"
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        return f"stopped; go on with sweep.resume={HydraConfig.get().sweep.dir}"
+        return f"stopped; {SWEEP_GOES_ON}{HydraConfig.get().sweep.dir} goes on"
     folder = os.path.relpath(cfg.paths.output_dir, HydraConfig.get().runtime.cwd)
     return f"stopped; the same command with hydra.run.dir={folder} resume=auto goes on"
 

@@ -21,9 +21,9 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasa
 class Preempted(BaseException):
     """The command was told to end; a `BaseException`, as no `except Exception` may keep it."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, advice: str = "") -> None:
         super().__init__(name)
-        self.advice = ""  # how to go on, for people
+        self.advice = advice
 
 
 class _State:
@@ -74,14 +74,17 @@ def pending() -> bool:
     return _State.received is not None
 
 
-def stop_if_told() -> None:
+def stop_if_told(advice: str = "") -> None:
     """End here, if the process has been told to.
+
+    Args:
+        advice: how to go on, for people; a command knows where none is given.
 
     Raises:
         Preempted: then.
     """
     if _State.received is not None:
-        raise Preempted(_State.received)
+        raise Preempted(_State.received, advice)
 
 
 def _receive(number: int, frame: FrameType | None) -> None:

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from distill import signals
-from distill.cli import one_line, out_of_memory
+from distill.cli import SWEEP_GOES_ON, one_line, out_of_memory
 from distill.config import plain, shared_key
 from distill.sweep.lockstep import in_turns
 from distill.sweep.workers import nothing, places, spread
@@ -167,7 +167,7 @@ def run_together(
             report(job.number, nothing())
 
     in_turns([partial(run, job, len(chunk) > 1) for job in chunk])
-    signals.stop_if_told()
+    signals.stop_if_told(f"stopped; {SWEEP_GOES_ON}{chunk[0].config.hydra.sweep.dir} goes on")
     for job in crowded:
         print(f"distill: job {job.number} does not fit beside the others: it runs again, alone",
               file=sys.stderr)  # fmt: skip
