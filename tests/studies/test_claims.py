@@ -29,9 +29,9 @@ def finding(outcome, condition="it rains"):
         ((FAILS, FAILS), "fails"),
         ((HOLDS, FAILS), "holds only if part 0"),
         ((HOLDS, FAILS, HOLDS), "holds only if part 0; or if part 2"),
-        ((OPEN,), "undecided"),
-        ((FAILS, OPEN), "fails"),
-        ((HOLDS, OPEN), "holds (1 of 2 parts are open)"),
+        ((OPEN,), "undecided (open: 1 of 1 parts)"),
+        ((FAILS, OPEN), "fails (open: 1 of 2 parts)"),
+        ((HOLDS, OPEN), "holds (open: 1 of 2 parts)"),
     ],
 )
 def test_a_verdict_follows_from_the_outcomes(outcomes, told):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import product
 
 import torch
 from matplotlib.figure import Figure as Canvas
@@ -17,7 +18,7 @@ from distill.losses import (
     symmetric_cross_entropy,
 )
 from shared import spread
-from ten_claims.runs import ALONE, Run, Runs
+from ten_claims.runs import ALONE, Run, Runs, pool
 from ten_claims.study import Colours, Finding, Result, Study, larger, minus
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -97,7 +98,11 @@ def student(name: str, rate: float, seed: int) -> Run:
 
 def examine(seeds: Sequence[int], runs: Runs) -> Result:
     """Sweep the radius of poisoned points, and the rate of wrong labels."""
-    poison = {(name, r): [under_poison(name, r, seed) for seed in seeds]
+    places = list(product(LOSSES, RADII, seeds))
+    with pool() as workers:
+        found = dict(zip(places, workers.map(under_poison, *zip(*places, strict=True)),
+                         strict=True))  # fmt: skip
+    poison = {(name, r): [found[name, r, seed] for seed in seeds]
               for name in LOSSES for r in RADII}  # fmt: skip
     noise = {(name, rate): [100 * runs.numbers(student(name, rate, seed))["top1"]
                             for seed in seeds]

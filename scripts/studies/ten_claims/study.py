@@ -73,11 +73,11 @@ def verdict(findings: Sequence[Finding]) -> str:
     failed = {one.condition for one in findings if one.outcome == FAILS}
     held = dict.fromkeys(one.condition for one in findings if one.outcome == HOLDS)
     held = [condition for condition in held if condition not in failed]
-    if not held:
-        return "fails" if failed else "undecided"
-    told = f"holds only if {'; or if '.join(held)}" if failed else "holds"
+    told = "fails" if failed else "undecided"
+    if held:
+        told = f"holds only if {'; or if '.join(held)}" if failed else "holds"
     left_open = sum(one.outcome == OPEN for one in findings)
-    return f"{told} ({left_open} of {len(findings)} parts are open)" if left_open else told
+    return f"{told} (open: {left_open} of {len(findings)} parts)" if left_open else told
 
 
 def exact(condition: str, error: float, bound: float, what: str) -> Finding:
