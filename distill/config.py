@@ -217,13 +217,22 @@ def schedules(cfg: DictConfig, objective: Objective) -> list[Annealing]:
     """Return what moves the objective's values: `annealing`, and the objective's own schedules.
 
     One whose end is null has nowhere to go: what it would move is not in use.
+
+    Raises:
+        ValueError: if two move the same value, of which the later one would win unseen.
     """
     nodes = [("annealing", cfg.annealing)] if cfg.annealing else []
     own = present(cfg.objective.get("schedules"))
     nodes += [(f"objective.schedules.{k}", v) for k, v in own if v.get("end", 1.0) is not None]
     moved = [make(node, label) for label, node in nodes]
-    for annealing in moved:
+    movers: dict[str, str] = {}
+    for (label, _), annealing in zip(nodes, moved, strict=True):
         annealing.check(objective)
+        other = movers.setdefault(annealing.value, label)
+        if other != label:
+            raise ValueError(
+                f"{other} and {label} both move {annealing.value}: set {label}=null, or change it"
+            )
     return moved
 
 

@@ -136,7 +136,7 @@ class Objective(nn.Module):
         self.class_counts = class_counts
         self.stages = tuple(stages)
         self.label_smoothing = checked_smoothing(label_smoothing)
-        self.keep = Selection(**keep or {})
+        self.keep = build_selection(keep)
         if (self.keep or label_smoothing) and all(t.uses_teacher for t in self.terms.values()):
             raise ValueError(
                 "objective.keep and objective.label_smoothing are of terms on labels, and this "
@@ -336,10 +336,22 @@ def check_names(terms: Mapping[str, Any]) -> None:
             raise ValueError(f"objective.terms.{name} has the name of a metric: call it another")
 
 
+def build_selection(spec: Mapping[str, Any] | None) -> Selection:
+    """Return which samples the terms on labels see, refusing options that there are not."""
+    known = list(inspect.signature(Selection).parameters)
+    for option in spec or {}:
+        if option not in known:
+            raise ValueError(
+                f"objective.keep has no option {option!r}; it takes {', '.join(known)}"
+            )
+    return Selection(**spec or {})
+
+
 def checked_smoothing(value: float) -> float:
     """Return the share of a label that is spread over the classes, refusing what is none."""
-    if not 0 <= value < 1:
-        raise ValueError(f"objective.label_smoothing must lie in [0, 1), got {value}")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 <= value < 1:
+        raise ValueError(f"objective.label_smoothing must lie in [0, 1), got {value!r}")
     return float(value)
 
 

@@ -129,6 +129,17 @@ def test_every_objective_opens_with_the_command_that_runs_it(objective):
         (("objective.keep.agreement=true", "data.view.mixup=1"), "needs class indices"),
         (("objective=dkd", "objective.alpha=1"), "objective.terms.dkd reads them"),
         (("data.balance=2",), "data.balance is the power"),
+        (("objective.label_smoothing=null",), r"must lie in \[0, 1\), got None"),
+        (("+objective.keep.small_los=0.6",), "keep has no option 'small_los'; it takes small_loss"),
+        (
+            (
+                "objective.keep.small_loss=0.6",
+                "annealing=linear",
+                "annealing.end=0.9",
+                "annealing.value=keep.small_loss",
+            ),
+            r"annealing and objective\.schedules\.keep both move keep\.small_loss",
+        ),
         (("scheduler.sched=plateau",), "plateau follows a metric"),
         (("scheduler.sched=cosin",), "scheduler"),
         (("topk=3",), "topk is a list"),
