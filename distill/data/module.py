@@ -63,6 +63,7 @@ class DataModule(pl.LightningDataModule):
         balance: an epoch draws class k in proportion to `n_k^balance`, n_k its training samples: 1
             is every sample once, 0 all classes equally often, ½ between them. A sample that is
             drawn again in an epoch shows the same view. What mixed views add is not balanced.
+            Below 1 labels decide the order, also under an objective that reads none.
         condition: keywords of `distill.data.corrupt.Condition`: wrong labels, rare classes or few
             images, in train and, unless it is to stay clean, in validation; never in the test.
     """

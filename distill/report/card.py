@@ -103,7 +103,7 @@ def described(objective: dict[str, Any]) -> str:
     shared = {"temperature": objective.get("temperature"), "α": objective.get("alpha")}
     shared["label smoothing"] = objective.get("label_smoothing") or None
     keep = objective.get("keep") or {}
-    shared |= {f"labels kept by {name.replace('_', ' ')}": value for name, value in keep.items()}
+    shared |= {f"labels kept by {k.replace('_', ' ')}": v for k, v in keep.items() if v}
     told = [f"{name} {value}" for name, value in shared.items() if value is not None]
     return escape("; ".join([" + ".join(terms), *told]))
 
