@@ -38,7 +38,7 @@ SOFT = sorted(
 @pytest.fixture(scope="module")
 def default():
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train")
+        cfg = compose("train", overrides=["paths.output_dir=unused"])
     OmegaConf.set_struct(cfg, False)
     return cfg
 
