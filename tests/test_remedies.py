@@ -8,7 +8,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from distill import Distiller, Objective, config
+from distill import Distiller, Objective, cache, config
 from distill.cli import CONF
 from distill.data import DataModule
 from distill.data.splits import Resident, Source
@@ -38,7 +38,7 @@ SOFT = sorted(
 @pytest.fixture(scope="module")
 def default():
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train")
+        cfg = compose("train", overrides=["paths.output_dir=unused"])
     OmegaConf.set_struct(cfg, False)
     return cfg
 
@@ -84,6 +84,12 @@ def test_small_losses_are_kept_as_co_teaching_says(default):
     shares = [annealing.at(epoch, 8) for epoch in range(8)]
     assert shares == pytest.approx([1 - 0.4 * min(epoch / 4, 1) for epoch in range(8)])
     assert config.schedules(default, config.build_objective(default, toy())) == []
+
+
+def test_models_that_were_trained_on_another_balance_are_not_taken_from_the_cache(default):
+    alone = config.alone(default, "baseline")
+    assert cache.fit_key(alone, toy(balance=0.5)) != cache.fit_key(alone, toy())
+    assert alone.objective == config.SUPERVISED
 
 
 # Without labels

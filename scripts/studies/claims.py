@@ -8,6 +8,7 @@ continues, and studies share those that they have in common.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import time
@@ -48,7 +49,7 @@ def main() -> None:
     if not options.names:
         write_page(options.out / "claims.html", found, in_words(told))
         (options.out / "table.md").write_text(as_markdown(found) + "\n", encoding="utf-8")
-    print(f"{len(found)} claims checked in {seconds:.0f} s: {options.out}")
+    print(f"{len(found)} of 10 claims checked in {seconds:.0f} s: {os.path.relpath(options.out)}")
 
 
 def parsed() -> argparse.Namespace:

@@ -111,14 +111,15 @@ def judge(bounds: dict, lost: dict, drops: dict) -> list[Finding]:
         "probabilities are quantised",
         {f"{ours} against {theirs}": minus(lost[ours], lost[theirs])
          for theirs, ours in PAIRS.items()},
-        "images with infinite NLL, points more", 0.1,
+        "images with infinite NLL, points more",
     )  # fmt: skip
     weights = [
-        larger(f"weights and activations are quantised and {metric.upper()} judges",
+        larger(f"weights and activations are quantised and {heading} judges",
                {f"{ours} against {theirs}": minus(drops[ours][metric], drops[theirs][metric])
                 for theirs, ours in PAIRS.items()},
                "change by int8, more", margin)
-        for metric, margin in (("top1", 0.25), ("nll", 0.005), ("ece", 0.25))
+        for metric, heading, margin in (("top1", "top-1", 0.25), ("nll", "NLL", 0.005),
+                                        ("ece", "ECE", 0.25))
     ]  # fmt: skip
     return [logits, probabilities, *weights]
 

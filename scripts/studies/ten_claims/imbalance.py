@@ -32,6 +32,10 @@ TRAINED = {
     "logit adjustment": "logit_adjusted",
 }
 DECIDED = "cross-entropy, cost-sensitive decision"
+REMEDIES = {
+    "a weight, a prior or a decision": ("effective-number weights", "logit adjustment", DECIDED),
+    "margins, and weights at the end": ("LDAM, deferred weights",),
+}
 MATTERS = 2.0  # points
 SCORES = torch.linspace(-8, 8, 3201, dtype=torch.float64)  # of the rare class; the other has minus
 CHANCES = torch.cat([torch.linspace(0.001, 0.02, 191), torch.linspace(0.03, 0.97, 95)]).double()
@@ -69,16 +73,16 @@ def population() -> list[Finding]:
     costs = torch.tensor([[0.0, 1.0], [COST, 0.0]])
     probs = torch.stack([1 - CHANCES, CHANCES], dim=1)
     decided = float(CHANCES[cost_optimal_decision(probs, costs) == 1].min())
+    found["cost-sensitive decision"] = decided
     step = 1.1e-4  # of the grid of chances around the threshold
-    told = f"threshold found less 1/101 = {100 * BAYES:.2f} %"
+    margins = found.pop("margin-only hinge (LDAM)")
+    told = ", ".join(f"{name} {100 * value:.2f} %" for name, value in found.items())
     return [
-        exact("the loss is weighted cross-entropy", abs(found["weighted cross-entropy"] - BAYES),
-              step, told),
-        exact("it is a weighted hinge", abs(found["weighted hinge"] - BAYES), step, told),
-        exact("probabilities meet a cost-sensitive decision", abs(decided - BAYES), step, told),
-        exact("it is a hinge with margins and no weights",
-              abs(found["margin-only hinge (LDAM)"] - BAYES), step,
-              f"{told} (it is {found['margin-only hinge (LDAM)']:.2f})"),
+        exact(f"costs are {COST:g} to 1 and weights or the decision know them",
+              max(abs(value - BAYES) for value in found.values()), step,
+              f"{told}; largest distance to 1/101 = {100 * BAYES:.2f} %"),
+        exact("a hinge knows them by margins alone", abs(margins - BAYES), step,
+              f"its threshold is {100 * margins:.0f} %; distance to 1/101"),
     ]  # fmt: skip
 
 
@@ -110,11 +114,12 @@ def examine(seeds: Sequence[int], runs: Runs) -> Result:
     rare = {name: (100 * r[:, -RARE:].mean(1)).tolist() for name, r in recalls.items()}
     table = [["training", "balanced accuracy %", f"recall of the {RARE} rarest classes %"]]
     table += [[name, spread(balanced[name], 2), spread(rare[name], 2)] for name in names]
+    plain = rare["cross-entropy"]
     gains = [
-        larger(f"on a long tail (50 : 1) the remedy is {name}",
-               {"": minus(rare[name], rare["cross-entropy"])},
+        larger(f"classes have a long tail and the remedy is {told}",
+               {name: minus(rare[name], plain) for name in group},
                "recall of rare classes above plain cross-entropy's, points", MATTERS)
-        for name in names if name != "cross-entropy"
+        for told, group in REMEDIES.items()
     ]  # fmt: skip
     return Result(
         [*population(), *gains], table,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import product
 
 import torch
 from matplotlib.figure import Figure as Canvas
@@ -17,7 +18,7 @@ from distill.losses import (
     symmetric_cross_entropy,
 )
 from shared import spread
-from ten_claims.runs import ALONE, Run, Runs
+from ten_claims.runs import ALONE, Run, Runs, pool
 from ten_claims.study import Colours, Finding, Result, Study, larger, minus
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -37,6 +38,7 @@ NO_TEACHER = {"cross-entropy": "supervised", "hinge": "crammer_singer", "GCE": "
 TAUGHT = "KL, clean teacher"
 FAR, WRONG = RADII[-1], RATES[-1]
 HARM = 5.0  # points of accuracy from which on a loss has not resisted
+Values = dict[tuple[str, float], list[float]]  # loss and radius or rate → accuracy of each seed
 
 
 def clouds(seed: int, count: int = 200) -> tuple[Tensor, Tensor]:
@@ -96,7 +98,11 @@ def student(name: str, rate: float, seed: int) -> Run:
 
 def examine(seeds: Sequence[int], runs: Runs) -> Result:
     """Sweep the radius of poisoned points, and the rate of wrong labels."""
-    poison = {(name, r): [under_poison(name, r, seed) for seed in seeds]
+    places = list(product(LOSSES, RADII, seeds))
+    with pool() as workers:
+        found = dict(zip(places, workers.map(under_poison, *zip(*places, strict=True)),
+                         strict=True))  # fmt: skip
+    poison = {(name, r): [found[name, r, seed] for seed in seeds]
               for name in LOSSES for r in RADII}  # fmt: skip
     noise = {(name, rate): [100 * runs.numbers(student(name, rate, seed))["top1"]
                             for seed in seeds]
@@ -112,34 +118,35 @@ def examine(seeds: Sequence[int], runs: Runs) -> Result:
         "Left: linear classifiers in the plane, a tenth of the points poisoned at a radius. Right: "
         "students trained under wrong labels. Accuracy on clean test data.",
         "A bounded loss has several valleys: the best of eight starts by training loss is shown. "
-        "SCE is not bounded, its cross-entropy part grows on. A teacher of clean labels, heard "
-        "alone, lets the student never see a wrong one.",
+        "SCE is not bounded, its cross-entropy part grows on. A student that hears only a teacher "
+        "of clean labels never sees a wrong one. The learning rate is the one that suits "
+        "cross-entropy.",
     )  # fmt: skip
 
 
-def judge(
-    poison: dict[tuple[str, float], list[float]], noise: dict[tuple[str, float], list[float]]
-) -> list[Finding]:
-    """Return which losses fall under poison and noise, and which stand."""
+def judge(poison: Values, noise: Values) -> list[Finding]:
+    """Return where cross-entropy and hinge fall while another stands."""
+    out = {name: lost(poison, name, FAR) for name in LOSSES}
+    wrong = {name: lost(noise, name, WRONG) for name in (*NO_TEACHER, TAUGHT)}
+    student = f"a student is trained under {100 * WRONG:.0f} % wrong labels and"
+    return [
+        apart(f"linear classifiers meet points at radius {FAR:g} in the plane", out, BOUNDED),
+        *(apart(f"{student} the bounded loss is {name}", wrong, [name]) for name in BOUNDED),
+        apart(f"{student} a teacher of clean labels takes the bounded loss's place", wrong,
+              [TAUGHT]),
+    ]  # fmt: skip
 
-    def fall(values: dict, name: str, worst: float, none: float) -> dict[str, list[float]]:
-        return {name: [d - HARM for d in minus(values[name, none], values[name, worst])]}
 
-    def stand(values: dict, name: str, worst: float, none: float) -> dict[str, list[float]]:
-        return {name: [HARM - d for d in minus(values[name, none], values[name, worst])]}
+def lost(values: Values, name: str, worst: float) -> list[float]:
+    """Return the points of accuracy that the worst takes from each seed."""
+    return minus(values[name, 0.0], values[name, worst])
 
-    told = f"points lost beyond {HARM:g}"
-    kept = f"points lost short of {HARM:g}"
-    findings = [larger(f"{name} is said to fall to points at radius {FAR:g}",
-                       fall(poison, name, FAR, 0.0), told) for name in UNBOUNDED]  # fmt: skip
-    findings += [larger(f"{name} is said to stand at radius {FAR:g}",
-                        stand(poison, name, FAR, 0.0), kept) for name in BOUNDED]  # fmt: skip
-    findings += [larger(f"{name} is said to fall to {100 * WRONG:.0f} % wrong labels",
-                        fall(noise, name, WRONG, 0.0), told) for name in UNBOUNDED]  # fmt: skip
-    findings += [larger(f"{name} is said to stand {100 * WRONG:.0f} % wrong labels",
-                        stand(noise, name, WRONG, 0.0), kept)
-                 for name in (*BOUNDED, TAUGHT)]  # fmt: skip
-    return findings
+
+def apart(condition: str, lost: dict[str, list[float]], standing: Sequence[str]) -> Finding:
+    """Return whether the unbounded losses lose more than HARM points, and others less."""
+    differences = {f"{name} falls": [d - HARM for d in lost[name]] for name in UNBOUNDED}
+    differences |= {f"{name} stands": [HARM - d for d in lost[name]] for name in standing}
+    return larger(condition, differences, f"points on that side of {HARM:g} lost")
 
 
 def draw(canvas: Canvas, colours: Colours, poison: dict, noise: dict) -> None:

@@ -69,13 +69,15 @@ class Study:
 
 
 def verdict(findings: Sequence[Finding]) -> str:
-    """Return *holds*, *fails*, *holds only if …* or *undecided*, by the outcomes alone."""
+    """Return *holds*, *fails*, *holds only if …* or *undecided*, from the outcomes alone."""
     failed = {one.condition for one in findings if one.outcome == FAILS}
     held = dict.fromkeys(one.condition for one in findings if one.outcome == HOLDS)
     held = [condition for condition in held if condition not in failed]
-    if not held:
-        return "fails" if failed else "undecided"
-    return f"holds only if {'; or if '.join(held)}" if failed else "holds"
+    told = "fails" if failed else "undecided"
+    if held:
+        told = f"holds only if {'; or if '.join(held)}" if failed else "holds"
+    left_open = sum(one.outcome == OPEN for one in findings)
+    return f"{told} (open: {left_open} of {len(findings)} parts)" if left_open else told
 
 
 def exact(condition: str, error: float, bound: float, what: str) -> Finding:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure as Canvas
 from torch import Tensor
 
 from distill.losses import tempered_cross_entropy
+from distill.report.figures import plain_ticks
 from shared import spread
 from ten_claims.runs import Run, Runs
 from ten_claims.study import Colours, Finding, Result, Study, exact, larger, minus
@@ -116,6 +117,7 @@ def examine(seeds: Sequence[int], runs: Runs) -> Result:
         left.plot(GRID, [float(least_free_energy(s, t)) for t in GRID],
                   color=colours["gap"], label="F = E − τS")  # fmt: skip
         left.set(xscale="log", xlabel="τ", ylim=(-6, 2), title="scores 2, 1, 0, −1")
+        plain_ticks(left, [0.01, 0.1, 1, 10, 100])
         left.legend()
         for (kind, values), name in zip(top1.items(), ("student", "baseline"), strict=True):
             means = [spread_of(one) for one in values.values()]

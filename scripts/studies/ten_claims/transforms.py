@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 
 from distill.metrics.ranking import auroc, log_odds
+from distill.report.figures import plain_ticks
 from ten_claims.runs import ALONE, Run, Runs
 from ten_claims.study import FAILS, HOLDS, Colours, Finding, Result, Study, exact
 
@@ -133,6 +134,7 @@ def draw(canvas: Canvas, colours: Colours, tried: dict[tuple[str, str], list[Tri
     axes.set_yticks(range(len(TRANSFORMS)), list(TRANSFORMS))
     axes.invert_yaxis()
     axes.set(xscale="log", xlim=(5e-17, 1), xlabel="|change of AUC|")
+    plain_ticks(axes, [1e-16, 1e-12, 1e-8, 1e-4, 1])
     axes.legend(loc="lower left")
 
 
