@@ -160,6 +160,13 @@ def test_smoothed_labels_are_class_probabilities(loss):
     assert found != plain(S, None, Y)["loss"]
 
 
+def test_terms_on_the_teacher_see_labels_as_they_are():
+    terms = {"ce": "cross_entropy", "dkd": "decoupled"}
+    smoothed, plain = Objective(terms, label_smoothing=0.2)(S, Z, Y), Objective(terms)(S, Z, Y)
+    assert torch.equal(smoothed["dkd"], plain["dkd"])
+    assert smoothed["ce"] != plain["ce"]
+
+
 @pytest.mark.parametrize("loss", sorted(ON_LABELS - SMOOTH))
 def test_losses_of_class_indices_refuse_smoothed_labels(loss):
     options = {"k": 2} if "topk" in loss else {}
