@@ -63,7 +63,7 @@ def parsed() -> argparse.Namespace:
         "--budget", default="quick", choices=BUDGETS,
         help="quick: digits; full: Fashion-MNIST (%(default)s)",
     )  # fmt: skip
-    parser.add_argument("--seeds", type=int, default=7, help="of each student (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=5, help="of each student (%(default)s)")
     parser.add_argument("--epochs", type=int, help="of each student; the budget's own without it")
     parser.add_argument(
         "--override", nargs="+", default=[], metavar="KEY=VALUE",

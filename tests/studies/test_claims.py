@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from distill import config
+from shared import composed
 from ten_claims import STUDIES, eight_bits, imbalance, margins, poison, redundancy, transforms
-from ten_claims.calibration import chance_of_ece
+from ten_claims.calibration import excess_of_ece
 from ten_claims.page import Checked, write_page, write_study
-from ten_claims.runs import ALONE, Run, Runs, train_one
+from ten_claims.runs import ALONE, Run, Runs, cross_fitted, train_one
 from ten_claims.study import FAILS, HOLDS, OPEN, Finding, Interval, Result, larger, verdict
 from ten_claims.temperature import entropy, free_energy, laws, least_free_energy
 
@@ -30,8 +32,9 @@ def finding(outcome, condition="it rains"):
         ((HOLDS, FAILS), "holds only if part 0"),
         ((HOLDS, FAILS, HOLDS), "holds only if part 0; or if part 2"),
         ((OPEN,), "undecided"),
-        ((FAILS, OPEN), "fails"),
-        ((HOLDS, OPEN), "holds (1 of 2 parts are open)"),
+        ((FAILS, OPEN), "fails; undecided if part 1"),
+        ((HOLDS, OPEN), "holds if part 0; undecided if part 1"),
+        ((HOLDS, FAILS, OPEN), "holds only if part 0; undecided if part 2"),
     ],
 )
 def test_a_verdict_follows_from_the_outcomes(outcomes, told):
@@ -40,6 +43,7 @@ def test_a_verdict_follows_from_the_outcomes(outcomes, told):
 
 def test_a_condition_under_which_anything_fails_is_not_one_under_which_the_claim_holds():
     assert verdict([finding(HOLDS), finding(FAILS)]) == "fails"
+    assert verdict([finding(HOLDS), finding(OPEN)]) == "undecided"
 
 
 def test_an_interval_is_students():
@@ -126,10 +130,12 @@ def test_ties_are_no_increase():
 @pytest.mark.parametrize("points", margins.SETS)
 def test_hinge_ignores_what_is_beyond_its_margin_and_cross_entropy_nothing(points):
     made = margins.SETS[points](0)
-    beyond, inside = margins.KINDS
-    assert margins.moved("hinge", made, beyond)[0] < 1e-4
-    assert margins.moved("hinge", made, inside)[0] > 0.02
-    assert margins.moved("cross-entropy", made, beyond)[0] > 0.1
+    beyond, inside, random = margins.KINDS
+    assert margins.moved("hinge", made, beyond).change < 1e-4
+    assert margins.moved("cross-entropy", made, beyond).change > 0.1
+    found = {kind: margins.moved("hinge", made, kind) for kind in (inside, random)}
+    assert found[inside].share == found[random].share
+    assert found[inside].degrees > found[random].degrees + 1
 
 
 # 5. Neither cross-entropy nor hinge resists far-out poison, a bounded loss does.
@@ -139,7 +145,20 @@ def test_hinge_ignores_what_is_beyond_its_margin_and_cross_entropy_nothing(point
 def test_far_out_poison_breaks_unbounded_losses_alone(loss):
     clean, far = (poison.under_poison(loss, radius, 0) for radius in (0.0, 64.0))
     assert clean > 95
-    assert (far < 60) if loss in poison.UNBOUNDED else (far > clean - 2)
+    assert (far < 10) if loss in poison.UNBOUNDED else (far > clean - 2)
+
+
+@pytest.mark.parametrize("loss", poison.UNBOUNDED)
+@pytest.mark.parametrize("radius", [4.0, 64.0])
+def test_a_convex_fit_is_the_same_from_every_start(loss, radius):
+    features, labels = poison.poisoned(*poison.clouds(0), radius, poison.SHARE)
+    padded = torch.cat([features, torch.ones(len(features), 1, dtype=torch.float64)], dim=1)
+    random = torch.Generator().manual_seed(1)
+    ends = [poison.descended(loss, padded, labels,
+                             torch.randn(2, 3, dtype=torch.float64, generator=random))
+            for _ in range(4)]  # fmt: skip
+    risks = [float(poison.risk(loss, end, padded, labels)) for end in ends]
+    assert max(risks) - min(risks) < 1e-3 * max(risks)
 
 
 # 6. At costs of 100 to 1 the threshold is 1/101.
@@ -152,19 +171,30 @@ def test_weights_move_the_threshold_and_margins_do_not(name):
     assert imbalance.threshold(imbalance.LOSSES[name]) == pytest.approx(expected, abs=spacing)
 
 
-def test_the_tail_prior_is_that_of_the_condition():
+def test_the_tail_prior_is_that_of_the_data_as_built():
+    cfg = composed("data=digits", *imbalance.TAIL)
+    counts = config.build_data(cfg).class_counts
     prior = imbalance.tail_prior(10)
-    assert float(prior.sum()) == pytest.approx(1.0)
-    assert float(prior[0] / prior[-1]) == pytest.approx(50.0)
+    torch.testing.assert_close(
+        prior, torch.tensor(counts).double() / sum(counts), atol=0.005, rtol=0.0
+    )
 
 
 # 7. L1 does not choose between exact copies; the larger of two wins.
 
 
-def test_copies_share_the_weight_and_the_larger_one_takes_all():
+def test_the_algorithm_chooses_between_copies_and_scale_decides():
     zero = torch.zeros(4, dtype=torch.float64)
-    copies = redundancy.by_proximal_steps(*redundancy.problem(0, 1.0), zero)
-    assert float(copies[0]) == pytest.approx(float(copies[1]), abs=1e-12)
+    copies = redundancy.problem(0, 1.0)
+    even = redundancy.by_proximal_steps(*copies, zero)
+    uneven = redundancy.by_proximal_steps(*copies, zero + torch.tensor([0.5, 0, 0, 0]))
+    one = redundancy.by_coordinates(*copies)
+    for found in (even, uneven, one):  # as good as each other
+        value = redundancy.objective(found, *copies)
+        torch.testing.assert_close(value, redundancy.objective(even, *copies))
+    assert float(even[0] - even[1]) == pytest.approx(0, abs=1e-12)
+    assert float(uneven[0] - uneven[1]) == pytest.approx(0.5, abs=1e-9)
+    assert float(one[:2].abs().min()) == pytest.approx(0, abs=1e-9)
     apart = redundancy.by_proximal_steps(*redundancy.problem(0, 1.25), zero)
     assert apart[0] == 0
     assert apart[3] == 0
@@ -192,15 +222,30 @@ def test_a_probability_below_half_a_level_is_lost():
     assert eight_bits.broken(just, torch.tensor([1, 1])) == 0.5
 
 
-def test_the_chance_of_an_ece_knows_a_calibrated_model_from_a_bold_one():
+def test_the_excess_of_an_ece_is_zero_on_average_for_a_calibrated_model_alone():
     random = torch.Generator().manual_seed(0)
-    chances = []
+    excess = []
     for _ in range(20):
         logits = 2 * torch.randn(300, 4, generator=random)
         target = torch.multinomial(logits.softmax(1), 1, generator=random).flatten()
-        chances.append(chance_of_ece(logits, target))
-    assert statistics.mean(chances) == pytest.approx(0.5, abs=0.25)  # uniform in [0, 1]
-    assert chance_of_ece(3 * logits, target) < 0.01
+        excess.append(excess_of_ece(logits, target))
+    assert abs(Interval.of(excess).mean) < 2 * Interval.of(excess).half
+    assert excess_of_ece(3 * logits, target) > 5
+
+
+def test_cross_fitting_finds_the_temperature_and_never_sees_what_it_judges():
+    random = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(2000, 4, generator=random)
+    target = torch.multinomial(logits.softmax(1), 1, generator=random).flatten()
+    scaled, fitted = cross_fitted(3 * logits, target)
+    assert fitted == pytest.approx(3, rel=0.15)
+    ratio = (3 * logits).double() / scaled
+    assert len(ratio.mean(1).mul(1e6).round().unique()) == 2  # one for each half
+    changed = target.clone()
+    half = ratio[:, 0] == ratio[0, 0]
+    changed[half] = (changed[half] + 1) % 4
+    again, _ = cross_fitted(3 * logits, changed)
+    torch.testing.assert_close(again[half], scaled[half])
 
 
 # What studies leave, and what students say.
@@ -292,14 +337,13 @@ def test_9_cross_entropy_is_as_good_as_a_smooth_top_3_loss(trained):
     own = numbers(trained, *STUDIES["topk"].runs(0)[2].overrides)
     entropy_ = numbers(trained, *ALONE)
     assert entropy_["top3"] > own["top3"] - 0.01
-    assert entropy_["top1"] > own["top1"] + 0.03
 
 
 @pytest.mark.slow
-def test_10_a_teacher_helps_or_does_no_harm(trained):
-    gain = [numbers(trained, "objective=kd", seed=k)["nll"]
-            - numbers(trained, *ALONE, seed=k)["nll"] for k in TWO]  # fmt: skip
-    assert statistics.mean(gain) < 0.01
+def test_10_a_teacher_lowers_nll(trained):
+    gain = [numbers(trained, *ALONE, seed=k)["nll"]
+            - numbers(trained, "objective=kd", seed=k)["nll"] for k in TWO]  # fmt: skip
+    assert statistics.mean(gain) > 0.003
 
 
 @pytest.mark.slow

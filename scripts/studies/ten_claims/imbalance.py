@@ -17,23 +17,31 @@ from distill.losses import (
 from distill.metrics import cost_optimal_decision
 from distill.metrics.classes import balanced_accuracy, per_class_recall
 from shared import spread
-from ten_claims.runs import Run, Runs
+from ten_claims.runs import Run, Runs, on_labels
 from ten_claims.study import Colours, Finding, Result, Study, exact, larger, minus
 
 COST = 100.0  # of missing the rare class, for one false alarm
 BAYES = 1 / (1 + COST)
 COUNTS = (COST, 1.0)  # training examples: weights of 1 : 100 at β → 1
-TAIL = ("condition=long_tail", "condition.imbalance=50", "condition.clean_validation=true")
+IMBALANCE = 50
+TAIL = (
+    "condition=long_tail",
+    f"condition.imbalance={IMBALANCE}",
+    "condition.clean_validation=true",
+)
 RARE = 3  # classes, the last ones
 TRAINED = {
-    "cross-entropy": "supervised",
-    "effective-number weights": "class_balanced",
-    "LDAM, deferred weights": "ldam_drw",
-    "logit adjustment": "logit_adjusted",
+    "cross-entropy": on_labels("supervised"),
+    "effective-number weights": on_labels("class_balanced"),
+    "logit adjustment": on_labels("logit_adjusted"),
+    "LDAM": on_labels("ldam"),
+    "LDAM as a hinge": on_labels("ldam", "objective.terms.ldam.hinge=true"),
+    "LDAM, deferred weights": on_labels("ldam_drw"),
 }
 DECIDED = "cross-entropy, cost-sensitive decision"
 REMEDIES = {
     "a weight, a prior or a decision": ("effective-number weights", "logit adjustment", DECIDED),
+    "margins alone": ("LDAM", "LDAM as a hinge"),
     "margins, and weights at the end": ("LDAM, deferred weights",),
 }
 MATTERS = 2.0  # points
@@ -88,8 +96,7 @@ def population() -> list[Finding]:
 
 def student(name: str, seed: int) -> Run:
     """Return the run of a remedy under the long tail; a decision needs no run of its own."""
-    objective = TRAINED["cross-entropy" if name == DECIDED else name]
-    return Run((f"objective={objective}", "teacher=none", *TAIL), seed)
+    return Run((*TRAINED["cross-entropy" if name == DECIDED else name], *TAIL), seed)
 
 
 def decisions(name: str, seed: int, runs: Runs, prior: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,11 +121,11 @@ def examine(seeds: Sequence[int], runs: Runs) -> Result:
     rare = {name: (100 * r[:, -RARE:].mean(1)).tolist() for name, r in recalls.items()}
     table = [["training", "balanced accuracy %", f"recall of the {RARE} rarest classes %"]]
     table += [[name, spread(balanced[name], 2), spread(rare[name], 2)] for name in names]
-    plain = rare["cross-entropy"]
+    plain = balanced["cross-entropy"]
     gains = [
         larger(f"classes have a long tail and the remedy is {told}",
-               {name: minus(rare[name], plain) for name in group},
-               "recall of rare classes above plain cross-entropy's, points", MATTERS)
+               {name: minus(balanced[name], plain) for name in group},
+               "balanced accuracy above plain cross-entropy's, points", MATTERS)
         for told, group in REMEDIES.items()
     ]  # fmt: skip
     return Result(
@@ -131,7 +138,7 @@ def examine(seeds: Sequence[int], runs: Runs) -> Result:
     )  # fmt: skip
 
 
-def tail_prior(classes: int, imbalance: float = 50.0) -> Tensor:
+def tail_prior(classes: int, imbalance: float = IMBALANCE) -> Tensor:
     """Return the shares of classes in the long tail."""
     sizes = imbalance ** (-torch.arange(classes).double() / (classes - 1))
     return sizes / sizes.sum()
@@ -140,7 +147,11 @@ def tail_prior(classes: int, imbalance: float = 50.0) -> Tensor:
 def draw(canvas: Canvas, colours: Colours, recalls: dict[str, Tensor]) -> None:
     """Draw recall over classes."""
     axes = canvas.subplots()
-    looks = zip(("ink", "student", "teacher", "temperature", "gap"), "o^sDv", strict=True)
+    looks = zip(
+        ("ink", "student", "teacher", "temperature", "gap", "baseline", "faint"),
+        "o^sDvP*",
+        strict=True,
+    )
     for (name, recall), (colour, marker) in zip(recalls.items(), looks, strict=True):
         axes.plot(100 * recall.mean(0), marker=marker, color=colours[colour], label=name)
     axes.set(xlabel="class, the last is the rarest", ylabel="recall (%)", ylim=(0, 105))

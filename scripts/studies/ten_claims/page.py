@@ -15,7 +15,7 @@ from matplotlib.figure import Figure as Canvas
 
 from distill.files import write_whole
 from distill.report import figures, page
-from ten_claims.study import FAILS, Result, Study, as_json, verdict
+from ten_claims.study import FAILS, Finding, Result, Study, as_json, verdict
 
 SIZE = (7.6, 3.2)  # inches
 
@@ -33,9 +33,9 @@ class Checked:
         return verdict(self.result.findings)
 
     @property
-    def wrong(self) -> list[str]:
-        """Return under which conditions the claim does not hold."""
-        return [one.condition for one in self.result.findings if one.outcome == FAILS]
+    def wrong(self) -> list[Finding]:
+        """Return the parts of the claim that do not hold."""
+        return [one for one in self.result.findings if one.outcome == FAILS]
 
 
 def write_study(folder: Path, checked: Checked, circumstances: Mapping[str, Any]) -> None:

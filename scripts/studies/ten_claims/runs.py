@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from shared import composed, quiet
 
 ANSWERS, INT8 = "predictions.npz", "int8.json"
 ALONE = ("objective=supervised", "teacher=none")
+RATES: dict[str, float] = {}  # PENDING
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,14 @@ class Runs:
             return tuple(torch.from_numpy(arrays[f"{split}_{name}"])
                          for name in ("student", "target"))  # fmt: skip
 
-    def numbers(self, run: Run, **options: Any) -> dict[str, Any]:
-        """Return the numbers of `distill.metrics.evaluate`; scaling is fitted on validation."""
-        return metrics.evaluate(
-            *self.answers(run), validation=self.answers(run, "val"), topk=(1, 3, 5), **options
-        )
+    def numbers(self, run: Run) -> dict[str, Any]:
+        """Return `distill.metrics.evaluate`'s numbers; those after scaling are cross-fitted."""
+        logits, target = self.answers(run)
+        numbers = metrics.evaluate(logits, target, topk=(1, 3, 5))
+        scaled, fitted = cross_fitted(logits, target)
+        after = metrics.evaluate(scaled, target)
+        numbers |= {f"{name}_after_scaling": after[name] for name in ("nll", "brier", "ece")}
+        return numbers | {"temperature_star": fitted}
 
     def int8(self, run: Run) -> dict[str, dict[str, float]]:
         """Return the numbers of a student as `float` and as `int8`, each in its own runtime."""
@@ -89,15 +93,39 @@ class Runs:
 
     def train(self, wanted: Iterable[Run]) -> None:
         """Train what is not on file yet; those that teach others come first."""
-        asked = dict.fromkeys(wanted)
-        first = dict.fromkeys(run.teacher for run in asked if run.teacher)
+        asked: dict[Path, Run] = {}
+        for run in wanted:
+            known = asked.get(self.place(run), run)
+            asked[self.place(run)] = replace(run, int8=run.int8 or known.int8)
+        first = {self.place(run.teacher): run.teacher for run in asked.values() if run.teacher}
         for stage in (first, asked):
-            missing = [run for run in stage if not self.done(run)]
+            missing = [run for run in stage.values() if not self.done(run)]
             with pool() as workers:
                 jobs = {workers.submit(train_one, self, run): run for run in missing}
                 for number, job in enumerate(as_completed(jobs), start=1):
                     told = " ".join((*jobs[job].overrides, f"seed={jobs[job].seed}"))
                     print(f"{number}/{len(jobs)} {told}: {job.result():.1f} s", flush=True)
+
+
+def cross_fitted(logits: Tensor, target: Tensor) -> tuple[Tensor, float | None]:
+    """Return logits, each half divided by the temperature that fits the other, and one of the two.
+
+    The validation split has too few images for it: a student that is right on nearly all of them
+    is given any temperature, and may be worse after it.
+    """
+    order = torch.randperm(len(target), generator=torch.Generator().manual_seed(0))
+    scaled, fitted = logits.double().clone(), None
+    for here, there in (order.chunk(2), order.chunk(2)[::-1]):
+        fitted = metrics.fit_temperature(logits[there], target[there]).temperature
+        scaled[here] /= fitted or 1.0
+    return scaled, fitted
+
+
+def on_labels(objective: str, *overrides: str) -> tuple[str, ...]:
+    """Return the overrides of training without a teacher, at the objective's own learning rate."""
+    rate = RATES.get(objective)
+    own = (f"optimizer.lr={rate}",) if rate else ()
+    return (f"objective={objective}", "teacher=none", *overrides, *own)
 
 
 def pool() -> ProcessPoolExecutor:

@@ -69,15 +69,23 @@ class Study:
 
 
 def verdict(findings: Sequence[Finding]) -> str:
-    """Return *holds*, *fails*, *holds only if …* or *undecided*, from the outcomes alone."""
-    failed = {one.condition for one in findings if one.outcome == FAILS}
-    held = dict.fromkeys(one.condition for one in findings if one.outcome == HOLDS)
-    held = [condition for condition in held if condition not in failed]
+    """Return *holds*, *fails*, *holds only if …* or *undecided if …*, from the outcomes alone.
+
+    Of several findings under one condition the worst decides.
+    """
+    worst: dict[str, str] = {}
+    for one in findings:
+        known = worst.get(one.condition, HOLDS)
+        worst[one.condition] = max(known, one.outcome, key=(HOLDS, OPEN, FAILS).index)
+    held, failed, unknown = ([condition for condition, outcome in worst.items() if outcome == which]
+                             for which in (HOLDS, FAILS, OPEN))  # fmt: skip
     if not held:
-        return "fails" if failed else "undecided"
-    told = f"holds only if {'; or if '.join(held)}" if failed else "holds"
-    left_open = sum(one.outcome == OPEN for one in findings)
-    return f"{told} ({left_open} of {len(findings)} parts are open)" if left_open else told
+        told = "fails" if failed else "undecided"
+        return f"{told}; undecided if {'; or if '.join(unknown)}" if failed and unknown else told
+    if not failed and not unknown:
+        return "holds"
+    told = f"holds {'only ' if failed else ''}if {'; or if '.join(held)}"
+    return f"{told}; undecided if {'; or if '.join(unknown)}" if unknown else told
 
 
 def exact(condition: str, error: float, bound: float, what: str) -> Finding:
@@ -125,7 +133,7 @@ def larger(
         differences: name → a difference for each seed.
         what: is compared, and its unit.
         margin: the least difference that would matter, in the same unit: an interval that lies
-            below it fails.
+            below it fails. One above zero holds, however small it is.
     """
     found = {name: Interval.of(values) for name, values in differences.items()}
     outcomes = [one.outcome(margin) for one in found.values()]

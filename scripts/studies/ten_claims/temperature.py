@@ -10,7 +10,7 @@ from torch import Tensor
 
 from distill.losses import tempered_cross_entropy
 from distill.report.figures import plain_ticks
-from shared import spread
+from shared import mean_and_deviation, spread
 from ten_claims.runs import Run, Runs
 from ten_claims.study import Colours, Finding, Result, Study, exact, larger, minus
 
@@ -120,7 +120,7 @@ def examine(seeds: Sequence[int], runs: Runs) -> Result:
         plain_ticks(left, [0.01, 0.1, 1, 10, 100])
         left.legend()
         for (kind, values), name in zip(top1.items(), ("student", "baseline"), strict=True):
-            means = [spread_of(one) for one in values.values()]
+            means = [mean_and_deviation(one) for one in values.values()]
             right.errorbar(range(len(means)), [m for m, _ in means], [d for _, d in means],
                            marker="o", capsize=3, color=colours[name], label=kind)  # fmt: skip
         right.set_xticks(range(len(means)), list(values))
@@ -134,12 +134,6 @@ def examine(seeds: Sequence[int], runs: Runs) -> Result:
         "That softmax minimises free energy is an identity. That cooling helps training does not "
         "follow from it: it is a question to the data.",
     )  # fmt: skip
-
-
-def spread_of(values: Sequence[float]) -> tuple[float, float]:
-    """Return mean and standard deviation."""
-    tensor = torch.tensor(values, dtype=torch.float64)
-    return float(tensor.mean()), float(tensor.std()) if len(values) > 1 else 0.0
 
 
 STUDY = Study(

@@ -91,15 +91,15 @@ def examine(seeds: Sequence[int], runs: Runs) -> Result:
                       f"{max((one.area for one in found), key=abs):+.1e}",
                       f"{min((one.loss for one in found), key=abs):+.3f}"])  # fmt: skip
     return Result(
-        judge(tried), table, lambda canvas, colours: draw(canvas, colours, tried),
+        findings_of(tried), table, lambda canvas, colours: draw(canvas, colours, tried),
         "Change of AUC, on a logarithmic axis from 10⁻¹⁶; crosses mark what is not strictly "
         "increasing on these floats. Exact equality lies on the left edge.",
-        "Monotone on paper is not monotone on floats: what saturates makes ties, and ties change "
-        "the order. Squaring and tangent are not monotone at all on scores of both signs.",
+        "Monotone on paper is not monotone on floats: what saturates makes ties, and ties can "
+        "change the area. Squaring and tangent are not monotone at all on scores of both signs.",
     )  # fmt: skip
 
 
-def judge(tried: dict[tuple[str, str], list[Tried]]) -> list[Finding]:
+def findings_of(tried: dict[tuple[str, str], list[Tried]]) -> list[Finding]:
     """Return whether the area stays and the loss moves, by whether order was kept."""
     every = [one for found in tried.values() for one in found]
     kept = [one for one in every if one.increasing]
@@ -110,7 +110,7 @@ def judge(tried: dict[tuple[str, str], list[Tried]]) -> list[Finding]:
         Finding(condition, HOLDS if moved > 0 else FAILS,
                 f"smallest change of log-loss: {moved:.2g} nats"),
         of_kind(tried, TEXTBOOK, "it is the textbook's square or tangent"),
-        of_kind(tried, SATURATES, "it saturates (sigmoid, tanh)"),
+        *(of_kind(tried, [name], f"it is {name}, which saturates") for name in SATURATES),
     ]  # fmt: skip
 
 
