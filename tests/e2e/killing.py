@@ -30,9 +30,7 @@ ALL = (EMA, *STEPWISE, "trainer.accumulate_grad_batches=2")
 WAYS = {
     "plain": ("resume=auto",),
     "fused": ("-m", "seed=0,1", "data.seed=0", "sweep.resume=run"),
-    "ray": ("-m", "seed=0,1", "data.seed=0", "sweep.resume=run", "hydra/launcher=ray",
-            "hydra.launcher.ray.remote.num_gpus=0", "hydra.launcher.ray.init.num_cpus=2"),
-}  # fmt: skip
+}
 LIMIT = 600  # seconds
 
 
