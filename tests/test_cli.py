@@ -1,9 +1,15 @@
 """Errors as one line, in this process; tests/e2e/test_cli.py drives the installed command."""
 
+import errno
+from types import SimpleNamespace
+
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
+from hydra.types import RunMode
 
+from distill import cli
 from distill.cli import CONF, one_line, refuse, report
 
 
@@ -69,3 +75,38 @@ def test_a_page_of_nothing_is_refused_in_one_line(make, message, tmp_path, monke
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory"),
+            "out of memory: lower data.batch_size",
+        ),
+        (MemoryError(), "out of memory: lower data.batch_size"),
+        (
+            RuntimeError("[enforce fail] CPU: can't allocate memory"),
+            "out of memory",
+        ),
+        (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), "a data worker died"),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. \nmore"),
+            "(DataLoader worker (pid 7) is killed by signal: Killed): lower data.num_workers",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device", "last.ckpt"), "on device: last.ckpt"),
+        (OSError(errno.EROFS, "Read-only file system", "run"), "Read-only file system: run"),
+    ],
+)
+def test_what_a_machine_lacks_is_one_line(error, message, capsys, monkeypatch):
+    def fail(cfg):
+        raise error
+
+    monkeypatch.setattr(cli.HydraConfig, "get", lambda: SimpleNamespace(mode=RunMode.RUN))
+    with pytest.raises(SystemExit) as stopped:
+        cli.Task("train", explain=True).explained(fail, None)
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("distill: ")
+    assert message in said
+    assert said.count("\n") == 1
