@@ -21,6 +21,8 @@ class SweepTable(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuse to resume a search by its folder: what it tries next is another job 0."""
+        if "sweep" not in config:  # of an evaluation
+            return
         if config.sweep.resume and "optuna" in config.hydra.sweeper._target_:
             refuse(ValueError(
                 f"sweep.resume={config.sweep.resume}: a search goes on with the same "
