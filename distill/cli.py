@@ -262,8 +262,13 @@ def import_task(name: str) -> ModuleType:
 
 def refuse(error: Exception, program: str = "distill") -> NoReturn:
     """Print what went wrong in one line and exit with code 2, or the error's own."""
-    print(f"{program}: {one_line(error)}", file=sys.stderr)
+    print(f"{program}: {printable(one_line(error))}", file=sys.stderr)
     raise SystemExit(getattr(error, "exit_code", USER_ERROR))
+
+
+def printable(text: str) -> str:
+    """Return a text in which nothing commands a terminal: it may hold names of a stranger's."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def one_line(error: BaseException) -> str:

@@ -32,7 +32,13 @@ from distill.errors import first_line
 from distill.losses import dist
 from distill.models.build import ModelSpec, resolved
 from distill.models.bundle import FACTS, read_facts
-from distill.models.checkpoint import read_checkpoint, read_lightning, student_weights
+from distill.models.checkpoint import (
+    as_object,
+    epochs_done,
+    read_checkpoint,
+    read_lightning,
+    student_weights,
+)
 from distill.models.weights import DataShape, classes_of
 from distill.module import create_optimizer, create_schedule, evaluation_metrics, resolve_topk
 from distill.objectives import Objective
@@ -389,14 +395,14 @@ def check_resume(cfg: DictConfig, model: Any, objective: Objective) -> None:
     own, saved = model.state_dict(), student_weights(content)
     if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in saved.items()}:
         raise ValueError(f"ckpt_path={cfg.ckpt_path} is a checkpoint of another student")
-    progress = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    progress = epochs_done(content, cfg.ckpt_path)
     if progress >= cfg.trainer.max_epochs:
         raise ValueError(
             f"ckpt_path={cfg.ckpt_path} has trained {progress} epochs of trainer.max_epochs="
             f"{cfg.trainer.max_epochs}: there is nothing left to do"
         )
     moved = {annealing.value for annealing in schedules(cfg, objective)}
-    before = (content.get("distill") or {}).get("objective") or {}
+    before = as_object(as_object(content.get("distill")).get("objective"))
     if cfg.objective.get("temperature") == "auto":  # the same teacher gives the same again
         moved.add("temperature")
     for name in objective.annealed:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from unittest import mock
 
 import pytorch_lightning as pl
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
@@ -55,6 +56,7 @@ def attempt(line, folder, **environment):
         mock.patch.object(sys, "argv", arguments),
         mock.patch.object(sys, "stdin", io.StringIO()),
         mock.patch.object(pl.Trainer, "fit", no_training),
+        mock.patch.object(Hydra, "get_mode", return_value=None),  # it would compose twice
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(errors),
         warnings.catch_warnings(record=True) as told,

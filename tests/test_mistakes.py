@@ -18,7 +18,7 @@ ARGS = {"layers": [1, 1, 1, 1], "channels": [4, 8, 16, 32], "stem_type": "deep",
 UNDER_HYDRA = ("distill", "distill-eval", "distill-store", "distill-export")
 # What a run, an evaluation, an export or a prediction leaves when it is whole.
 WHOLE = {"summary.json", "report.html", "student", "predictions.npz", "export.json", "views.png",
-         "student.onnx", "sweep.csv", "found.csv", "reports.html"}  # fmt: skip
+         "student.onnx", "found.csv", "reports.html"}  # fmt: skip
 TIMM, IDX, FOLDER = "data=timm data.batch_size=4", "data=idx", "data=folder data.batch_size=4"
 BUNDLE, GIVEN = "student.checkpoint=bundle", "teacher=timm teacher.checkpoint=bundle"
 ALONE = "teacher=none"
@@ -109,7 +109,7 @@ MISTAKES = {
     "teacher.fit.batch_size=10000": "teacher.fit.batch_size=10000 is larger than the 897",
     "annealing=cosine annealing.end=0": "annealing.end must be a positive temperature",
     "annealing=cosine annealing.warmup=nan": "annealing.warmup must be at least 0",
-    "annealing=cosine annealing.value=alpha annealing.end=2": r"objective.alpha must lie in \[0, 1\]",
+    "annealing=cosine annealing.value=alpha annealing.end=2": "objective.alpha must lie in",
     "callbacks=ema callbacks.ema.decay=2": "callbacks.ema.decay must be a number from 0 to 1",
     "callbacks=sparsity callbacks.sparsity.strength=-1": "sparsity.strength must be",
     "store.dtype=float8": "store.dtype must be float16 or float32",
@@ -147,7 +147,7 @@ MISTAKES = {
     f"{FOLDER} data.root=zero": "broken image zero/train/a/0.png: it is not an image",
     f"{FOLDER} data.root=cut": "broken image cut/train/a/0.png: it is not an image",
     f"{FOLDER} data.root=float": "broken image float/train/a/0.tiff: floating-point pixels",
-    f"{FOLDER} data.root=bomb": "broken image bomb/train/a/0.png: .*decompression bomb",
+    f"{FOLDER} data.root=bomb": "broken image bomb/train/a/0.ppm: .*decompression bomb",
     f"{FOLDER} data.root=photos data.channels=2": "data.channels must be 1",
     f"{FOLDER} data.root=photos data.view.scale=[0,0]": "data.view.scale must be two numbers",
     f"{FOLDER} data.root=photos data.view.hflip=2": "data.view.hflip must be a probability",
@@ -155,7 +155,7 @@ MISTAKES = {
     "data.batch_size=10000": "larger than the 897 training images",
     "data.view.hue=0.1": "data.view.hue needs colours",
     f"{IDX} data.root=empty": "empty has no train-images-idx3-ubyte",
-    f"{IDX} data.root=labels": "train has label 7, but labels of 2 classes go from 0 to 1",
+    f"{IDX} data.root=labels data.classes=[a,b]": "train has label 7",
     f"{IDX} data.root=cutidx": "train-images-idx3-ubyte",
     f"{TIMM} data.root=nowhere": "data.root=nowhere does not exist",
     f"{TIMM} data.root=text.txt": "timm cannot open text.txt",
@@ -232,7 +232,7 @@ MISTAKES = {
     ALONE: "this objective compares with a teacher: give one, or objective=supervised",
     f"{ALONE} objective.temperature=auto": "asks the teacher, and there is none",
     f"{ALONE} objective=supervised store=disk": "there is no teacher",
-    f"{ALONE} objective=supervised 'assistants=[{{args: {{}}}}]'": "assistants learn from a teacher",
+    f"{ALONE} objective=supervised 'assistants=[{{args: {{}}}}]'": "learn from a teacher",
     f"distill-store {ALONE}": "there is no teacher whose answers could be kept",
     "teacher=timm teacher.name=resnet18": "would have random weights",
     "teacher=timm teacher.name=resnet18 teacher.pretrained=true": "know 1000 classes",
@@ -301,13 +301,6 @@ def write_idx(folder, labels, images):
         (folder / f"{part}-labels-idx1-ubyte").write_bytes(content)
 
 
-def write_bomb(path):
-    """A file of some bytes that says it has 10⁹ pixels."""
-    image = bytearray(path.read_bytes())
-    image[16:24] = (2**15).to_bytes(4, "big") * 2  # IHDR's width and height
-    path.write_bytes(image)
-
-
 class Pickled:
     def __reduce__(self):
         return os.mkdir, ("run-by-a-pickle",)
@@ -342,7 +335,8 @@ def world(tmp_path_factory):
     first.write_bytes(first.read_bytes()[:40])
     first = write_photos(world / "float")
     Image.fromarray(np.zeros((8, 8), np.float32)).save(first.with_suffix(".tiff"))
-    write_bomb(write_photos(world / "bomb"))
+    first = write_photos(world / "bomb")
+    first.with_suffix(".ppm").write_bytes(b"P6 40000 40000 255 ")
     images = np.zeros((40, 8, 8), np.uint8)
     write_idx(world / "labels", [0, 1] * 19 + [0, 7], images)
     write_idx(world / "cutidx", [0, 1] * 20, images)

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from distill import config
-from distill.models.checkpoint import read_lightning
+from distill.models.checkpoint import as_object, epochs_done, read_lightning
 from distill.report.leaderboard import FREE, flat
 from distill.report.reading import METRICS, SUMMARY, by_epoch, read_history, read_summary
 
@@ -83,12 +83,12 @@ def go_on(cfg: DictConfig) -> None:
     last = Path(cfg.paths.output_dir) / LAST
     if cfg.sweep.resume and not cfg.ckpt_path and last.is_file():
         content = read_lightning(last)
-        if content["distill"].get("job") not in (None, fingerprint(cfg)):
+        if as_object(content.get("distill")).get("job") not in (None, fingerprint(cfg)):
             raise ValueError(
                 f"sweep.resume={cfg.sweep.resume}: {last} was left by another configuration: "
                 "remove it to begin anew"
             )
-        done = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        done = epochs_done(content, last)
         if done < cfg.trainer.max_epochs:
             log.info("going on from %s: %d epochs done", last, done)
             cfg.ckpt_path = str(last)
