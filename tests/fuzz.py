@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import copy
 import json
 import random
 import shutil
@@ -111,7 +112,7 @@ def value_mutated(value, generator):
             with contextlib.suppress(LookupError):  # the place may be gone
                 holder[key] = json.loads(json.dumps(other[name]))
         else:
-            holder[key] = generator.choice(VALUES)
+            holder[key] = copy.deepcopy(generator.choice(VALUES))
 
 
 def damage(path, original, generator):
