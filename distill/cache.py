@@ -99,6 +99,7 @@ def fit_key(cfg: DictConfig, data: DataModule, teacher: Teacher | None = None) -
     decided |= {"trainer": trainer, "view": values["data"]["view"], "size": data.image_size}
     decided |= {"batch_size": data.batch_size, "data": data.fingerprint, "order": data.seed}
     decided |= {"channels": data.in_chans, "classes": data.num_classes, "views": data.views}
+    decided["balance"] = data.balance
     decided["gpu"] = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
     if cfg.student.checkpoint:  # a path may come to hold other weights
         start = read_checkpoint(cfg.student.checkpoint)

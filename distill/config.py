@@ -196,6 +196,13 @@ def check_objective(cfg: DictConfig, data: DataModule, objective: Objective) -> 
         raise ValueError(
             f"objective.terms.{correlated[0]}: dist has no columns at data.batch_size=1"
         )
+    unlabelled = objective.alpha == 1 and [n for n, t in objective.terms.items() if t.uses_teacher]
+    for name in unlabelled or []:
+        if objective.terms[name].uses_labels:
+            raise ValueError(
+                f"objective.alpha=1 is to learn without labels, and objective.terms.{name} reads "
+                "them: give the others no weight instead, such as objective.terms.ce.weight=0"
+            )
     if given == "auto" and teacher_name(cfg) is None:
         raise ValueError("objective.temperature=auto asks the teacher, and there is none")
     logits, teacher = torch.randn(
@@ -213,15 +220,35 @@ def check_objective(cfg: DictConfig, data: DataModule, objective: Objective) -> 
             term(inputs)
         except (ValueError, TypeError) as error:
             raise ValueError(f"objective.terms.{name}: {first_line(error)}") from error
+        try:
+            objective.values(name, inputs)
+        except ValueError as error:
+            raise ValueError(
+                f"objective.label_smoothing: terms.{name} cannot be smoothed ({error})"
+            ) from error
+    objective.keep(torch.zeros(2), teacher, target)
 
 
 def schedules(cfg: DictConfig, objective: Objective) -> list[Annealing]:
-    """Return what moves the objective's values: `annealing`, and the objective's own schedules."""
+    """Return what moves the objective's values: `annealing`, and the objective's own schedules.
+
+    One whose end is null has nowhere to go: what it would move is not in use.
+
+    Raises:
+        ValueError: if two move the same value, of which the later one would win unseen.
+    """
     nodes = [("annealing", cfg.annealing)] if cfg.annealing else []
-    nodes += [(f"objective.schedules.{k}", v) for k, v in present(cfg.objective.get("schedules"))]
+    own = present(cfg.objective.get("schedules"))
+    nodes += [(f"objective.schedules.{k}", v) for k, v in own if v.get("end", 1.0) is not None]
     moved = [make(node, label) for label, node in nodes]
-    for annealing in moved:
+    movers: dict[str, str] = {}
+    for (label, _), annealing in zip(nodes, moved, strict=True):
         annealing.check(objective)
+        other = movers.setdefault(annealing.value, label)
+        if other != label:
+            raise ValueError(
+                f"{other} and {label} both move {annealing.value}: set {label}=null, or change it"
+            )
     return moved
 
 

@@ -9,16 +9,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from distill.losses import LOSSES, Loss, class_balanced_weights
 from distill.models.features import feature_channels
+from distill.selection import Selection
 from distill.temperature import LearnedTemperature
 
 SHARED = (
     "temperature",
     "class_counts",
 )  # options that the objective gives to losses that take them
+SMALLEST = 1e-12  # divides zeros where no sample is kept
+TOLD = ("loss", "kept")  # what an objective returns beside its terms
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,11 @@ class Term:
         return any(name.startswith("teacher") for name in self.loss.inputs)
 
     @property
+    def uses_labels(self) -> bool:
+        """Whether the loss reads labels."""
+        return "target" in self.loss.inputs
+
+    @property
     def needs_class_counts(self) -> bool:
         """Whether the term corrects an imbalance that nobody has told it of."""
         asks = self.takes("class_counts") and "class_counts" not in self.options
@@ -53,7 +62,7 @@ class Term:
         return option in inspect.signature(self.loss.function).parameters
 
     def __call__(self, given: Mapping[str, Any]) -> Tensor:
-        """Return the loss's batch mean; `given` holds its tensors and what the objective knows."""
+        """Return the loss's values `[N]`; `given` holds tensors and what the objective knows."""
         shared = {key: given[key] for key in SHARED if self.takes(key) and key in given}
         tensors = (given[name] for name in self.loss.inputs)
         values = self.loss.function(*tensors, **{**shared, **self.options})
@@ -62,7 +71,7 @@ class Term:
             target = given["target"]  # labels, or the shares of several
             soft = target.is_floating_point()
             values = values * (target.to(values) @ weights if soft else weights[target])
-        return values.mean()
+        return values
 
 
 class Objective(nn.Module):
@@ -70,7 +79,13 @@ class Objective(nn.Module):
 
     `loss = Σ_i a_i·w_i·mean_n ℓ_i(n)`, where `a_i` is `α` for the terms that use the teacher and
     `1 − α` for those that use labels only; without `alpha` every `a_i` is 1. Losses that know a
-    temperature are given the objective's, unless the term's options name their own.
+    temperature are given the objective's, unless the term's options name their own. At `α = 1`
+    the terms on labels are left out: the student learns from the teacher alone.
+
+    Labels can be smoothed, and those not trusted left out, for the terms on labels; the terms that
+    use the teacher see all samples, and labels as they are. The terms on labels then are means
+    over the samples kept, `Σ_n m_n·ℓ_i(n)/Σ_n m_n` with m_n ∈ {0, 1}, or 0 where none is. In eval
+    mode none is left out.
 
     Args:
         terms: name → loss, given as a name in `distill.losses.LOSSES`, the dotted path of a
@@ -82,6 +97,10 @@ class Objective(nn.Module):
         curriculum: keywords of `LearnedTemperature`, which starts at `temperature` and takes its
             place.
         stages: which of the models' feature stages the terms on feature maps compare.
+        label_smoothing: ε in [0, 1): terms on labels see `(1 − ε)·e_y + ε/K` in place of the label
+            y, or `(1 − ε)·p + ε/K` of class probabilities p; for losses that take probabilities.
+        keep: keywords of `Selection`, which samples of a training batch the terms on labels see;
+            `small_loss` ranks them by `Σ_i w_i·ℓ_i(n)` of those terms.
 
     Raises:
         ValueError: for an unknown loss, a wrong option or a value out of range.
@@ -94,7 +113,7 @@ class Objective(nn.Module):
         {'loss': 0.1099, 'ce': 1.0986, 'kl': 0.0}
 
     Reference:
-        Hinton, Vinyals and Dean, 1503.02531.
+        Hinton, Vinyals and Dean, 1503.02531. Label smoothing: Szegedy et al., 1512.00567.
     """
 
     def __init__(
@@ -105,10 +124,11 @@ class Objective(nn.Module):
         class_counts: Sequence[int] | None = None,
         curriculum: Mapping[str, Any] | None = None,
         stages: Sequence[int] = (-1,),
+        label_smoothing: float = 0.0,
+        keep: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if not terms:
-            raise ValueError("an objective needs at least one term")
+        check_names(terms)
         if not stages:
             raise ValueError("objective.stages names no stage: [-1] is the last")
         self.terms = {name: build_term(name, spec) for name, spec in terms.items()}
@@ -117,6 +137,13 @@ class Objective(nn.Module):
         self.temperature, self.alpha = temperature, alpha
         self.class_counts = class_counts
         self.stages = tuple(stages)
+        self.label_smoothing = checked_smoothing(label_smoothing)
+        self.keep = build_selection(keep)
+        if (self.keep or label_smoothing) and all(t.uses_teacher for t in self.terms.values()):
+            raise ValueError(
+                "objective.keep and objective.label_smoothing are of terms on labels, and this "
+                "objective has none"
+            )
         self.projections = nn.ModuleList()
         if curriculum is not None:
             classes = {"num_classes": len(class_counts)} if class_counts is not None else {}
@@ -153,8 +180,9 @@ class Objective(nn.Module):
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether any term compares the student with a teacher."""
-        return any(term.uses_teacher for term in self.terms.values())
+        """Whether any term compares the student with a teacher, or the teacher judges labels."""
+        compares = any(term.uses_teacher for term in self.terms.values())
+        return compares or self.keep.agreement is not None
 
     @property
     def needs_features(self) -> bool:
@@ -166,6 +194,7 @@ class Objective(nn.Module):
         """The names of the values that annealing can move."""
         names = [f"terms.{name}.weight" for name in self.terms]
         names += ["alpha"] if self.alpha is not None else []
+        names += ["keep.small_loss"] if self.keep.small_loss is not None else []
         if self.curriculum is not None:
             return [*names, "curriculum.strength"]
         return [*names, "temperature"] if self.uses_temperature else names
@@ -225,7 +254,7 @@ class Objective(nn.Module):
         target: Tensor,
         maps: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
     ) -> dict[str, Tensor]:
-        """Return `loss` and each term's unweighted batch mean.
+        """Return `loss`, each term's unweighted mean, and of a selection the share `kept`.
 
         Args:
             student: logits `[N, K]`.
@@ -234,7 +263,7 @@ class Objective(nn.Module):
             maps: the student's and the teacher's feature maps of `stages`, for the terms on them.
         """
         if teacher is None and self.needs_teacher:
-            raise ValueError("this objective compares with a teacher, and there is none")
+            raise ValueError("this objective asks a teacher, and there is none")
         given: dict[str, Any] = {"student": student, "teacher": teacher, "target": target}
         given |= {"temperature": self._temperature, "class_counts": self.class_counts}
         if self.curriculum is not None and teacher is not None:
@@ -243,9 +272,43 @@ class Objective(nn.Module):
             given["student_maps"], given["teacher_maps"] = maps
             pairs = zip(self.projections, maps[0], strict=False)
             given["projected_maps"] = [project(ours) for project, ours in pairs]
-        values = {name: term(given) for name, term in self.terms.items()}
-        loss = sum(self._factor(name) * value for name, value in values.items())
-        return {"loss": loss, **values}  # type: ignore[dict-item]
+        values = {name: self.values(name, given) for name in self.terms}
+        kept = self._select(values, given) if self.keep and self.training else {}
+        means = {name: value.mean() for name, value in values.items()}
+        return {"loss": self._weighted(means), **means, **kept}
+
+    def values(self, name: str, given: Mapping[str, Any]) -> Tensor:
+        """Return a term's loss of each sample, `[N]`.
+
+        Args:
+            name: the term's.
+            given: the tensors by the names of `Loss.inputs`, and what else the objective knows.
+        """
+        term = self.terms[name]
+        if not self.label_smoothing or term.uses_teacher:
+            return term(given)
+        goal = smoothed(given["target"], given["student"], self.label_smoothing)
+        return term({**given, "target": goal})
+
+    def _select(self, values: dict[str, Tensor], given: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Leave out of the terms on labels what is not kept, and return the share that is."""
+        labelled = [name for name, term in self.terms.items() if not term.uses_teacher]
+        weighted = [self.weights[name] * values[name].detach() for name in labelled]
+        kept, share = self.keep(sum(weighted), given["teacher"], given["target"])  # type: ignore[arg-type]
+        for name in labelled:
+            # What ranks average is then the mean over what all of them keep.
+            values[name] = torch.where(kept, values[name], 0.0) / share.clamp(min=SMALLEST)
+        return {"kept": share}
+
+    def _weighted(self, means: Mapping[str, Tensor]) -> Tensor:
+        # A label must not reach the student through what has no weight, not even as 0·∞.
+        unread = self.alpha == 1 and any(term.uses_teacher for term in self.terms.values())
+        total = sum(
+            self._factor(name) * mean
+            for name, mean in means.items()
+            if self.terms[name].uses_teacher or not unread
+        )
+        return total  # type: ignore[return-value]
 
     def _factor(self, name: str) -> float:
         if self.alpha is None:
@@ -260,8 +323,46 @@ class Objective(nn.Module):
             )
         if name == "curriculum.strength":
             return self.curriculum, "strength"
+        if name == "keep.small_loss":
+            return self.keep, "small_loss"
         term = name.removeprefix("terms.").removesuffix(".weight")
         return (self, name) if name in ("temperature", "alpha") else (self.weights, term)
+
+
+def check_names(terms: Mapping[str, Any]) -> None:
+    """Refuse an objective without terms, or with the names of what else it returns."""
+    if not terms:
+        raise ValueError("an objective needs at least one term")
+    for name in TOLD:
+        if name in terms:
+            raise ValueError(f"objective.terms.{name} has the name of a metric: call it another")
+
+
+def build_selection(spec: Mapping[str, Any] | None) -> Selection:
+    """Return which samples the terms on labels see, refusing options that there are not."""
+    known = list(inspect.signature(Selection).parameters)
+    for option in spec or {}:
+        if option not in known:
+            raise ValueError(
+                f"objective.keep has no option {option!r}; it takes {', '.join(known)}"
+            )
+    return Selection(**spec or {})
+
+
+def checked_smoothing(value: float) -> float:
+    """Return the share of a label that is spread over the classes, refusing what is none."""
+    if not (is_number(value) and 0 <= value < 1):
+        raise ValueError(f"objective.label_smoothing must lie in [0, 1), got {value!r}")
+    return float(value)
+
+
+def smoothed(target: Tensor, student: Tensor, share: float) -> Tensor:
+    """Return `(1 − ε)·e_y + ε/K`, at least float32 `[N, K]`, of labels or class probabilities."""
+    goal = target
+    if not target.is_floating_point():
+        blank = torch.zeros_like(student, dtype=torch.promote_types(student.dtype, torch.float32))
+        goal = blank.scatter(1, target.long().unsqueeze(1), 1.0)
+    return (1 - share) * goal + share / student.shape[1]
 
 
 def checked_weight(name: str, value: float) -> float:

@@ -210,8 +210,9 @@ class TeacherStore:
 
     Any number of processes read a store while one writes it: whoever holds the folder's lock,
     until `close` or its end. Another's writes are skipped, and it becomes the writer at its next
-    write once the lock is free. The ranks of one run answer for different samples, so each `rank`
-    has a writer of its own; rank 0 makes the folder. How many views there are is no part of a
+    write once the lock is free. The ranks of one run answer for different samples (or, where
+    classes are balanced, at most write the same answer twice), so each `rank` has a writer of its
+    own; rank 0 makes the folder. How many views there are is no part of a
     store's identity: a longer run goes on where a shorter one ended.
 
     Args:

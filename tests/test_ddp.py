@@ -36,7 +36,9 @@ def run(rank, ranks, port, folder, tiny):
     # dist's columns run over the whole batch: in training over the ranks, in validation over none,
     # for there the last batch (49 = 3·16 + 1 samples) leaves one rank with nothing but padding
     terms = {"ce": "cross_entropy", "kl": "kl_divergence", "dist": "dist"}
-    objective = Objective(terms, 4.0, 0.9)
+    # small losses are chosen, and what is kept is averaged, over the batch of all ranks
+    keep = {"small_loss": 0.6, "agreement": 0.25}
+    objective = Objective(terms, 4.0, 0.5, label_smoothing=0.1, keep=keep)
     module = Distiller(
         student, teacher, objective, topk=(1, 2), optimizer={"opt": "momentum", "lr": 0.01}
     )
@@ -47,7 +49,8 @@ def run(rank, ranks, port, folder, tiny):
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
     )  # fmt: skip
     trainer.fit(module, datamodule=data)
-    numbers = trainer.test(module, datamodule=data, verbose=False)[0]
+    kept = {"train/kept": trainer.callback_metrics["train/kept"].item()}
+    numbers = {**trainer.test(module, datamodule=data, verbose=False)[0], **kept}
     if rank == 0:
         torch.save((numbers, student.state_dict()), folder / f"{ranks}.pt")
 
@@ -64,5 +67,7 @@ def test_two_processes_give_the_numbers_and_the_student_of_one(tiny, tmp_path):
         torch.testing.assert_close(student_of_two[key], value, rtol=1e-6, atol=1e-9)
     for name in NAMES:
         assert two[f"test/{name}"] == pytest.approx(one[f"test/{name}"], rel=1e-6), name
+    assert 0 < one["train/kept"] < 0.625  # round(0.6·16) = 10 of 16, less what the teacher doubts
+    assert two["train/kept"] == pytest.approx(one["train/kept"], rel=1e-6)
     for name in ("top1", "top2"):  # counts: any padding counted twice would show
         assert round(two[f"test/{name}"] * 49, 4) == round(one[f"test/{name}"] * 49, 4)

@@ -1,10 +1,12 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from distill import Objective
-from distill.losses import cross_entropy, kl_divergence
+from distill.losses import LOSSES, cross_entropy, kl_divergence
 
 torch.manual_seed(0)
 S, Z = torch.randn(2, 6, 5, dtype=torch.float64)
@@ -128,3 +130,150 @@ def test_any_companion_stands_under_any_soft_term():
     assert losses["loss"].item() == pytest.approx(
         0.75 * losses["hard"].item() + 0.25 * losses["soft"].item()
     )
+
+
+# Remedies for labels that are wrong, rare or too sure
+
+SMOOTH = {
+    "cross_entropy",
+    "tempered_cross_entropy",
+    "generalized_cross_entropy",
+    "symmetric_cross_entropy",
+    "class_balanced_cross_entropy",
+    "logit_adjusted_cross_entropy",
+}
+ON_LABELS = {name for name, loss in LOSSES.items() if loss.inputs == ("student", "target")}
+COUNTS = [10, 20, 5, 1, 3]
+
+
+def one_hot(smoothing=0.0):
+    return (1 - smoothing) * torch.eye(5, dtype=torch.float64)[Y] + smoothing / 5
+
+
+@pytest.mark.parametrize("loss", sorted(SMOOTH))
+def test_smoothed_labels_are_class_probabilities(loss):
+    objective = Objective({"term": loss}, class_counts=COUNTS, label_smoothing=0.2)
+    plain = Objective({"term": loss}, class_counts=COUNTS)
+    found = objective(S, None, Y)["loss"]
+    torch.testing.assert_close(found, plain(S, None, one_hot(0.2))["loss"])
+    torch.testing.assert_close(found, objective(S, None, one_hot())["loss"])
+    assert found != plain(S, None, Y)["loss"]
+
+
+def test_terms_on_the_teacher_see_labels_as_they_are():
+    terms = {"ce": "cross_entropy", "dkd": "decoupled"}
+    smoothed, plain = Objective(terms, label_smoothing=0.2)(S, Z, Y), Objective(terms)(S, Z, Y)
+    assert torch.equal(smoothed["dkd"], plain["dkd"])
+    assert smoothed["ce"] != plain["ce"]
+
+
+@pytest.mark.parametrize("loss", sorted(ON_LABELS - SMOOTH))
+def test_losses_of_class_indices_refuse_smoothed_labels(loss):
+    options = {"k": 2} if "topk" in loss else {}
+    terms = {"term": {"loss": loss, **options}}
+    Objective(terms, class_counts=COUNTS)(S, None, Y)
+    with pytest.raises(ValueError, match="needs class indices"):
+        Objective(terms, class_counts=COUNTS, label_smoothing=0.2)(S, None, Y)
+
+
+def test_several_remedies_at_once_give_the_loss_that_their_formulas_say():
+    """α, T, effective-number weights, two label terms, smoothing, and both selections."""
+    terms = {
+        "ce": {"loss": "cross_entropy", "weight": 2.0, "reweight": 0.9},
+        "gce": {"loss": "generalized_cross_entropy", "q": 0.5},
+        "kl": "kl_divergence",
+    }
+    teacher = Z.clone()
+    teacher[torch.arange(6), Y] += torch.tensor([9.0, 9.0, 9.0, 9.0, 0.0, -9.0])
+    objective = Objective(
+        terms, temperature=3.0, alpha=0.3, class_counts=COUNTS, label_smoothing=0.1,
+        keep={"small_loss": 0.5, "agreement": 0.6},
+    )  # fmt: skip
+    effective = [(1 - 0.9) / (1 - 0.9**n) for n in COUNTS]
+    weights = [5 * w / sum(effective) for w in effective]
+    ce, gce, kl, trusted = [], [], [], []
+    for s, z, y in zip(S.tolist(), teacher.tolist(), Y.tolist(), strict=True):
+        p = softmax(s)
+        goal = [0.9 * (k == y) + 0.1 / 5 for k in range(5)]
+        weight = sum(g * w for g, w in zip(goal, weights, strict=True))
+        ce.append(-weight * sum(g * math.log(q) for g, q in zip(goal, p, strict=True)))
+        gce.append(sum(g * (1 - q**0.5) / 0.5 for g, q in zip(goal, p, strict=True)))
+        soft, student = softmax(z, 3.0), softmax(s, 3.0)
+        kl.append(9 * sum(t * math.log(t / q) for t, q in zip(soft, student, strict=True)))
+        trusted.append(softmax(z)[y] >= 0.6)
+    hard = [2 * a + b for a, b in zip(ce, gce, strict=True)]
+    small = sorted(range(6), key=hard.__getitem__)[:3]
+    kept = [n for n in small if trusted[n]]
+    assert 0 < len(kept) < 3
+
+    found = objective(S, teacher, Y)
+    assert found["kept"].item() == pytest.approx(len(kept) / 6)
+    for name, values, seen in (("ce", ce, kept), ("gce", gce, kept), ("kl", kl, range(6))):
+        mean = sum(values[n] for n in seen) / len(seen)
+        assert found[name].item() == pytest.approx(mean, rel=1e-7), name  # weights are float32
+    expected = 0.7 * (2 * found["ce"] + found["gce"]) + 0.3 * found["kl"]
+    torch.testing.assert_close(found["loss"], expected)
+    assert "kept" not in objective.eval()(S, teacher, Y)
+
+
+def softmax(values, temperature=1.0):
+    powers = [math.exp(value / temperature) for value in values]
+    return [power / sum(powers) for power in powers]
+
+
+def test_samples_left_out_have_no_gradient_from_labels_and_none_kept_is_no_loss():
+    student = S.clone().requires_grad_()
+    objective = Objective({"ce": "cross_entropy"}, keep={"small_loss": 0.5})
+    losses = objective(student, None, Y)
+    losses["loss"].backward()
+    ours = cross_entropy(S, Y)
+    kept = ours <= ours.sort().values[2]
+    assert losses["loss"].item() == pytest.approx(ours[kept].mean().item())
+    assert torch.equal((student.grad != 0).any(1), kept)
+
+    contrary = Objective(KD, keep={"agreement": True})
+    losses = contrary(S, torch.eye(5).double()[(Y + 1) % 5], Y)
+    assert losses["kept"] == losses["ce"] == 0
+    assert losses["loss"] == losses["kl"] > 0
+
+
+def test_the_share_of_small_losses_can_be_annealed():
+    objective = Objective(KD, keep={"small_loss": 0.5})
+    assert "keep.small_loss" in objective.annealed
+    objective.set("keep.small_loss", 1.0)
+    assert objective(S, Z, Y)["kept"] == 1
+    other = Objective(KD, keep={"small_loss": 0.5})
+    other.load_state(objective.state())
+    assert other.get("keep.small_loss") == 1.0
+    assert "keep.small_loss" not in Objective(KD, keep={"agreement": True}).annealed
+    with pytest.raises(ValueError, match="small_loss is the share"):
+        objective.set("keep.small_loss", 0.0)
+
+
+def test_without_the_labels_share_not_even_an_infinite_label_loss_reaches_the_student():
+    student = S.clone().requires_grad_()
+    terms = {"own": {"loss": f"{__name__}.infinite"}, "kl": "kl_divergence"}
+    losses = Objective(terms, 4.0, alpha=1.0)(student, Z, Y)
+    assert not losses["own"].isfinite()
+    losses["loss"].backward()
+    assert student.grad.isfinite().all()
+    assert losses["loss"] == losses["kl"]
+
+
+def infinite(student, target):
+    return student.gather(1, target[:, None])[:, 0] * float("inf")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label_smoothing": 1.0}, r"label_smoothing must lie in \[0, 1\)"),
+        ({"terms": {"kl": "kl_divergence"}, "label_smoothing": 0.1}, "this objective has none"),
+        ({"terms": {"kl": "kl_divergence"}, "keep": {"agreement": True}}, "objective has none"),
+        ({"terms": {"kept": "cross_entropy"}}, r"terms\.kept has the name of a metric"),
+    ],
+)
+def test_remedies_that_mean_nothing_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Objective(**{"terms": KD, **options})
+    assert Objective({"ce": "cross_entropy"}, keep={"agreement": True}).needs_teacher

@@ -58,6 +58,16 @@ def test_a_run_from_the_store_is_the_run_with_a_live_teacher(fitted):
     assert fitted(*EXACT, "trainer.max_epochs=3")[1] == 4  # the third epoch
 
 
+def test_samples_that_balance_repeats_are_asked_once_and_known_after(fitted):
+    balanced = ("data.balance=0", "condition=long_tail", "condition.imbalance=9")
+    live, asked_live = fitted("store=off", *balanced)
+    first, asked_first = fitted(*EXACT, *balanced)
+    second, asked_second = fitted(*EXACT, *balanced)
+    assert same(live, first)
+    assert same(live, second)
+    assert asked_live >= asked_first > asked_second == 0
+
+
 def test_half_precision_trains_on_the_same_numbers_when_filling_as_when_reading(fitted):
     live, _ = fitted("store=off")
     first, _ = fitted("store=auto")

@@ -27,14 +27,16 @@ class Journal(pl.Callback):
 def fit(folder, tiny, stop_at=None, resume=None):
     generator = torch.Generator().manual_seed(3)
     images = torch.randint(0, 256, (80, 1, 8, 8), generator=generator).to(torch.uint8)
-    split = Resident(images, torch.arange(80) % 4)
+    split = Resident(images, (torch.arange(80) % 8).clamp(max=3))
     parts = [split.subset(torch.arange(a, b)) for a, b in ((0, 48), (48, 64), (64, 80))]
-    data = DataModule(Source("random", list("abcd"), 1, *parts), {"pad": 1}, batch_size=8)
+    data = DataModule(Source("random", list("abcd"), 1, *parts), {"pad": 1}, batch_size=8,
+                      balance=0.5)  # fmt: skip
     torch.manual_seed(0)
     teacher, student = tiny(width=16), tiny()
     student.body[3] = torch.nn.Identity()  # dropout draws from torch's own generator
+    terms = {"ce": "cross_entropy", "kl": "kl_divergence"}
     module = Distiller(
-        student, teacher, Objective({"ce": "cross_entropy", "kl": "kl_divergence"}, 4.0, 0.9),
+        student, teacher, Objective(terms, 4.0, 0.5, keep={"small_loss": 0.5}),
         topk=(1,), optimizer={"opt": "adamw", "lr": 0.01}, scheduler={"sched": "cosine"},
     )  # fmt: skip
     journal = Journal(stop_at)
@@ -43,10 +45,12 @@ def fit(folder, tiny, stop_at=None, resume=None):
         auto_insert_metric_name=False,
     )  # fmt: skip
     sparsity = Sparsity(2.0, start=0.5)
+    trust = Annealing("linear", start=1.0, end=0.5, duration=2, value="keep.small_loss")
     trainer = pl.Trainer(
         accelerator="cpu", max_epochs=3, logger=False, enable_progress_bar=False,
         enable_model_summary=False, use_distributed_sampler=False, default_root_dir=folder,
-        callbacks=[Annealing("cosine", end=1.0, unit="step"), sparsity, journal, checkpoint],
+        callbacks=[Annealing("cosine", end=1.0, unit="step"), trust, sparsity, journal,
+                   checkpoint],
     )  # fmt: skip
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     return journal.seen, module.student.state_dict()

@@ -26,7 +26,8 @@ class Annealing(pl.Callback):
         unit: `epoch` or `step` (one optimiser step).
         warmup: units (below 1: the share of training) during which `start` is held.
         duration: units from the end of the warm-up to `end`; None lasts until training ends.
-        value: what is moved: `temperature`, `alpha` or `terms.NAME.weight`.
+        value: what is moved: any of `Objective.annealed`, such as `temperature`, `alpha`,
+            `terms.NAME.weight` or `keep.small_loss`.
 
     Raises:
         ValueError: for an unknown schedule or unit, or values the objective would refuse.

@@ -240,6 +240,38 @@ def noisy_labels(
     return (labels + offset) % classes
 
 
+def poisoned(
+    features: Tensor, labels: Tensor, radius: float, share: float
+) -> tuple[Tensor, Tensor]:
+    r"""Add points with wrong labels, far out where their true class would be, to points in space.
+
+    For each class k with mean μ_k, and μ the mean of all, `⌈share·n_k⌉` points at
+    `μ + radius·(μ_k − μ)/‖μ_k − μ‖` that are labelled `(k + 1) mod K`.
+
+    Args:
+        features: `[N, D]`, floating.
+        labels: int64 `[N]`, of classes 0 … K − 1 that all have points.
+        radius: distance from μ, in the unit of the features.
+        share: points added for one there is, at least 0.
+
+    Returns:
+        Features `[N + M, D]` and labels `[N + M]`, the added ones last.
+
+    Example:
+        >>> x, y = torch.tensor([[-1.0], [1.0]]), torch.tensor([0, 1])
+        >>> poisoned(x, y, radius=9.0, share=1.0)[0].flatten().tolist()
+        [-1.0, 1.0, -9.0, 9.0]
+    """
+    counts = torch.bincount(labels)
+    means = torch.zeros(len(counts), features.shape[1], dtype=features.dtype)
+    means = means.index_add(0, labels, features) / counts[:, None]
+    centre = features.mean(dim=0)
+    places = centre + radius * torch.nn.functional.normalize(means - centre, dim=1)
+    truly = torch.arange(len(counts)).repeat_interleave((share * counts).ceil().long())
+    given = (truly + 1) % len(counts)
+    return torch.cat([features, places[truly]]), torch.cat([labels, given])
+
+
 def tail_sizes(counts: Tensor, tail: str, imbalance: float) -> Tensor:
     r"""Return how many images of each class a long tail has, int64 `[K]`.
 

@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from distill import sharing
 from distill.data.corrupt import CUT, OWN, Altered, altered, build_condition
-from distill.data.draws import keyed_words
 from distill.data.image_corruptions import ImageCorruption
 from distill.data.images import MODES
+from distill.data.order import epoch_order
 from distill.data.splits import Resident, Source, Split, Streamed, stratified
 from distill.data.views import CLEAN, ResidentView, StreamedView, is_number, is_range
 from distill.sharing import Recent, Streams
@@ -61,6 +61,10 @@ class DataModule(pl.LightningDataModule):
         seed: seed of the order of samples and of their views.
         views: how many views each sample has, epoch e showing view `e mod views`; None is a new
             one every epoch. The order of samples is new every epoch in any case.
+        balance: an epoch draws class k in proportion to `n_k^balance`, n_k its training samples: 1
+            is every sample once, 0 all classes equally often, ½ between them. A sample that is
+            drawn again in an epoch shows the same view. What mixed views add is not balanced.
+            Below 1 labels decide the order, also under an objective that reads none.
         condition: keywords of `distill.data.corrupt.Condition`: wrong labels, rare classes or few
             images, in train and, unless it is to stay clean, in validation; never in the test.
     """
@@ -77,12 +81,14 @@ class DataModule(pl.LightningDataModule):
         split_seed: int = 0,
         seed: int = 0,
         views: int | None = None,
+        balance: float = 1.0,
         condition: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         check_numbers(batch_size, num_workers, image_size, val_fraction, test_fraction)
         check_views(views)
-        self.source, self.seed, self.views = source, seed, views
+        check_balance(balance)
+        self.source, self.seed, self.views, self.balance = source, seed, views, balance
         self.batch_size, self.num_workers = batch_size, num_workers
         self.train, self.val, self.test, self.notes = cut_splits(
             source, val_fraction, test_fraction, split_seed
@@ -289,7 +295,8 @@ class DataModule(pl.LightningDataModule):
     def _keys(self, split: Split, shuffle: bool) -> KeySampler:
         rank = self.trainer.global_rank if self.trainer else 0
         ranks = self.trainer.world_size if self.trainer else 1
-        return KeySampler(len(split), self.batch_size, self.seed, shuffle, rank, ranks)
+        batches = (len(split), self.batch_size, self.seed, shuffle, rank, ranks)
+        return KeySampler(*batches, split.labels, self.balance)
 
     def _batches_done(self) -> int:
         """Return how many batches of the current epoch are trained: none, but after a resume."""
@@ -328,16 +335,26 @@ class KeySampler(Sampler[Key]):
 
     Every rank takes its share of the same global batches. Shuffled keys leave out the ragged last
     batch; ordered ones are clean views and pad a rank's share with −1, so that all ranks step
-    together and no sample is counted twice.
+    together and no sample is counted twice. With `balance` below 1 a shuffled key may come again.
 
     Raises:
         ValueError: if no shuffled batch can be filled.
     """
 
     def __init__(
-        self, count: int, batch_size: int, seed: int, shuffle: bool, rank: int = 0, ranks: int = 1
+        self,
+        count: int,
+        batch_size: int,
+        seed: int,
+        shuffle: bool,
+        rank: int = 0,
+        ranks: int = 1,
+        labels: Tensor | None = None,
+        balance: float = 1.0,
     ) -> None:
         self.count, self.batch_size, self.seed, self.shuffle = count, batch_size, seed, shuffle
+        self.labels = torch.zeros(count, dtype=torch.long) if labels is None else labels
+        self.balance = balance
         self.rank, self.ranks = rank, ranks
         self.epoch = 0
         self.skip = 0
@@ -358,9 +375,8 @@ class KeySampler(Sampler[Key]):
     def __iter__(self) -> Iterator[Key]:
         if not self.shuffle:
             return self._batches(CLEAN, torch.arange(self.count))
-        word = int(keyed_words(self.seed, self.epoch, torch.tensor([self.count]), 0))
-        generator = torch.Generator().manual_seed(word)
-        return self._batches(self.epoch, torch.randperm(self.count, generator=generator))
+        order = epoch_order(self.seed, self.epoch, self.labels, self.balance)
+        return self._batches(self.epoch, order)
 
     def _batches(self, epoch: int, order: Tensor) -> Iterator[Key]:
         skip, self.skip = self.skip, 0
@@ -582,6 +598,15 @@ def check_views(views: Any) -> None:
     if views is not None and (not isinstance(views, int) or isinstance(views, bool) or views < 1):
         raise ValueError(
             f"data.views must be how many views each sample has, at least 1, or null, got {views!r}"
+        )
+
+
+def check_balance(balance: Any) -> None:
+    """Refuse an exponent of class sizes that is none."""
+    if not isinstance(balance, int | float) or isinstance(balance, bool) or not 0 <= balance <= 1:
+        raise ValueError(
+            "data.balance is the power of a class's size by which it is drawn: from 0, all classes "
+            f"equally often, to 1, every image once, got {balance!r}"
         )
 
 

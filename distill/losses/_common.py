@@ -9,6 +9,7 @@ import math
 from typing import TypeAlias
 
 import torch
+import torch.distributed
 from torch import Tensor
 
 Temperature: TypeAlias = float | Tensor
@@ -120,3 +121,12 @@ def without_label(student: Tensor, label: Tensor, fill: float = -math.inf) -> Te
 
 def at_label(values: Tensor, label: Tensor) -> Tensor:
     return values.gather(1, label.unsqueeze(1)).squeeze(1)
+
+
+def world_size() -> int:
+    # Only training steps are taken by all ranks together; in validation one may have a batch more.
+    if not torch.is_grad_enabled():
+        return 1
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size()
+    return 1

@@ -27,6 +27,7 @@ from distill.losses._common import (
     require,
     student_logits,
     without_label,
+    world_size,
 )
 
 _STANDARDISATION_FLOOR = 1e-3  # a smaller one gives constant rows gradients of 1e6
@@ -438,7 +439,7 @@ def _binary_kl(s_odds: Tensor, z_odds: Tensor) -> Tensor:
 
 def _column_decorrelation(s: Tensor, z: Tensor) -> Tensor:
     """The mean over classes of 1 − ρ along the batch of all ranks; 0 for a batch of one."""
-    over_ranks = _world_size() > 1
+    over_ranks = world_size() > 1
     if not over_ranks and len(s) == 1:
         return s.new_zeros(())
     mean = _decorrelation(s, z, 0, over_ranks).mean()
@@ -507,12 +508,3 @@ def _total(x: Tensor, dim: int, over_ranks: bool) -> Tensor:
     if over_ranks:
         torch.distributed.all_reduce(total)
     return total
-
-
-def _world_size() -> int:
-    # Only training steps are taken by all ranks together; in validation one may have a batch more.
-    if not torch.is_grad_enabled():
-        return 1
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_world_size()
-    return 1

@@ -101,6 +101,9 @@ def described(objective: dict[str, Any]) -> str:
     """Return an objective in words: its terms, their weights, temperature and α."""
     terms = (f"{term['loss']} × {term.get('weight', 1)}" for term in objective["terms"].values())
     shared = {"temperature": objective.get("temperature"), "α": objective.get("alpha")}
+    shared["label smoothing"] = objective.get("label_smoothing") or None
+    keep = objective.get("keep") or {}
+    shared |= {f"labels kept by {k.replace('_', ' ')}": v for k, v in keep.items() if v}
     told = [f"{name} {value}" for name, value in shared.items() if value is not None]
     return escape("; ".join([" + ".join(terms), *told]))
 

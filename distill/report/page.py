@@ -299,19 +299,20 @@ def data_uri(image: np.ndarray) -> str:
 
 
 def render(template: str, **content: Any) -> str:
+    """Return a page of the template of that name."""
+    return rendered(environment().get_template(template), **content)
+
+
+def rendered(template: jinja2.Template, **content: Any) -> str:
     """Return a page that needs nothing but itself, and may not ask for more."""
     script = asset("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    page = (
-        environment()
-        .get_template(template)
-        .render(
-            style=Markup(asset("style.css")),
-            script=Markup(script),
-            policy="default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-            f"script-src 'sha256-{digest}'",
-            **content,
-        )
+    page = template.render(
+        style=Markup(asset("style.css")),
+        script=Markup(script),
+        policy="default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}'",
+        **content,
     )
     return page.encode("utf-8", "replace").decode()  # half a surrogate pair is no character
 

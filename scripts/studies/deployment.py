@@ -12,13 +12,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from shared import Row, Rows, composed, quiet, spread
-
 from distill import config, judge, pruning, teachers, training
 from distill.export import Job, verify, write_quantized
 from distill.export.program import Deployed
 from distill.metrics import expected_calibration_error, fit_temperature
 from distill.module import Distiller
+from shared import Row, Rows, composed, quiet, spread
 
 OBJECTIVES = {
     "cross-entropy": ["objective=supervised", "teacher=none"],

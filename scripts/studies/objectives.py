@@ -13,12 +13,11 @@ import time
 from functools import cache
 from pathlib import Path
 
-from shared import Row, Rows, composed, quiet, spread
-
 from distill import config, judge, teachers, training
 from distill.data import DataModule
 from distill.metrics import evaluate
 from distill.module import Distiller
+from shared import Row, Rows, composed, quiet, spread
 
 SOFT = {  # objective → the temperatures tried
     "kd": (2, 4, 8),

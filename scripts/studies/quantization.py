@@ -12,12 +12,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from shared import Row, Rows, composed, quiet, spread
-
 from distill import config, teachers, training
 from distill.export import WEIGHTS_BY, Job, verify, write_quantized
 from distill.export.program import Deployed
 from distill.module import Distiller
+from shared import Row, Rows, composed, quiet, spread
 
 STUDENTS = {
     "small": [],

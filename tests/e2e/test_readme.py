@@ -79,6 +79,7 @@ def adapted(line, folder):
         if not (folder / "idx").exists():
             write_idx(folder / "idx")
         words.append(f"data.root={folder / 'idx'}")
+    words = ["seed=0,1" if word == "seed=0,1,2,3,4" else word for word in words]
     if words[0].endswith("studies/objectives"):  # the same study of fewer runs
         words += ["--objectives", "logit_mse", "--seeds", "1", "--out", "study"]
     return words
@@ -123,6 +124,7 @@ def test_a_command_of_the_readme_runs(run_line, line):
         "clean and in 15 epochs",
         "24 images",
         "export.json in ",
+        "1 of 10 claims checked in ",
     )
     assert any(ending in done.stdout + done.stderr for ending in endings)
     told = ("+ ", "installing", "distill-predict: ")

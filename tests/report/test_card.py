@@ -4,6 +4,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from distill.report import model_card
+from distill.report.card import described
 
 NUMBERS = {"params": 20470, "top1": 0.9, "top5": None, "nll": 0.25, "nll_after_scaling": 0.125,
            "brier": 0.5,
@@ -35,6 +36,15 @@ def test_the_card_holds_the_facts_and_leaves_the_licence_open():
         "`distill seed=3`", "Versions: torch 2.",
     ):  # fmt: skip
         assert words in text.replace(r"\+", "+"), words
+
+
+def test_remedies_are_told_where_they_are_in_use_and_only_there():
+    plain = facts()["objective"]
+    off = {**plain, "label_smoothing": 0.0, "keep": {"small_loss": None, "agreement": False}}
+    assert described(off) == described(plain)
+    used = {**plain, "label_smoothing": 0.1, "keep": {"small_loss": 0.6, "agreement": True}}
+    told = "label smoothing 0.1; labels kept by small loss 0.6; labels kept by agreement True"
+    assert described(used) == f"{described(plain)}; {told}"
 
 
 def test_without_a_fit_or_a_teacher_it_says_so():

@@ -1,0 +1,146 @@
+"""Remedies for hard data: any two together, and training without labels."""
+
+from itertools import combinations
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from distill import Distiller, Objective, cache, config
+from distill.cli import CONF
+from distill.data import DataModule
+from distill.data.splits import Resident, Source
+
+HARD = "objective.terms.ce.loss="
+REMEDIES = {
+    "balance": ["data.balance=0.5"],
+    "smoothing": ["objective.label_smoothing=0.1"],
+    "small loss": ["objective.keep.small_loss=0.6"],
+    "agreement": ["objective.keep.agreement=true"],
+    "likely labels": ["objective.keep.agreement=0.2"],
+    "teacher only": ["objective.alpha=1"],
+    "weights": ["objective.terms.ce.reweight=0.99"],
+    "logit adjustment": [HARD + "logit_adjusted_cross_entropy"],
+    "gce": [HARD + "generalized_cross_entropy"],
+    "ldam": [HARD + "ldam"],
+    "noise": ["data.condition.noise=symmetric", "data.condition.rate=0.4"],
+    "tail": ["data.condition.tail=exponential", "data.condition.imbalance=4"],
+}
+SOFT = sorted(
+    path.stem for path in (CONF / "objective").glob("*.yaml")
+    if OmegaConf.load(path).alpha is not None or "kl:" in path.read_text()
+    or path.stem in ("dist", "attention_transfer")
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def default():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=["paths.output_dir=unused"])
+    OmegaConf.set_struct(cfg, False)
+    return cfg
+
+
+def toy(**options):
+    images = torch.randint(0, 256, (96, 1, 8, 8), generator=torch.Generator().manual_seed(1))
+    split = Resident(images.to(torch.uint8), torch.arange(96) % 4)
+    parts = [split.subset(torch.arange(k, 96, 3)) for k in range(3)]
+    source = Source("random", list("abcd"), 1, *parts)
+    return DataModule(source, {"pad": 1}, batch_size=8, **options)
+
+
+@pytest.mark.parametrize("pair", list(combinations(REMEDIES, 2)), ids=" and ".join)
+def test_any_two_remedies_compose_or_are_refused_in_one_line(default, tiny, pair):
+    own = [override for name in pair for override in REMEDIES[name]]
+    cfg = OmegaConf.merge(default, {"data": {"condition": {}}}, OmegaConf.from_dotlist(own))
+    condition = {k: v for k, v in cfg.data.condition.items() if k in ("noise", "rate", "tail",
+                 "imbalance")}  # fmt: skip
+    data = toy(balance=cfg.data.balance, condition=condition)
+    objective = config.build_objective(cfg, data)
+    if set(pair) == {"smoothing", "ldam"}:
+        with pytest.raises(ValueError, match=r"terms\.ce cannot be smoothed \(.*\)$"):
+            config.check_objective(cfg, data, objective)
+        return
+    config.check_objective(cfg, data, objective)
+    torch.manual_seed(0)
+    student, teacher = tiny(), tiny(width=16).eval()
+    view, target, *_ = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
+    losses = objective(student(view), teacher(view).detach(), target)
+    losses["loss"].backward()
+    gradients = [parameter.grad for parameter in student.parameters()]
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert any(gradient.any() for gradient in gradients)
+    selecting = {"small loss", "agreement", "likely labels"} & set(pair)
+    assert ("kept" in losses) == bool(selecting)
+
+
+def test_small_losses_are_kept_as_co_teaching_says(default):
+    cfg = OmegaConf.merge(default, {"objective": {
+        "keep": {"small_loss": 0.6}, "schedules": {"keep": {"duration": 4}}}})  # fmt: skip
+    objective = config.build_objective(cfg, toy())
+    (annealing,) = config.schedules(cfg, objective)
+    shares = [annealing.at(epoch, 8) for epoch in range(8)]
+    assert shares == pytest.approx([1 - 0.4 * min(epoch / 4, 1) for epoch in range(8)])
+    assert config.schedules(default, config.build_objective(default, toy())) == []
+
+
+def test_models_that_were_trained_on_another_balance_are_not_taken_from_the_cache(default):
+    alone = config.alone(default, "baseline")
+    assert cache.fit_key(alone, toy(balance=0.5)) != cache.fit_key(alone, toy())
+    assert alone.objective == config.SUPERVISED
+
+
+# Without labels
+
+
+@pytest.mark.filterwarnings("ignore:.*standardised logits")
+@pytest.mark.parametrize("name", [name for name in SOFT if name != "dkd"])
+def test_at_alpha_one_no_label_reaches_the_student(default, name):
+    cfg = default.copy()
+    cfg.objective = {**OmegaConf.load(CONF / "objective" / f"{name}.yaml"), "alpha": 1.0}
+    data = toy()
+    objective = config.build_objective(cfg, data)
+    config.check_objective(cfg, data, objective)
+    if objective.needs_features:
+        objective.projections = torch.nn.ModuleList([torch.nn.Conv2d(2, 2, 1)])
+    generator = torch.Generator().manual_seed(0)
+    logits, teacher = torch.randn(2, 8, 4, generator=generator)
+    maps = torch.randn(2, 8, 2, 3, 3, generator=generator)
+
+    def gradients(target):
+        student, features = (x.clone().requires_grad_() for x in (logits, maps[0]))
+        objective(student, teacher, target, ([features], [maps[1]]))["loss"].backward()
+        found = [student.grad, features.grad]
+        return [g.numpy().tobytes() for g in found if g is not None]
+
+    target = torch.arange(8) % 4
+    assert gradients(target) == gradients(target.flip(0))
+    assert any(any(part) for part in gradients(target))
+
+
+def test_permuted_labels_change_no_byte_of_a_student_that_learns_from_the_teacher_alone(
+    tiny, tmp_path
+):
+    def student(alpha, **condition):
+        data = toy(condition={"clean_validation": True, **condition})
+        torch.manual_seed(0)
+        module = Distiller(tiny(), tiny(width=16), Objective(
+            {"ce": "cross_entropy", "kl": "kl_divergence"}, 4.0, alpha), topk=(1,))  # fmt: skip
+        pl.seed_everything(0, verbose=False)
+        pl.Trainer(
+            accelerator="cpu", max_steps=2, limit_val_batches=0, logger=False,
+            enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+            use_distributed_sampler=False,
+            default_root_dir=tmp_path,
+        ).fit(module, datamodule=data)  # fmt: skip
+        return data.train.labels, [
+            v.numpy().tobytes() for v in module.student.state_dict().values()
+        ]
+
+    wrong = {"noise": "symmetric", "rate": 0.5}
+    (labels, weights), (others, same) = student(1.0), student(1.0, **wrong)
+    assert not torch.equal(labels, others)
+    assert same == weights
+    assert student(0.9)[1] != student(0.9, **wrong)[1]
