@@ -186,7 +186,8 @@ def check_store(
     options = cfg.store
     if objective.needs_features:
         raise ValueError("store: the teacher's feature maps are not kept, only its logits")
-    if isinstance(model, Ensemble) and model.combine == "draw":
+    alone = cfg.teacher.get("combine") if not cfg.get("assistants") else None
+    if alone == "draw" or (isinstance(model, Ensemble) and model.combine == "draw"):
         raise ValueError("store: an ensemble that draws its answers has no lasting one")
     layout = Layout(data.num_classes, options.dtype, options.topk)
     check_size(rows(data, "train"), views(cfg, data), layout, options.max_gb)

@@ -21,11 +21,12 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import distill.resolvers  # noqa: F401  (the configuration files call them)
 from distill import signals
@@ -34,6 +35,12 @@ PACKAGE = Path(__file__).resolve().parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 USER_ERROR = 2
 SWEEP_GOES_ON = "the same command with sweep.resume="
+PROGRAMS = {
+    "train": "distill",
+    "evaluate": "distill-eval",
+    "fill_store": "distill-store",
+    "distill.export.export": "distill-export",
+}
 PLUGINS = {  # of Hydra → the extra that brings it
     "hydra_joblib_launcher": "joblib",
     "hydra_optuna_sweeper": "optuna",
@@ -76,7 +83,7 @@ def export() -> None:
 
 def report() -> None:
     """`distill-report`: rebuild the pages of runs and sweeps from their files."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="distill-report",
         description="Write report.html into each run and sweep, from the files that are there; for "
         "several sweeps, one leaderboard over all of them.",
@@ -102,7 +109,7 @@ def report() -> None:
 
 def predict() -> None:
     """`distill-predict`: what a student says of image files."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="distill-predict",
         description="Write a student's likeliest classes for image files, with their calibrated "
         "probabilities. Images that cannot be read are named and skipped.",
@@ -130,7 +137,7 @@ def predict() -> None:
 
 def push() -> None:
     """`distill-push`: upload a student to the Hugging Face Hub."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="distill-push",
         description="Upload a student bundle to the Hugging Face Hub, under the token of "
         "`hf auth login` or HF_TOKEN.",
@@ -149,6 +156,14 @@ def push() -> None:
     print(f'timm.create_model("hf-hub:{repository}", pretrained=True)')
     if not hub.has_licence(bundle):
         print(f"{bundle}/README.md names no licence: only you know it", file=sys.stderr)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and where the usage is."""
+        refuse(ValueError(f"{message} (see {self.prog} --help)"), self.prog)
 
 
 @contextmanager
@@ -175,6 +190,9 @@ def run_command(config_name: str, task: str) -> None:
     if os.environ.get("HYDRA_FULL_ERROR") == "1" and "DISTILL_EXPLAIN" not in os.environ:
         return hydra_main(config_name, task, explain=False)
     os.environ["HYDRA_FULL_ERROR"] = os.environ["DISTILL_EXPLAIN"] = "1"
+    flags = get_args_parser()
+    flags.error = Parser(prog=PROGRAMS[task]).error  # type: ignore[method-assign]
+    flags.parse_args()  # Hydra reads them again, and would print its usage
     try:
         hydra_main(config_name, task, explain=True)
     except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
@@ -297,16 +315,24 @@ def first_here() -> bool:
 
 def refuse(error: Exception, program: str = "distill") -> NoReturn:
     """Print what went wrong in one line and exit with code 2, or the error's own."""
-    print(f"{program}: {one_line(error)}", file=sys.stderr)
+    print(f"{program}: {printable(one_line(error))}", file=sys.stderr)
     raise SystemExit(getattr(error, "exit_code", USER_ERROR))
+
+
+def printable(text: str) -> str:
+    """Return a text in which nothing commands a terminal: it may hold names of a stranger's."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def one_line(error: BaseException) -> str:
     """Return an error as one line that says what, where and, for a misspelt key, what instead."""
     cause = error.__cause__
-    if isinstance(error, MissingConfigException) and error.options:
+    if isinstance(error, MissingConfigException) and "/" in str(error.missing_cfg_file):
         group, _, asked = str(error.missing_cfg_file).rpartition("/")
-        return f"there is no {group}={asked}{nearest(asked, error.options)}"
+        known = error.options or sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+        return f"there is no {group}={asked}{nearest(asked, known)}"
+    if isinstance(error, MissingMandatoryValue):
+        return f"give {error.full_key}=…: it has no value of its own"
     if isinstance(error, HydraException) and isinstance(cause, OmegaConfBaseException):
         return f"{first_sentence(str(error))}{nearest_key(str(error), cause)}"
     text = str(error).strip() or type(error).__name__

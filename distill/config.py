@@ -31,10 +31,17 @@ from distill.callbacks.speed import Speed
 from distill.data import DataModule
 from distill.data.costs import read_costs
 from distill.data.views import is_range
+from distill.errors import first_line
 from distill.losses import dist
 from distill.models.build import ModelSpec, resolved
 from distill.models.bundle import FACTS, read_facts
-from distill.models.checkpoint import read_checkpoint, read_lightning, student_weights
+from distill.models.checkpoint import (
+    as_object,
+    epochs_done,
+    read_checkpoint,
+    read_lightning,
+    student_weights,
+)
 from distill.models.weights import DataShape, classes_of
 from distill.module import create_optimizer, create_schedule, evaluation_metrics, resolve_topk
 from distill.objectives import Objective
@@ -43,6 +50,12 @@ from distill.sharing import once
 log = logging.getLogger(__name__)
 
 EXTRAS = ("wandb", "mlflow")
+# Of a trainer: what a run says itself, or could not end with its numbers under.
+OF_THE_RUN = (
+    *("callbacks", "logger", "default_root_dir", "use_distributed_sampler", "fast_dev_run"),
+    *("overfit_batches", "max_steps", "barebones", "enable_model_summary", "enable_checkpointing"),
+    "enable_progress_bar",
+)
 SEEDS_APART = 1000  # of the weights of a student and of its assistants
 SUPERVISED = {
     "_target_": "distill.objectives.Objective",
@@ -70,9 +83,9 @@ def make(node: Any, label: str, **extra: Any) -> Any:
         why = str(cause).strip()
         if isinstance(cause, ValueError) and label in why:  # it already says where
             raise ValueError(why) from error
-        if isinstance(cause, ModuleNotFoundError):
-            name = label.rpartition(".")[2]
-            package = f"distill-kd[{name}]" if name in EXTRAS else cause.name
+        name = label.rpartition(".")[2]
+        package = f"distill-kd[{name}]" if name in EXTRAS else getattr(cause, "name", None)
+        if isinstance(cause, ModuleNotFoundError) and package:
             raise ValueError(f"{label} needs pip install '{package}' ({cause})") from error
         raise ValueError(
             f"{label}: {why.splitlines()[0] if why else type(cause).__name__}"
@@ -142,6 +155,9 @@ def check_trainer(cfg: DictConfig) -> None:
         )
     if trainer.limit_val_batches == 0:
         raise ValueError("trainer.limit_val_batches=0 leaves nothing to choose the best epoch by")
+    for name in OF_THE_RUN:
+        if name in trainer:
+            raise ValueError(f"trainer.{name} is the run's own to set: leave it out")
 
 
 def build_data(cfg: DictConfig) -> DataModule:
@@ -205,8 +221,8 @@ def check_objective(cfg: DictConfig, data: DataModule, objective: Objective) -> 
     for name, term in objective.terms.items():
         try:
             term(inputs)
-        except ValueError as error:
-            raise ValueError(f"objective.terms.{name}: {error}") from error
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"objective.terms.{name}: {first_line(error)}") from error
         try:
             objective.values(name, inputs)
         except ValueError as error:
@@ -350,6 +366,12 @@ def check_monitor(cfg: DictConfig, data: DataModule, objective: Objective) -> No
     for key, name in asked:
         if name not in known:
             raise ValueError(f"{key}={name} is not logged; there are {', '.join(known)}")
+    for callback, node in present(cfg.callbacks):
+        name = node.get("monitor")
+        if name is not None and name not in known and not str(name).startswith("train/"):
+            raise ValueError(
+                f"callbacks.{callback}.monitor={name} is not logged; there are {', '.join(known)}"
+            )
 
 
 def costs(cfg: DictConfig, data: DataModule) -> Tensor | None:
@@ -362,7 +384,10 @@ def costs(cfg: DictConfig, data: DataModule) -> Tensor | None:
 @cache
 def costs_once(path: str, classes: tuple[str, ...]) -> Tensor:
     """Return a table as it was when a run began: it may be gone or changed when training ends."""
-    return read_costs(path, classes)[0]
+    try:
+        return read_costs(path, classes)[0]
+    except OSError as error:
+        raise ValueError(f"decision.costs={path}: {error.strerror}") from error
 
 
 def check_decision(cfg: DictConfig, data: DataModule) -> None:
@@ -379,11 +404,20 @@ def check_decision(cfg: DictConfig, data: DataModule) -> None:
     costs(cfg, data)
 
 
-def check_optimizer(cfg: DictConfig, model: Any) -> None:
+def check_optimizer(cfg: DictConfig, model: Any, where: str = "") -> None:
     """Refuse an optimiser or a schedule that cannot be built, before anything is trained."""
-    optimizer = create_optimizer(model, plain(cfg.optimizer))
-    if cfg.scheduler:
-        create_schedule(optimizer, plain(cfg.scheduler), cfg.trainer.max_epochs, 1)
+    try:
+        optimizer = create_optimizer(model, plain(cfg.optimizer))
+        if cfg.scheduler:
+            create_schedule(optimizer, plain(cfg.scheduler), cfg.trainer.max_epochs, 1)
+    except ValueError as error:
+        raise ValueError(f"{where}{error}") from error
+    warmup = (cfg.scheduler or {}).get("warmup_epochs") or 0
+    if warmup >= cfg.trainer.max_epochs:
+        raise ValueError(
+            f"{where}scheduler.warmup_epochs={warmup} leaves none of {cfg.trainer.max_epochs} "
+            "epochs at the full learning rate"
+        )
 
 
 def check_resume(cfg: DictConfig, model: Any, objective: Objective) -> None:
@@ -394,7 +428,7 @@ def check_resume(cfg: DictConfig, model: Any, objective: Objective) -> None:
     own, saved = model.state_dict(), student_weights(content)
     if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in saved.items()}:
         raise ValueError(f"ckpt_path={cfg.ckpt_path} is a checkpoint of another student")
-    progress = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    progress = epochs_done(content, cfg.ckpt_path)
     may_only_be_judged = cfg.resume or cfg.sweep.resume
     if progress >= cfg.trainer.max_epochs and not may_only_be_judged:
         raise ValueError(
@@ -402,7 +436,7 @@ def check_resume(cfg: DictConfig, model: Any, objective: Objective) -> None:
             f"{cfg.trainer.max_epochs}: there is nothing left to do"
         )
     moved = {annealing.value for annealing in schedules(cfg, objective)}
-    before = (content.get("distill") or {}).get("objective") or {}
+    before = as_object(as_object(content.get("distill")).get("objective"))
     if cfg.objective.get("temperature") == "auto":  # the same teacher gives the same again
         moved.add("temperature")
     for name in objective.annealed:

@@ -70,7 +70,11 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     building = under_construction(path)
     try:
-        with building.open("wb") as file:
+        try:
+            file = building.open("wb")
+        except OSError as error:  # of which a person knows the name that was asked for
+            raise type(error)(error.errno, error.strerror, str(path)) from None
+        with file:
             yield file
         building.replace(path)
     finally:

@@ -10,6 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from distill import config, metrics, report
@@ -81,16 +82,19 @@ def joined(batches: Sequence[Any]) -> dict[str, Tensor]:
 def single_device(cfg: DictConfig, **options: Any) -> pl.Trainer:
     """Return a quiet trainer on the first of a run's devices."""
     devices = config.plain(cfg.trainer.devices)
-    return pl.Trainer(
-        accelerator=cfg.trainer.accelerator,
-        devices=devices[:1] if isinstance(devices, list) else 1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        **options,
-    )
+    try:
+        return pl.Trainer(
+            accelerator=cfg.trainer.accelerator,
+            devices=devices[:1] if isinstance(devices, list) else 1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            **options,
+        )
+    except MisconfigurationException as error:
+        raise ValueError(f"trainer.accelerator={cfg.trainer.accelerator}: {error}") from error
 
 
 def summary(

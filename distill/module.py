@@ -208,6 +208,10 @@ class Distiller(pl.LightningModule):
                 return
             answers = apply_to_collection(answers, Tensor, operator.itemgetter(real))
         student, teacher, target = answers[0].float(), *answers[1:3]
+        if not student.isfinite().all():
+            raise ValueError(
+                "the student's answers are not finite, so training has diverged: lower optimizer.lr"
+            )
         losses = self.objective(*answers)
         probs = student.softmax(dim=1)
         for name, metric in self.metrics[stage].items():  # type: ignore[operator]

@@ -129,6 +129,8 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         check_names(terms)
+        if not stages:
+            raise ValueError("objective.stages names no stage: [-1] is the last")
         self.terms = {name: build_term(name, spec) for name, spec in terms.items()}
         self.weights = {name: term.weight for name, term in self.terms.items()}
         self.curriculum: LearnedTemperature | None = None
@@ -349,8 +351,7 @@ def build_selection(spec: Mapping[str, Any] | None) -> Selection:
 
 def checked_smoothing(value: float) -> float:
     """Return the share of a label that is spread over the classes, refusing what is none."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 <= value < 1:
+    if not (is_number(value) and 0 <= value < 1):
         raise ValueError(f"objective.label_smoothing must lie in [0, 1), got {value!r}")
     return float(value)
 
@@ -366,7 +367,7 @@ def smoothed(target: Tensor, student: Tensor, share: float) -> Tensor:
 
 def checked_weight(name: str, value: float) -> float:
     """Return a term's weight, refusing what is negative or not finite."""
-    if not (math.isfinite(value) and value >= 0):
+    if not (is_number(value) and math.isfinite(value) and value >= 0):
         raise ValueError(
             f"objective.terms.{name}.weight must be at least 0 and finite, got {value}"
         )
@@ -375,20 +376,30 @@ def checked_weight(name: str, value: float) -> float:
 
 def build_term(name: str, spec: str | Mapping[str, Any]) -> Term:
     """Return the term that a configuration describes."""
+    if not isinstance(spec, str | Mapping):
+        raise ValueError(f"objective.terms.{name} must be a loss or a mapping, got {spec!r}")
     options: dict[str, Any] = {"loss": spec} if isinstance(spec, str) else dict(spec)
-    if "loss" not in options:
+    if not isinstance(options.get("loss"), str):
         raise ValueError(f"objective.terms.{name} does not name its loss")
     loss = find_loss(options.pop("loss"))
     weight = checked_weight(name, options.pop("weight", 1.0))
     reweight = options.pop("reweight", None)
-    if reweight is not None and not 0 <= reweight < 1:
+    if reweight is not None and not (is_number(reweight) and 0 <= reweight < 1):
         raise ValueError(f"objective.terms.{name}.reweight must lie in [0, 1), got {reweight}")
-    known = list(inspect.signature(loss.function).parameters)[len(loss.inputs) :]
-    for option in options:
+    parameters = inspect.signature(loss.function).parameters
+    known = list(parameters)[len(loss.inputs) :]
+    for option, value in options.items():
         if option not in known:
             accepted = f"it takes {', '.join(known)}" if known else "it takes none"
             raise ValueError(f"objective.terms.{name} has no option {option!r}; {accepted}")
+        if is_number(parameters[option].default) and not is_number(value):
+            raise ValueError(f"objective.terms.{name}.{option} must be a number, got {value!r}")
     return Term(loss, weight, options, reweight)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number, which true and false are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def find_loss(name: str) -> Loss:
@@ -402,7 +413,7 @@ def find_loss(name: str) -> Loss:
         function = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"cannot import the loss {name!r}: {error}") from error
-    parameters = list(inspect.signature(function).parameters)
+    parameters = list(inspect.signature(function).parameters) if callable(function) else []
     inputs = tuple(n for n in ("student", "teacher", "target") if n in parameters)
     if parameters[: len(inputs)] != list(inputs) or "student" not in inputs:
         raise ValueError(

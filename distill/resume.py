@@ -18,8 +18,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from distill import config
-from distill.callbacks.continuity import epochs_done, nothing_left
-from distill.models.checkpoint import read_lightning
+from distill.callbacks.continuity import nothing_left
+from distill.models.checkpoint import as_object, epochs_done, read_lightning
 from distill.report.leaderboard import FREE, flat
 from distill.report.reading import METRICS, SUMMARY, by_epoch, read_history, read_summary
 
@@ -136,7 +136,7 @@ def go_on(cfg: DictConfig) -> None:
         return
     path, content = found
     check_same(path, content, cfg)
-    log.info("going on from %s: %d epochs done", path, epochs_done(content))
+    log.info("going on from %s: %d epochs done", path, epochs_done(content, path))
     cfg.ckpt_path = str(path)
 
 
@@ -157,7 +157,7 @@ def latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 def check_same(path: Path, content: dict[str, Any], cfg: DictConfig) -> None:
     """Refuse a checkpoint of another configuration, saying where it differs."""
-    about = content.get("distill") or {}
+    about = as_object(content.get("distill"))
     if about.get("job") in (None, fingerprint(cfg)):
         return
     changed = difference(about["config"], cfg) if about.get("config") else None

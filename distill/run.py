@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from distill import config, judge, report, resume, signals
 from distill.cache import check_store, fill, open_recall
+from distill.checks import check_folder, check_values
 from distill.data import DataModule
 from distill.data.image_corruptions import chosen
 from distill.data.preview import contact_sheet
@@ -27,9 +28,15 @@ from distill.objectives import Objective
 from distill.pruning import pruned
 from distill.report.reading import METRICS, by_epoch, read_history
 from distill.sharing import clock
-from distill.teachers import load_teacher, prepare_teachers, settle_temperature
+from distill.teachers import (
+    load_teacher,
+    prepare_teachers,
+    settle_temperature,
+    to_be_trained,
+)
 from distill.training import (
     best_epoch,
+    compiled,
     fit,
     load_baseline,
     prepare_baseline,
@@ -54,6 +61,7 @@ def train(cfg: DictConfig) -> float | list[float] | None:
     """
     signals.stop_if_told()
     config.check_multirun(cfg)
+    check_values(cfg)
     resume.check(cfg)
     with alone_in(Path(cfg.paths.output_dir)):
         before = take_up(cfg)
@@ -104,9 +112,11 @@ def trained(cfg: DictConfig) -> float | list[float] | None:
 
 def evaluate(cfg: DictConfig) -> None:
     """Judge a trained student on the test split, print the numbers and write `summary.json`."""
-    data = config.build_data(cfg)
+    check_values(cfg)
     if not cfg.student.checkpoint and not cfg.student.pretrained:
         raise ValueError("give student.checkpoint=PATH: a student bundle or a checkpoint")
+    data = config.build_data(cfg)
+    config.topk(cfg, data)
     config.check_decision(cfg, data)
     config.check_classes(cfg, data)
     corruptions = chosen(config.plain(cfg.corruptions))
@@ -130,14 +140,18 @@ def evaluate(cfg: DictConfig) -> None:
 
 def fill_store(cfg: DictConfig) -> None:
     """Keep the teacher's answers ahead of the runs that will ask for them."""
+    check_values(cfg)
+    if not config.teacher_name(cfg):
+        raise ValueError("there is no teacher whose answers could be kept")
     data = config.build_data(cfg)
     objective = config.build_objective(cfg, data)
     config.resolve_student(cfg, data)
+    check_teacher(cfg, data)
     check_store(cfg, data, objective)
+    check_folder("store.path", cfg.store.path)
     check_assistants(cfg, data, objective)
     *_, teacher = prepare_teachers(cfg, data, objective)
-    if teacher is None:
-        raise ValueError("there is no teacher whose answers could be kept")
+    assert teacher is not None
     cfg.store.mode = "disk"  # only now: assistants are those that `distill` trains
     recall = open_recall(cfg, data, teacher, objective)
     assert recall is not None
@@ -255,12 +269,14 @@ def last_logged(folder: Path, logged: Mapping[str, Tensor]) -> Callable[[str], f
 def check_early(cfg: DictConfig, data: DataModule, objective: Objective) -> None:
     """Refuse what would only fail after the teacher has been trained."""
     config.check_trainer(cfg)
+    check_folder("paths.cache", cfg.paths.cache)
     config.check_decision(cfg, data)
     config.check_objective(cfg, data, objective)
     config.check_monitor(cfg, data, objective)
     spec, shape = config.model_spec(cfg.student), config.data_shape(data)
     student = build_model(spec, shape, "student", any_classes=True)
     config.check_optimizer(cfg, student)
+    compiled(cfg, student)
     if objective.needs_features:
         feature_channels(student, objective.stages, "student")
     config.build_trainer(cfg, objective)
@@ -268,12 +284,30 @@ def check_early(cfg: DictConfig, data: DataModule, objective: Objective) -> None
         raise ValueError(
             "this objective compares with a teacher: give one, or objective=supervised"
         )
+    check_teacher(cfg, data)
     check_assistants(cfg, data, objective)
     if cfg.ckpt_path and not Path(cfg.ckpt_path).is_file():
         raise FileNotFoundError(f"ckpt_path={cfg.ckpt_path} does not exist")
     config.check_resume(cfg, student, objective)
-    if cfg.store.mode == "disk" and config.teacher_name(cfg):
+    if cfg.store.mode == "disk":
+        if not config.teacher_name(cfg):
+            raise ValueError("store=disk keeps a teacher's answers, and there is no teacher")
         check_store(cfg, data, objective)
+        check_folder("store.path", cfg.store.path)
+
+
+def check_teacher(cfg: DictConfig, data: DataModule) -> None:
+    """Refuse a teacher that is to be trained and could not be."""
+    if not to_be_trained(cfg.teacher):
+        return
+    own = config.alone(cfg, "teacher")
+    spec, shape = config.model_spec(own.student), config.data_shape(data)
+    if own.data.batch_size > len(data.train):
+        raise ValueError(
+            f"teacher.fit.batch_size={own.data.batch_size} is larger than the {len(data.train)} "
+            "training images"
+        )
+    config.check_optimizer(own, build_model(spec, shape, "teacher"), "teacher.fit.")
 
 
 def check_assistants(cfg: DictConfig, data: DataModule, objective: Objective) -> None:

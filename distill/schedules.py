@@ -71,7 +71,7 @@ def check_timing(label: str, schedule: str, unit: str, warmup: float, duration: 
         raise ValueError(f"unknown {label} {schedule!r}; there are {', '.join(SCHEDULES)}")
     if unit not in UNITS:
         raise ValueError(f"{label}.unit must be {' or '.join(UNITS)}, got {unit!r}")
-    if warmup < 0 or (duration is not None and duration < 1):
+    if not 0 <= warmup < math.inf or not 1 <= (duration or 1) < math.inf or duration == 0:
         raise ValueError(f"{label}.warmup must be at least 0 and {label}.duration at least 1")
 
 

@@ -114,6 +114,14 @@ class Layout:
         tail = fields["tail"][:, None].expand(-1, self.classes)
         return tail.scatter(1, fields["ids"].long(), logits)
 
+    def sound(self, fields: Mapping[str, Tensor]) -> Tensor:
+        """Return which records hold an answer, bool `[N]`: a checksum is no signature."""
+        sound = fields["logits"].isfinite().all(dim=1)
+        if self.topk is None:
+            return sound
+        ids = fields["ids"].long()
+        return sound & fields["tail"].isfinite() & (ids < self.classes).all(dim=1)
+
     def pack(self, fields: Mapping[str, Tensor]) -> Array:
         """Return records as bytes `[N, size]`, their checksums zero."""
         records = np.zeros(len(fields["logits"]), self.record)
@@ -298,6 +306,9 @@ class TeacherStore:
         if file is None:
             return torch.zeros(len(places), self.layout.classes), torch.from_numpy(there)
         records = file.take(places, there)
+        sound = self.layout.sound(self.layout.unpack(records)).numpy()
+        records[~sound] = 0
+        there = there & sound
         return self.layout.decode(self.layout.unpack(records)), torch.from_numpy(there)
 
     def write(self, view: int, rows: Tensor, logits: Tensor) -> Tensor:
@@ -401,6 +412,8 @@ class TeacherStore:
         if view in self._files:
             return self._files[view]
         path, size = self.folder / f"view-{view:04}.bin", self.samples * self._size
+        if path.is_symlink():
+            raise ValueError(f"{path} is a link: a store's files lie in its folder")
         if make:
             reserve(path, size)
         if not path.is_file() or path.stat().st_size < size or not self._trusted():
@@ -532,9 +545,11 @@ def write_identity(path: Path, about: Mapping[str, Any]) -> None:
 def read_identity(path: Path) -> dict[str, Any] | None:
     """Return what a store says it is; None where it does not, or is damaged."""
     try:
+        if path.is_symlink() or not path.is_file():
+            return None
         about = json.loads(path.read_bytes())
         name = about.pop("name")
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
         return None
     return about if name == store_name(about) else None
 

@@ -43,10 +43,15 @@ def prepare_teachers(
 def prepare_teacher(cfg: DictConfig, data: DataModule) -> Teacher | None:
     """Return the teacher, trained once and kept where no weights exist."""
     source, key = cfg.teacher, config.shared_key(cfg, "teacher")
-    if not source.name or source.checkpoint or source.pretrained or not source.fit:
+    if not to_be_trained(source):
         return once(key, lambda: load_teacher(cfg, data))
     model = trained_once(config.alone(cfg, "teacher"), data, "teacher", train_and_keep)
     return once(key, lambda: as_teacher(model, data))
+
+
+def to_be_trained(source: DictConfig) -> bool:
+    """Whether a teacher has no weights yet, but a recipe."""
+    return bool(source.name and source.fit and not source.checkpoint and not source.pretrained)
 
 
 def load_teacher(cfg: DictConfig, data: DataModule) -> Teacher | None:

@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import nn
 
 from distill import config, resume, signals
 from distill.cache import keep_history, open_recall, trained_once
@@ -19,6 +20,7 @@ from distill.callbacks.checkpoints import LatestCheckpoint
 from distill.callbacks.loggers import begin
 from distill.callbacks.speed import Speed
 from distill.data import DataModule
+from distill.errors import first_line
 from distill.models.build import ModelSpec, Normalize, build_model, normalization
 from distill.models.bundle import save_student
 from distill.models.checkpoint import read_lightning, student_weights
@@ -57,9 +59,7 @@ def fit(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> tuple[Dis
     own.log_hyperparams(config.plain(cfg))
     for logger in others:
         begin(logger, config.plain(cfg))
-    if cfg.trainer.get("compile"):
-        mode = cfg.trainer.compile
-        model.compile(mode=None if mode is True else mode)
+    compiled(cfg, model)
     student.recall = open_recall(cfg, data, teacher, objective, trainer.global_rank)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     over = resume.is_over(cfg)
@@ -85,6 +85,15 @@ def fit(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> tuple[Dis
     if "16-true" in str(cfg.trainer.precision):
         student.float()  # what is judged and saved is what a user will load
     return student, trainer
+
+
+def compiled(cfg: DictConfig, model: nn.Module) -> None:
+    """Let a model be compiled at its first call, where `trainer.compile` says so."""
+    if mode := cfg.trainer.get("compile"):
+        try:
+            model.compile(mode=None if mode is True else mode)
+        except RuntimeError as error:
+            raise ValueError(f"trainer.compile={mode}: {first_line(error)}") from error
 
 
 def best_epoch(trainer: pl.Trainer, student: Distiller) -> tuple[int, Distiller] | None:

@@ -103,13 +103,6 @@ def test_a_class_that_is_dropped_stays_in_the_test_split(composed, tmp_path):
     assert summary["student"]["recall_few"] == summary["student"]["recall"][3]
 
 
-@pytest.mark.parametrize("groups", ["[100,20]", "[20]", "20", "[a,b]"])
-def test_groups_that_are_none_are_refused(composed, groups):
-    cfg = composed(*QUICK, f"shot_groups={groups}")
-    with pytest.raises(ValueError, match="shot_groups must be two numbers"):
-        config.check_decision(cfg, config.build_data(cfg))
-
-
 @pytest.mark.slow
 def test_an_evaluation_on_corrupted_images_compares_with_the_baseline(composed, tmp_path, capsys):
     shape = DataShape(10, 1, (32, 32))
@@ -146,9 +139,3 @@ def test_an_evaluation_on_corrupted_images_compares_with_the_baseline(composed, 
     page = (tmp_path / "run" / "report.html").read_text().split('<section id="corruptions">')[1]
     assert told in page
     assert "impulse noise" in page
-
-
-def test_a_corruption_that_does_not_exist_is_refused(composed, tmp_path):
-    cfg = composed("student.checkpoint=none", "corruptions=[fogg]", name="eval")
-    with pytest.raises(ValueError, match="there is no fogg; there are gaussian_noise"):
-        run.evaluate(cfg)

@@ -63,31 +63,6 @@ def test_the_best_epoch_is_the_one_whose_weights_are_judged(composed, tmp_path):
     assert summary["baseline"] is None
 
 
-def test_a_teacher_without_weights_and_a_missing_teacher_are_refused(composed):
-    for overrides, message in (
-        (("teacher=timm", "teacher.name=resnet18"), "random weights"),
-        (("teacher=none",), "compares with a teacher"),
-        (("ckpt_path=nowhere.ckpt",), "does not exist"),
-        (("decision.costs=nowhere.csv",), "nowhere.csv"),
-        (
-            ("objective=dkd", "data.view.mixup=0.2"),
-            r"objective\.terms\.dkd: .* needs class indices",
-        ),
-        (("decision.confidence=high",), r"decision\.confidence must lie in \[0, 1\], got high"),
-        (("decision=null",), r"decision\.confidence must lie in \[0, 1\], got None"),
-        (("decision.confidence=1.5",), r"decision\.confidence must lie in \[0, 1\], got 1\.5"),
-        (
-            ("objective=supervised", "teacher=none", "objective.temperature=auto"),
-            r"temperature=auto asks the teacher, and there is none",
-        ),
-        (("objective=logit_mse", "objective.temperature=auto"), "no term of this objective takes"),
-    ):
-        with pytest.raises((ValueError, FileNotFoundError), match=message):
-            run.train(composed(QUICK[0], *QUICK[3:], "baseline=false", *overrides))
-    with pytest.raises(ValueError, match=r"give student\.checkpoint"):
-        run.evaluate(composed(name="eval"))
-
-
 def test_with_weight_averaging_the_bundle_holds_the_average(composed, tmp_path):
     run.train(composed(*QUICK, "callbacks=[checkpoints,ema]", "baseline=false", "report=false",
                        "trainer.limit_train_batches=8"))  # fmt: skip

@@ -11,6 +11,7 @@ from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor
 
 from distill.files import write_whole
+from distill.models.checkpoint import epochs_done
 
 KEY = "continuity"  # in a checkpoint
 Sums = dict[str, tuple[Tensor, Tensor]]
@@ -85,12 +86,6 @@ class Continuity(pl.Callback):
             experiment = self.history.experiment
             write_whole(Path(experiment.metrics_file_path), text)
             experiment.metrics_keys = next(csv.reader(text.splitlines()))
-
-
-def epochs_done(checkpoint: dict[str, Any]) -> int:
-    """Return how many epochs a checkpoint has behind it."""
-    done: int = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-    return done
 
 
 def nothing_left(checkpoint: dict[str, Any], max_epochs: int) -> bool:

@@ -94,7 +94,13 @@ class Condition:
         assert self.noise is not None
         if self.noise in NOISES:
             return transition_matrix(self.noise, self.rate or 0.0, len(classes))
-        return read_transition(self.noise, classes)
+        try:
+            return read_transition(self.noise, classes)
+        except OSError as error:
+            raise ValueError(
+                f"condition.noise={self.noise} is neither {' nor '.join(NOISES)}, and no file that "
+                f"can be read: {error.strerror}"
+            ) from error
 
 
 @dataclass(frozen=True)

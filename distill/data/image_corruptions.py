@@ -177,6 +177,8 @@ def chosen(asked: bool | str | Sequence[str]) -> list[str]:
     Raises:
         ValueError: if there is none of that name.
     """
+    if not isinstance(asked, bool | str | list | None):
+        raise ValueError(f"corruptions must be true, false or a list of names, got {asked!r}")
     names = [asked] if isinstance(asked, str) else asked or []
     names = list(CORRUPTIONS) if names is True else list(names)
     for name in names:

@@ -25,7 +25,14 @@ def check_channels(channels: int) -> None:
 def check_image(path: Path) -> None:
     """Refuse a file that is no image; nothing is decoded, so a truncated JPEG passes."""
     with explained(f"broken image {path}"), Image.open(path) as image:
+        check_mode(image)
         image.verify()
+
+
+def check_mode(image: Image.Image) -> None:
+    """Refuse pixels that do not come to 8 bits in one way."""
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no fixed range")
 
 
 def decoded(file: Path | IO[bytes], channels: int) -> Image.Image:
@@ -37,8 +44,7 @@ def decoded(file: Path | IO[bytes], channels: int) -> Image.Image:
 def upright(image: Image.Image, channels: int) -> Image.Image:
     """Return the first frame in 8 bits, turned as its EXIF says, on white where transparent."""
     image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no fixed range")
+    check_mode(image)
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
         image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
     if image.has_transparency_data:  # what lies under transparent pixels is arbitrary

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
@@ -22,7 +23,7 @@ from distill.data.image_corruptions import ImageCorruption
 from distill.data.images import MODES
 from distill.data.order import epoch_order
 from distill.data.splits import Resident, Source, Split, Streamed, stratified
-from distill.data.views import CLEAN, ResidentView, StreamedView
+from distill.data.views import CLEAN, ResidentView, StreamedView, is_number, is_range
 from distill.sharing import Recent, Streams
 
 Key = tuple[int, Tensor]  # (epoch, positions in the split); −1 is a rank's padding
@@ -529,6 +530,7 @@ def streamed_view(options: Mapping[str, Any], image_size: int, channels: int) ->
     from timm.data import create_transform
     from timm.data.constants import DEFAULT_CROP_PCT
 
+    check_streamed(options)
     common: dict[str, Any] = {"input_size": image_size, "normalize": False}
     if channels == 1:
         common["mean"] = (0.5,)  # what is uncovered by turning or shifting is filled with this
@@ -551,6 +553,21 @@ def streamed_view(options: Mapping[str, Any], image_size: int, channels: int) ->
     assert all(v.shape == (channels, image_size, image_size) for v in views)
     assert all(v.dtype == torch.uint8 for v in views)
     return view
+
+
+def check_streamed(options: Mapping[str, Any]) -> None:
+    """Refuse what timm takes and draws nonsense with."""
+    for name in ("hflip", "vflip", "color_jitter_prob", "grayscale_prob", "gaussian_blur_prob"):
+        share = options.get(name)
+        if share is not None and not (is_number(share) and 0 <= share <= 1):
+            raise ValueError(f"data.view.{name} must be a probability, got {share!r}")
+    for name, most in (("scale", 1.0), ("ratio", math.inf)):
+        pair = options.get(name)
+        if pair is not None and not (is_range(pair, 0, most) and pair[0] > 0):
+            raise ValueError(f"data.view.{name} must be two numbers, 0 < lo ≤ hi, got {pair!r}")
+    crop = options.get("crop_pct")
+    if crop is not None and not (is_number(crop) and 0 < crop <= 1):
+        raise ValueError(f"data.view.crop_pct must be a share above 0, got {crop!r}")
 
 
 def sample_size(split: Split, image_size: int) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from distill import __version__, config, report
+from distill.checks import check_values
 from distill.data import DataModule
 from distill.export import program, verify
 from distill.export.program import Deployed, Runtime
@@ -87,6 +88,7 @@ def export(cfg: DictConfig) -> None:
         TooMuchLost: if a file loses more than `export.max_drop` points of top-1.
         ValueError: for what a person can put right.
     """
+    check_values(cfg)
     check(cfg)
     job = load(cfg)
     for name in (*FILES.values(), RECORD):  # of an earlier export, which would pass for this one's
@@ -126,10 +128,6 @@ def check(cfg: DictConfig) -> None:
         raise ValueError(f"export.formats: {asked} is none of {', '.join(FILES)}")
     if options.weights not in WEIGHTS_BY:
         raise ValueError(f"export.weights={options.weights} is none of {', '.join(WEIGHTS_BY)}")
-    if not isinstance(options.calibration_images, int) or options.calibration_images < 1:
-        raise ValueError(f"export.calibration_images={options.calibration_images} are no images")
-    if not isinstance(options.max_drop, int | float) or not options.max_drop >= 0:
-        raise ValueError(f"export.max_drop must be points from 0 on, got {options.max_drop}")
     asked = [name for name in options.formats if name.startswith("onnx")]
     asked += ["export.study"] if options.study else []
     if asked and not all(map(find_spec, PACKAGES)):

@@ -19,10 +19,10 @@ from distill.losses._common import (
     Temperature,
     at_label,
     checked_temperature,
-    finite,
     labels,
     labels_or_probabilities,
     logit_pair,
+    non_negative,
     per_example,
     require,
     student_logits,
@@ -294,8 +294,8 @@ def decoupled(
     s, z = logit_pair(student, teacher)
     label = labels(s, target)
     t = checked_temperature(temperature, s)
-    finite("alpha", alpha)
-    finite("beta", beta)
+    non_negative("alpha", alpha)
+    non_negative("beta", beta)
     require(
         s.shape[1] >= 3,
         "decoupled distillation compares how the classes beside the label share what is left; "
@@ -346,8 +346,8 @@ def dist(
     """
     s, z = logit_pair(student, teacher, classes=2)
     t = checked_temperature(temperature, s)
-    finite("beta", beta)
-    finite("gamma", gamma)
+    non_negative("beta", beta)
+    non_negative("gamma", gamma)
     s_prob, z_prob = torch.softmax(s / t, dim=1), torch.softmax(z / t, dim=1)
     rows = _decorrelation(s_prob, z_prob, dim=1)
     columns = _column_decorrelation(s_prob, z_prob)

@@ -183,6 +183,11 @@ def with_calibration(model: nn.Module, facts: Mapping[str, Any], kind: bool | st
     return model
 
 
+def is_single(value: float) -> bool:
+    """Whether a number is finite in single precision, too."""
+    return is_finite(value) and abs(value) <= torch.finfo(torch.float32).max
+
+
 def read_facts(path: str | Path) -> dict[str, Any]:
     """Return what `distill.json` says of a bundle.
 
@@ -197,7 +202,7 @@ def read_facts(path: str | Path) -> dict[str, Any]:
                                         and is_finite(temperature)):  # fmt: skip
         raise ValueError(f"{file} is damaged: {temperature!r:.80} is no temperature")
     if vector is not None and not (isinstance(vector, dict) and all(
-            is_list(vector.get(key), int | float) and all(map(is_finite, vector[key]))
+            is_list(vector.get(key), int | float) and all(map(is_single, vector[key]))
             for key in ("scale", "bias"))):  # fmt: skip
         raise ValueError(f"{file} is damaged: vector_scaling is not a scale and a bias")
     classes = facts.get("classes")

@@ -184,6 +184,17 @@ def read_lightning(path: Path) -> dict[str, Any]:
     return content
 
 
+def epochs_done(content: Mapping[str, Any], path: str | Path = "the checkpoint") -> int:
+    """Return how many epochs a Lightning checkpoint has trained."""
+    try:
+        done = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    except (LookupError, TypeError):
+        done = None
+    if not isinstance(done, int):
+        raise ValueError(f"{path} does not say how far it was trained: no run goes on from it")
+    return done
+
+
 def student_of(content: Mapping[str, Any]) -> Checkpoint:
     """Return the student in a Lightning checkpoint's content."""
     known = as_object(content.get("distill"))

@@ -9,10 +9,7 @@ from operator import ge
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from yaml import YAMLError
-
-from distill.report.reading import SUMMARY, read_summary
+from distill.report.reading import SUMMARY, read_summary, read_yaml
 from distill.resolvers import higher_is_better
 
 METRICS = ("top1", "nll", "ece", "ece_after_scaling", "agreement")
@@ -84,13 +81,10 @@ def merits(row: Row) -> list[float]:
 def overrides_of(job: Path) -> Row:
     """Return what a job was told, by name."""
     file = job / ".hydra" / "overrides.yaml"
-    if not file.is_file():
-        return {}
-    try:
-        listed = OmegaConf.to_container(OmegaConf.load(file))
-    except (YAMLError, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
-    pairs = [str(override).split("=", 1) for override in listed or []]
+    listed = read_yaml(file) or []
+    if not isinstance(listed, list):
+        raise ValueError(f"{file} is damaged: it does not hold a list")
+    pairs = [str(override).split("=", 1) for override in listed]
     return {name.lstrip("+~"): "".join(value) for name, *value in pairs}
 
 
@@ -240,6 +234,6 @@ def configured(row: Row, told: set[str]) -> Row:
     missing = sorted(told - row.keys())
     if not missing or row["status"] != "done":
         return row
-    file = row["folder"] / ".hydra" / "hydra.yaml"
-    choices = OmegaConf.load(file).hydra.runtime.choices if file.is_file() else {}
+    hydra = read_yaml(row["folder"] / ".hydra" / "hydra.yaml")
+    choices = hydra["hydra"]["runtime"]["choices"] if hydra else {}
     return row | {name: choices.get(name) or row["config"].get(name) for name in missing}

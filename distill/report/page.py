@@ -7,7 +7,9 @@ import hashlib
 import io
 import math
 import os
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,11 @@ from urllib.parse import quote
 
 import jinja2
 import numpy as np
+import yaml
 from markupsafe import Markup
-from omegaconf import OmegaConf
 from PIL import Image
 
+from distill.errors import first_line
 from distill.files import write_whole
 from distill.report import figures
 from distill.report.leaderboard import (
@@ -53,11 +56,19 @@ def write_pages(paths: Sequence[Path], output: Path) -> list[Path]:
     written = []
     for path in paths:
         finished = sorted({file.parent for file in path.glob(f"*/{SUMMARY}")})
+        check_jobs(path, finished)
         runs = [path] if (path / SUMMARY).is_file() else [run for run in finished if is_job(run)]
         written += [write_run_page(run) for run in runs]
         if path not in runs:
             written.append(write_sweep_page([path], path / PAGE))
     return written + ([write_sweep_page(paths, output)] if len(paths) > 1 else [])
+
+
+def check_jobs(sweep: Path, jobs: Sequence[Path]) -> None:
+    """Refuse a job that is a link out of its sweep: its page would be written there."""
+    for job in jobs:
+        if not job.resolve().is_relative_to(sweep.resolve()):
+            raise ValueError(f"{job} is a link out of its folder: name the run itself")
 
 
 def is_job(folder: Path) -> bool:
@@ -73,15 +84,28 @@ def write_run_page(folder: Path) -> Path:
         ValueError: if a file is damaged or of another version.
     """
     run = read_run(folder)
-    try:
+    with explained(folder):
         page = render("run.html", **run_content(run))
-    except (LookupError, TypeError, ValueError, AttributeError, jinja2.UndefinedError) as error:
-        raise ValueError(
-            f"{folder}: summary.json or metrics.csv is not what this version writes ({error}): "
-            "distill-eval judges a student anew"
-        ) from error
     write_whole(folder / PAGE, page)
     return folder / PAGE
+
+
+@contextmanager
+def explained(what: Path) -> Iterator[None]:
+    """Turn whatever a page's numbers lead to into one line, and keep their warnings quiet."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of axes for numbers that no run has
+        try:
+            yield
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # what is no number, or too large a one, fails in many ways
+            if isinstance(error, ValueError) and str(what) in str(error):  # it says where
+                raise
+            raise ValueError(
+                f"{what}: summary.json or metrics.csv is not what this version writes "
+                f"({first_line(error):.200}): distill-eval judges a student anew"
+            ) from error
 
 
 def run_content(run: Run) -> dict[str, Any]:
@@ -107,7 +131,7 @@ def run_content(run: Run) -> dict[str, Any]:
         "pairs": evidence["confusion"]["pairs"],
         "classes": summary["classes"],
         "examples": with_images(evidence["examples"], run.images),
-        "config": OmegaConf.to_yaml(OmegaConf.create(summary["config"])),
+        "config": yaml.safe_dump(summary["config"], sort_keys=False, allow_unicode=True),
         "files": [name for name in LEFT_BEHIND if (run.folder / name).exists()],
     }
 
@@ -119,13 +143,21 @@ def write_sweep_page(paths: Sequence[Path], output: Path) -> Path:
         FileNotFoundError: if a path holds neither a finished run nor a sweep.
         ValueError: if a file is damaged.
     """
+    with explained(paths[0]):
+        page = render("sweep.html", **sweep_content(paths, output))
+    write_whole(output, page)
+    return output
+
+
+def sweep_content(paths: Sequence[Path], output: Path) -> dict[str, Any]:
+    """Return what the template of a sweep shows."""
     rows = gathered(paths)
     done = [row for row in rows if row["status"] == "done"]
     ranked = sorted(done, key=merit, reverse=True)
     axis = axis_of(done)
     goals = list(dict.fromkeys(name for row in done for name in goals_of(row)))
     on_front = [row["job"] for row in done if row.get("front")]
-    content = {
+    return {
         "title": ", ".join(path.resolve().name for path in paths),
         "told": (["sweep"] if any("sweep" in row for row in rows) else []) + varied(done),
         "rows": [row | {"link": link_to(row["folder"], output.parent)} for row in ranked],
@@ -138,8 +170,6 @@ def write_sweep_page(paths: Sequence[Path], output: Path) -> Path:
         "front": {"goals": goals, "jobs": on_front} if on_front else None,
         "drawn": [sweep_figure(done, axis, metric) for metric in SHOWN] if axis else [],
     }
-    write_whole(output, render("sweep.html", **content))
-    return output
 
 
 def sweep_figure(rows: Sequence[Row], axis: str, metric: str) -> figures.Figure:
@@ -277,13 +307,14 @@ def rendered(template: jinja2.Template, **content: Any) -> str:
     """Return a page that needs nothing but itself, and may not ask for more."""
     script = asset("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return template.render(
+    page = template.render(
         style=Markup(asset("style.css")),
         script=Markup(script),
         policy="default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
         f"script-src 'sha256-{digest}'",
         **content,
     )
+    return page.encode("utf-8", "replace").decode()  # half a surrogate pair is no character
 
 
 def asset(name: str) -> str:

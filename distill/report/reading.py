@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
+import yaml
+
+from distill.errors import first_line
+from distill.models.checkpoint import inside, read_json
 
 SUMMARY, METRICS, IMAGES = "summary.json", "metrics.csv", "examples.npz"
+# Bytes that no run comes near to: a million rows, and some thousand thumbnails.
+LARGEST_HISTORY, LARGEST_IMAGES, LARGEST_YAML = 2**27, 2**26, 2**22
 Points = tuple[list[float], list[float]]
 
 
@@ -53,21 +59,16 @@ def read_run(folder: Path) -> Run:
 def read_summary(path: Path) -> dict[str, Any]:
     """Read a run's numbers."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path.parent} holds no run that has ended: no {SUMMARY}"
         ) from None
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged: it does not hold an object")
-    return content
 
 
 def read_history(path: Path) -> list[dict[str, str]]:
     """Read what was logged during training; nothing where nothing was."""
-    if not path.is_file():
+    if not there(path, LARGEST_HISTORY):
         return []
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -78,9 +79,13 @@ def read_history(path: Path) -> list[dict[str, str]]:
 
 def read_images(path: Path) -> Sequence[np.ndarray]:
     """Read thumbnails; an array of objects, which would be unpickled, is refused."""
-    if not path.is_file():
+    if not there(path, LARGEST_IMAGES):
         return ()
     try:
+        with ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+        if unpacked > LARGEST_IMAGES:
+            raise ValueError(f"it unpacks to {unpacked:,} bytes")
         with np.load(path, allow_pickle=False) as file:
             images = file["images"]
     except Exception as error:  # a damaged archive fails in many ways
@@ -88,6 +93,39 @@ def read_images(path: Path) -> Sequence[np.ndarray]:
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise ValueError(f"{path} is damaged: it does not hold images")
     return list(images)
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a file of Hydra's as plain values; None where there is none.
+
+    Nothing in it is resolved: an interpolation could name a variable of the reader's environment.
+    """
+    if not there(path, LARGEST_YAML):
+        return None
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), PlainLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {first_line(error)}") from error
+
+
+class PlainLoader(yaml.SafeLoader):
+    """A loader without aliases, by which a few lines can stand for more than there is memory."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Refuse an alias; see `yaml.composer.Composer`."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has an alias")
+        return super().compose_node(parent, index)
+
+
+def there(path: Path, largest: int) -> bool:
+    """Whether there is a file, refusing a link out of its folder and what is out of proportion."""
+    if not path.is_symlink() and not path.is_file():
+        return False
+    size = inside(path.parent, path.name).stat().st_size
+    if size > largest:
+        raise ValueError(f"{path} is damaged: it has {size:,} bytes")
+    return True
 
 
 def by_epoch(history: Sequence[dict[str, str]], name: str) -> Points:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 # Nothing heavy: Hydra imports this file before it prints its help.
 from distill.cli import refuse
-from distill.files import write_whole
+from distill.files import plain_cell, write_whole
 
 
 class SweepTable(Callback):
@@ -21,6 +21,8 @@ class SweepTable(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuse to resume a search by its folder: what it tries next is another job 0."""
+        if "sweep" not in config:  # of an evaluation
+            return
         if config.sweep.resume and "optuna" in config.hydra.sweeper._target_:
             refuse(ValueError(
                 f"sweep.resume={config.sweep.resume}: a search goes on with the same "
@@ -61,9 +63,17 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
     table = io.StringIO(newline="")
     writer = csv.DictWriter(table, columns_of(rows), extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(rows)
+    columns = columns_of(rows)
+    writer.writerow({name: cell(name) for name in columns})
+    writer.writerows({name: cell(row.get(name)) for name in columns} for row in rows)
     write_whole(path, table.getvalue())
+
+
+def cell(value: Any) -> Any:
+    """Return a cell that no spreadsheet takes for a formula; numbers stay what they are."""
+    from distill.report.leaderboard import as_number
+
+    return plain_cell(value) if isinstance(value, str) and as_number(value) is None else value
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:

@@ -10,50 +10,6 @@ import torch
 
 from tests.data.conftest import write_folder
 
-MISTAKES = [
-    (["objective=kld"], "there is no objective=kld; did you mean kd?"),
-    (["objective=zzz"], "there are attention_transfer, class_balanced"),
-    (["objective.temprature=2"], "did you mean objective.temperature?"),
-    (["sede=1"], "did you mean seed?"),
-    (["objective.temperature=0"], "objective.temperature must be positive"),
-    (["objective.temperature=nan"], "objective.temperature must be positive"),
-    (["objective.temperature=warm"], "objective"),
-    (["objective.alpha=1.5"], "objective.alpha must lie in [0, 1]"),
-    (["annealing=cosine", "annealing.end=0"], "annealing.end must be a positive temperature"),
-    (["annealing=cosine", "annealing.value=temprature"], "cannot anneal 'temprature'"),
-    (["topk=[1,10]"], "top-10 says nothing among 10 classes"),
-    (["teacher=none"], "this objective compares with a teacher"),
-    (["teacher=timm", "teacher.name=resnet18"], "would have random weights"),
-    (["teacher=timm", "teacher.checkpoint=nowhere"], "no checkpoint at nowhere"),
-    (["student=timm"], "give student.name"),
-    (["student=timm", "student.name=resnet81"], "did you mean resnet"),
-    (["student=timm", "student.name=vit_tiny_patch16_224"], "does not take 1×32×32 images"),
-    (["ckpt_path=nowhere.ckpt"], "ckpt_path=nowhere.ckpt does not exist"),
-    (["optimizer.opt=adamm"], "optimizer"),
-    (["optimizer.lr=["], "cannot read 'optimizer.lr=['"),
-    (["+optimizer.lrr=1"], "optimizer"),
-    (["trainer.precision=12"], "trainer"),
-    (["trainer.max_epohcs=3"], "did you mean trainer.max_epochs?"),
-    (["data.batch_size=10000"], "larger than the 897 training images"),
-    (["data=folder"], "data.root"),
-    (["data=folder", "data.root=nowhere"], "nowhere"),
-    (["data=idx", "data.root=."], "has no train-images-idx3-ubyte"),
-    (["logger=wandb"], "pip install 'distill-kd[wandb]'"),
-    (["optimized_metric=val/top11"], "optimized_metric"),
-    (["hydra.run.dir=/proc/nothing"], "/proc/nothing"),
-]
-
-
-@pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=[" ".join(a) for a, _ in MISTAKES])
-def test_a_mistake_ends_in_one_line_and_exit_code_2(command, arguments, message, tmp_path):
-    done = command("distill", *arguments, check=False)
-    assert done.returncode == 2, done.stdout + done.stderr
-    (line,) = done.stderr.strip().splitlines()
-    assert message in line
-    assert line.startswith("distill: ")
-    assert not list(tmp_path.rglob("summary.json"))
-    assert not list(tmp_path.rglob("*.safetensors"))
-
 
 def test_the_traceback_is_there_for_those_who_ask(command):
     done = command("distill", "objective.temperature=0", check=False, HYDRA_FULL_ERROR="1")

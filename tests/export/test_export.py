@@ -127,22 +127,6 @@ def test_rounded_answers_keep_their_bounds_and_say_what_is_lost():
     assert rows["probabilities"]["top1"] == exact["top1"] == pytest.approx(2 / 3)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (("export.formats=[onxx]",), "onxx is none of onnx, onnx_int8, torch_export"),
-        (("export.formats=[]",), "is none of onnx"),
-        (("export.weights=per_row",), "export.weights=per_row is none of per_channel, per_tensor"),
-        (("export.max_drop=-1",), "export.max_drop must be points from 0 on"),
-        (("export.calibration_images=0",), "export.calibration_images=0"),
-        (("student.checkpoint=null",), "give student.checkpoint=PATH"),
-    ],
-)
-def test_options_that_are_none_are_refused(job, overrides, message):
-    with pytest.raises(ValueError, match=message):
-        check(job(*overrides))
-
-
 def test_a_missing_package_is_named_by_its_extra(job, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ValueError, match=r"onnx_int8 needs pip install 'distill-kd\[export\]'"):

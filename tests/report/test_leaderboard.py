@@ -7,7 +7,7 @@ import statistics
 
 import pytest
 
-from distill.report import write_sweep_page
+from distill.report import write_pages, write_sweep_page
 from distill.report.leaderboard import (
     axis_of,
     gathered,
@@ -17,6 +17,7 @@ from distill.report.leaderboard import (
     sweep_rows,
     varied,
 )
+from tests.fuzz import fuzz
 
 
 def write_job(folder, name, overrides, top1, **config):
@@ -193,3 +194,35 @@ def test_the_page_of_a_search_names_its_front(tmp_path):
     assert "weighed top1, ece on validation" in text
     assert "jobs 1, 2." in text
     assert ">validation ece<" in text
+
+
+def test_a_strangers_sweep_reads_no_environment_and_is_not_followed(sweep, tmp_path, monkeypatch):
+    monkeypatch.setenv("SECRET", "hunter2")
+    hydra = sweep / "0" / ".hydra" / "hydra.yaml"
+    asked = {"hydra": {"runtime": {"choices": {"objective": "${oc.env:SECRET}"}}}}
+    hydra.write_text(json.dumps(asked))
+    write_job(sweep, "9", ["objective=${oc.env:SECRET}"], 0.7)
+    text = write_sweep_page([sweep], tmp_path / "page.html").read_text()
+    assert "${oc.env:SECRET}" in text
+    assert "hunter2" not in text
+    hydra.write_text("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n")
+    with pytest.raises(ValueError, match=r"hydra\.yaml is damaged: it has an alias"):
+        write_sweep_page([sweep], tmp_path / "page.html")
+    hydra.unlink()
+    hydra.symlink_to("/etc/passwd")
+    with pytest.raises(ValueError, match="link out of its folder"):
+        write_sweep_page([sweep], tmp_path / "page.html")
+
+
+def test_no_page_is_written_through_a_link(sweep, tmp_path):
+    write_job(tmp_path, "elsewhere", [], 0.7)
+    (sweep / "7").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"7 is a link out of its folder: name the run itself"):
+        write_pages([sweep], tmp_path / "page.html")
+    assert not (tmp_path / "elsewhere" / "report.html").exists()
+
+
+def test_damaged_sweeps_end_as_a_page_or_in_one_line(sweep):
+    opened = fuzz("report", sweep, 60)
+    assert opened[True] > 20
+    assert opened[False] > 0

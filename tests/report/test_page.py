@@ -4,6 +4,8 @@ import json
 import math
 import re
 import shutil
+from html.parser import HTMLParser
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from distill import report, run
 from distill.cli import CONF
 from distill.report import figures, page
 from distill.report.reading import by_epoch, read_images, read_run, temperature_of
+from tests.fuzz import fuzz
 
 SECTIONS = ("headline", "confidence", "fidelity", "mistakes", "selective", "learning", "cost",
             "made")  # fmt: skip
@@ -132,20 +135,55 @@ def test_an_earlier_baseline_and_foreign_images_are_not_shown(copied):
     assert "the same class on every test image" not in text
 
 
-def test_markup_in_names_is_shown_and_not_interpreted(copied):
-    evil = "<script>alert(1)</script>\"'&$x_{$"
+class Tags(HTMLParser):
+    """The elements of a page, with the names of their attributes."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.found.add((tag, *sorted(name for name, _ in attributes)))
+
+
+def marked(value, evil):
+    """Return a value of which every text that decides nothing has markup in it."""
+    if isinstance(value, dict):
+        return {key: marked(item, evil) for key, item in value.items()}
+    if isinstance(value, list):
+        return [marked(item, evil) for item in value]
+    return value + evil if isinstance(value, str) and value not in ("ok", "zero") else value
+
+
+def test_markup_from_data_is_shown_and_not_interpreted(copied):
+    evil = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&$x_{$]]></svg>"
+    tags = Tags((copied / "report.html").read_text()).found
 
     def change(summary):
-        summary["classes"][3] = evil
-        summary["data"] = evil
-        summary["command"] = evil
-        summary["notes"] = [evil]
-        summary["teacher"]["name"] = evil
+        summary["config"]["objective"]["terms"][f"a{evil}"] = evil
+        summary["versions"][evil] = "1"
+        summary.update(marked(summary, evil))
 
     text = edit(copied, change)
-    assert "<script>alert" not in text
-    assert text.count("<script>") == 1  # our own
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert Tags(text).found == tags  # no element, and no attribute of one, that is not ours
+    assert text.count("<script>") == 1
+    assert text.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 20
+    assert text.count("${") == 0
+
+
+def test_an_archive_that_unpacks_beyond_measure_is_refused(copied):
+    with ZipFile(copied / "examples.npz", "w", ZIP_DEFLATED) as archive:
+        archive.writestr("images.npy", bytes(2**27))
+    with pytest.raises(ValueError, match=r"examples\.npz is damaged: it unpacks to 134,217,728"):
+        report.write_run_page(copied)
+
+
+def test_damaged_runs_end_as_a_page_or_in_one_line(copied):
+    for name in ("student", "checkpoints", "teacher"):
+        shutil.rmtree(copied / name, ignore_errors=True)
+    opened = fuzz("report", copied, 40)
+    assert min(opened[True], opened[False]) > 1
 
 
 def test_zeros_are_shown_layer_by_layer_where_there_are_any(finished, copied):

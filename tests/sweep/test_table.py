@@ -47,3 +47,17 @@ def test_a_job_without_numbers_has_failed_and_so_has_the_sweep(tmp_path, capsys)
         finish(tmp_path)
     assert stopped.value.code == 2
     assert "failed" in capsys.readouterr().out
+
+
+def test_no_cell_is_a_formula_and_numbers_stay_numbers(tmp_path):
+    told = ["tag==1+1", "=x=2", "optimizer.lr=-1.5", "name=@x", "note=\t=1"]
+    write_job(tmp_path, "0", told, 0.5)
+    finish(tmp_path)
+    with (tmp_path / "sweep.csv").open(newline="") as file:
+        head, row = csv.reader(file)
+    cells = dict(zip(head, row, strict=True))
+    assert cells["tag"] == "'=1+1"
+    assert cells["optimizer.lr"] == "-1.5"
+    assert cells["name"] == "'@x"
+    assert cells["note"] == "'\t=1"
+    assert not any(cell.startswith(("=", "@", "\t", "+")) for cell in (*head, *row))
