@@ -157,7 +157,7 @@ MISTAKES = {
     "data.batch_size=10000": "larger than the 897 training images",
     "data.view.hue=0.1": "data.view.hue needs colours",
     f"{IDX} data.root=empty": "empty has no train-images-idx3-ubyte",
-    f"{IDX} data.root=labels data.classes=[a,b]": "train has label 7",
+    f"{IDX} data.root=labels data.classes=[a,b]": "labels go up to 7, but 2 classes are named",
     f"{IDX} data.root=cutidx": "train-images-idx3-ubyte",
     f"{TIMM} data.root=nowhere": "data.root=nowhere does not exist",
     f"{TIMM} data.root=text.txt": "timm cannot open text.txt",
@@ -281,12 +281,11 @@ MISTAKES = {
     "-m hydra.launcher.devices=x seed=0,1": "give auto, a number or a list of GPUs",
     f"distill-export -m {BUNDLE}": "takes one student at a time: leave out -m",
 }  # fmt: skip
-INSTALLED = ("objective=kdd", "objective.temprature=2", "optimizer.lr=[", "--nope",
-             "hydra.run.dir=text.txt", "distill-eval objective=kd",
-             "distill-predict bundle", "distill-push bundle", "distill-report",
-             "distill-report bundle --output x.html", "experiment=fashion", "sede=1",
-             "callbacks=[checkpoints,progres]", "--config-dir nowhere", "objective.temperature=0",
-             f"distill-export {BUNDLE} export.max_drop=-1", "distill-report nested")  # fmt: skip
+INSTALLED = ("objective=kdd", "objective.temprature=2", "optimizer.lr=[", "--nope", "sede=1",
+             "hydra.run.dir=text.txt", "distill-eval objective=kd", "distill-predict bundle",
+             "distill-push bundle", "distill-report", "distill-report bundle --output x.html",
+             "experiment=fashion", "callbacks=[checkpoints,progres]", "--config-dir nowhere",
+             "objective.temperature=0")  # fmt: skip
 
 
 def write_bundle(path, classes=10, channels=1):
@@ -390,6 +389,8 @@ def check(code, errors, arguments, message, folder):
     assert not {path.name for path in folder.rglob("*")} & WHOLE
 
 
+# The jobs of a sweep leave their logs to be closed by whoever collects them.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("line", MISTAKES)
 def test_a_mistake_ends_in_one_line_before_anything_is_trained(line, world, tmp_path):
     arguments, before = command_line(line, tmp_path / "out"), contents(world)
