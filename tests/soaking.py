@@ -122,6 +122,8 @@ def draw(seed, number):
     cfg = composed(overrides)
     built = config.build_objective(cfg, config.build_data(cfg))
     overrides += chosen.choice(MIXED) if takes_soft_targets(built) else ()
+    if built.needs_features:  # feature maps are not kept
+        overrides = ["store=auto" if one == "store=disk" else one for one in overrides]
     return overrides + annealed(chosen, built.annealed)
 
 
