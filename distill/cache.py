@@ -6,18 +6,20 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from distill import config, report
 from distill.data import DataModule
 from distill.data.views import CLEAN, RECIPE
+from distill.files import remove_stale
 from distill.models.build import channels_last
 from distill.models.bundle import load_student
 from distill.models.checkpoint import read_checkpoint
@@ -64,11 +66,26 @@ def trained_once(
     if config.processes(cfg) > 1:  # every rank takes part in training: a lock would wait for itself
         train_and_keep(cfg, data, role, kept, teacher)
         return load_kept(kept)
-    with FileLock(f"{kept}.lock"):  # a parallel trial waits for this one's work
+    with waited_for(FileLock(f"{kept}.lock"), role):  # a parallel trial waits for this one's work
+        remove_stale(kept.parent, kept.name)
         if not kept.is_dir():
             train_and_keep(cfg, data, role, kept, teacher)
     show_history(cfg, kept)
     return load_kept(kept)
+
+
+@contextmanager
+def waited_for(lock: FileLock, role: str) -> Iterator[None]:
+    """Hold a lock, saying so if another run has it; the system takes it from one that has ended."""
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("%s: waiting for another run that trains the same", role)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def keep_history(cfg: DictConfig, kept: Path) -> None:

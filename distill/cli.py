@@ -29,10 +29,12 @@ from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import distill.resolvers  # noqa: F401  (the configuration files call them)
+from distill import signals
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 USER_ERROR = 2
+SWEEP_GOES_ON = "the same command with sweep.resume="
 PROGRAMS = {
     "train": "distill",
     "evaluate": "distill-eval",
@@ -49,6 +51,7 @@ HYDRA = "1.3"  # the version whose behaviour is meant
 ADVICE = (  # of the libraries below; a user of this one cannot act on it
     ".*does not have many workers",
     ".*LeafSpec",
+    "Checkpoint directory",  # of a run that goes on; others have theirs set aside
     ".*is smaller than the logging interval",
     "Experiment logs directory",
     "The dirpath has changed",
@@ -194,7 +197,11 @@ def run_command(config_name: str, task: str) -> None:
         hydra_main(config_name, task, explain=True)
     except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
         refuse(error)
+    except MemoryError as error:
+        refuse(ValueError(remedy(error)))
     except RuntimeError as error:
+        if remedy(error):
+            refuse(ValueError(remedy(error)))
         missing = re.search(r"Unknown plugin class : 'hydra_plugins\.(\w+)", str(error))
         if missing is None or missing[1] not in PLUGINS:
             raise
@@ -206,9 +213,14 @@ def run_command(config_name: str, task: str) -> None:
 
 def hydra_main(config_name: str, task: str, explain: bool) -> None:
     """Hand the command line to Hydra."""
-    hydra.main(version_base=HYDRA, config_path=str(CONF), config_name=config_name)(
-        Task(task, explain)
-    )()
+    command = hydra.main(version_base=HYDRA, config_path=str(CONF), config_name=config_name)
+    try:
+        with signals.heeded():
+            command(Task(task, explain))()
+    except signals.Preempted as stop:
+        if first_here():
+            print(f"distill: {stop}: {stop.advice or 'stopped'}", file=sys.stderr)
+        raise SystemExit(signals.PREEMPTED) from None
 
 
 @dataclass(frozen=True)
@@ -227,8 +239,14 @@ class Task:
         """Run; a job of a sweep that fails says so and leaves the others alone."""
         module, _, name = self.name.rpartition(".")
         function: Callable[[DictConfig], Any] = getattr(import_task(module or "distill.run"), name)
-        if not self.explain:
-            return function(cfg)
+        try:
+            return self.explained(function, cfg) if self.explain else function(cfg)
+        except signals.Preempted as stop:
+            stop.advice = stop.advice or how_to_go_on(cfg)
+            raise
+
+    def explained(self, function: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
+        """Run, and say in one line what a person can put right."""
         swept = HydraConfig.get().mode == RunMode.MULTIRUN
         try:
             return function(cfg)
@@ -237,15 +255,45 @@ class Task:
                 refuse(error)
             print(f"distill: job {HydraConfig.get().job.num}: {one_line(error)}", file=sys.stderr)
         except Exception as error:
+            if not swept and remedy(error):
+                refuse(ValueError(remedy(error)))
             if not swept or out_of_memory(error):  # who runs several at a time may try again
                 raise
             logging.getLogger("distill").exception("job %s failed", HydraConfig.get().job.num)
         return None  # not NaN, at which Optuna's sweeper ends the search
 
 
+def how_to_go_on(cfg: DictConfig) -> str:
+    """Return what to add to a command that was told to end."""
+    if "resume" not in cfg:
+        return "stopped; the same command again does it anew"
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return f"stopped; {SWEEP_GOES_ON}{HydraConfig.get().sweep.dir} goes on"
+    folder = os.path.relpath(cfg.paths.output_dir, HydraConfig.get().runtime.cwd)
+    return f"stopped; the same command with hydra.run.dir={folder} resume=auto goes on"
+
+
 def out_of_memory(error: object) -> bool:
     """Whether memory did not suffice, a GPU's or the processor's."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    )
+
+
+def remedy(error: Exception) -> str | None:
+    """Return in one line what to do about memory, or a data worker, that was not enough."""
+    if out_of_memory(error):
+        return (
+            "out of memory: lower data.batch_size (trainer.accumulate_grad_batches makes up for "
+            "it), data.image_size, or take a smaller student; trainer.precision=bf16-mixed halves "
+            "most of it on a GPU"
+        )
+    died = re.search(r"DataLoader worker \(pid.*", str(error))
+    if died:
+        return f"a data worker died ({first_sentence(died[0])}): lower data.num_workers"
+    return None
 
 
 def import_task(name: str) -> ModuleType:
@@ -253,11 +301,16 @@ def import_task(name: str) -> ModuleType:
     module = importlib.import_module(name)
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    if int(os.environ.get("LOCAL_RANK", 0)) > 0:  # the first process speaks for all
+    if not first_here():  # the first process speaks for all
         logging.getLogger("distill").setLevel(logging.WARNING)
     for message in ADVICE:
         warnings.filterwarnings("ignore", message=message)
     return module
+
+
+def first_here() -> bool:
+    """Whether this process is the first of a run's on its machine."""
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0
 
 
 def refuse(error: Exception, program: str = "distill") -> NoReturn:

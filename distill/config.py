@@ -22,7 +22,10 @@ from pytorch_lightning.loggers import CSVLogger, Logger
 from torch import Tensor
 
 from distill.callbacks.annealing import Annealing
+from distill.callbacks.checkpoints import WholeCheckpoints
+from distill.callbacks.continuity import Continuity
 from distill.callbacks.fake_quantize import FakeQuantize
+from distill.callbacks.finite import FiniteLoss
 from distill.callbacks.sparsity import check_averaging
 from distill.callbacks.speed import Speed
 from distill.data import DataModule
@@ -258,17 +261,20 @@ def build_trainer(cfg: DictConfig, objective: Objective) -> pl.Trainer:
     check_averaging(callbacks)
     if cfg.trainer.get("compile") and any(isinstance(c, FakeQuantize) for c in callbacks):
         raise ValueError("callbacks.fake_quantize needs trainer.compile=false")
-    callbacks.append(Speed())
+    callbacks += [Speed(), FiniteLoss(cfg.on_nan)]
     callbacks += schedules(cfg, objective)
     folder = Path(cfg.paths.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    loggers: list[Logger] = [CSVLogger(str(folder), name="", version="")]
+    history = CSVLogger(str(folder), name="", version="")
+    callbacks.append(Continuity(history))
+    loggers: list[Logger] = [history]
     loggers += [make(node, f"logger.{name}") for name, node in present(cfg.logger)]
     return make(
         OmegaConf.masked_copy(cfg.trainer, [key for key in cfg.trainer if key != "compile"]),
         "trainer",
         callbacks=callbacks,
         logger=loggers,
+        plugins=[WholeCheckpoints()],
         default_root_dir=str(folder),
         use_distributed_sampler=False,  # the data module gives each rank its share
         enable_model_summary=False,
@@ -423,7 +429,8 @@ def check_resume(cfg: DictConfig, model: Any, objective: Objective) -> None:
     if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in saved.items()}:
         raise ValueError(f"ckpt_path={cfg.ckpt_path} is a checkpoint of another student")
     progress = epochs_done(content, cfg.ckpt_path)
-    if progress >= cfg.trainer.max_epochs:
+    may_only_be_judged = cfg.resume or cfg.sweep.resume
+    if progress >= cfg.trainer.max_epochs and not may_only_be_judged:
         raise ValueError(
             f"ckpt_path={cfg.ckpt_path} has trained {progress} epochs of trainer.max_epochs="
             f"{cfg.trainer.max_epochs}: there is nothing left to do"
@@ -449,7 +456,8 @@ def aside(cfg: DictConfig, role: str) -> DictConfig:
     """Return the configuration of a run on the way to the student: nothing but a model is kept."""
     derived = cfg.copy()
     OmegaConf.set_struct(derived, False)
-    derived.logger, derived.ckpt_path = {}, None
+    derived.logger, derived.ckpt_path, derived.resume = {}, None, None
+    derived.sweep.resume = None
     derived.callbacks = {
         name: node for name, node in present(cfg.callbacks) if "dirpath" not in node
     }

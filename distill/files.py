@@ -3,17 +3,72 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing keeps two runs apart
+    fcntl = None  # type: ignore[assignment]
+
+PART = ".part"  # ends the names of what is being written
+
+
+def under_construction(path: Path) -> Path:
+    """Return the name beside a file or folder under which this process writes it."""
+    return path.with_name(f".{path.name}.{os.getpid()}{PART}")
+
+
+def remove_stale(folder: Path, name: str = "*") -> None:
+    """Remove what writers that were killed have left of files (or of one) in a folder.
+
+    Whoever calls holds the lock without which nobody writes there.
+    """
+    for path in folder.glob(f".{name}.*{PART}"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def only_run_in(folder: Path) -> Iterator[None]:
+    """Hold a folder against other processes that ask for it here.
+
+    The lock is the process's own (`fcntl`): the system releases it at its end, whatever end that
+    is, and data workers that outlive it for a moment do not keep it, as they would `flock`.
+
+    Raises:
+        ValueError: if another process holds it.
+        OSError: if the folder cannot be written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as file:
+        if fcntl is not None:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                file.seek(0)
+                raise ValueError(
+                    f"{folder}: another run (process {file.read().strip() or 'unknown'}) is "
+                    "writing there: wait for it, or give another directory"
+                ) from None
+            except OSError:  # a file system without locks
+                pass
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[IO[bytes]]:
     """Open a file under a temporary name, and rename it once it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    building = path.with_name(f".{path.name}.{os.getpid()}")
+    building = under_construction(path)
     try:
         try:
             file = building.open("wb")

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 
-from distill import config, judge, report
+from distill import config, judge, report, resume, signals
 from distill.cache import check_store, fill, open_recall
 from distill.checks import check_folder, check_values
 from distill.data import DataModule
 from distill.data.image_corruptions import chosen
 from distill.data.preview import contact_sheet
+from distill.files import only_run_in, remove_stale
 from distill.models.build import build_model, normalization
 from distill.models.features import feature_channels
 from distill.models.teacher import Teacher
 from distill.module import Distiller
 from distill.objectives import Objective
 from distill.pruning import pruned
+from distill.report.reading import METRICS, by_epoch, read_history
 from distill.sharing import clock
-from distill.sweep import resume
 from distill.teachers import (
     load_teacher,
     prepare_teachers,
@@ -56,12 +59,18 @@ def train(cfg: DictConfig) -> float | list[float] | None:
     Raises:
         ValueError: for what a person can put right.
     """
-    started = clock()
+    signals.stop_if_told()
     config.check_multirun(cfg)
     check_values(cfg)
-    before = take_up(cfg)
-    if before is not None:
-        return before
+    resume.check(cfg)
+    with alone_in(Path(cfg.paths.output_dir)):
+        before = take_up(cfg)
+        return trained(cfg) if before is None else before
+
+
+def trained(cfg: DictConfig) -> float | list[float] | None:
+    """Run what `take_up` has made ready."""
+    started = clock()
     data = config.build_data(cfg)
     for note in data.notes:
         log.info("%s: %s", data.source.name, note)
@@ -87,10 +96,10 @@ def train(cfg: DictConfig) -> float | list[float] | None:
     answers, models = answered(cfg, data, students, teacher, chain)
     learned = judge.learned_labels(data, judged_modules(students, teacher, data), answers.device)
     numbers = judge.summary(cfg, data, answers, models, [learned])
-    logged = trainer.callback_metrics
+    logged = last_logged(Path(cfg.paths.output_dir), trainer.callback_metrics)
     summary = {
         **numbers,
-        "validation": config.told(cfg, numbers["validation"], lambda name: logged[name].item()),
+        "validation": config.told(cfg, numbers["validation"], logged),
         "epochs": {"last": trainer.current_epoch, "best": best and best[0]},
         "sparsity": sparsity,
         "seconds": round(seconds, 2),
@@ -98,7 +107,7 @@ def train(cfg: DictConfig) -> float | list[float] | None:
         **report.circumstances(cfg, data),
     }
     write_run(cfg, data, answers, summary, student)
-    return config.for_sweeper(cfg, lambda name: logged[name].item())
+    return config.for_sweeper(cfg, logged)
 
 
 def evaluate(cfg: DictConfig) -> None:
@@ -199,23 +208,62 @@ def take_up(cfg: DictConfig) -> float | list[float] | None:
     Raises:
         ValueError: if another job has ended in its folder.
     """
+    folder = Path(cfg.paths.output_dir)
     found = resume.finished(cfg)
-    if found is not None and not isinstance(found, str):
-        return found
-    set_aside(Path(cfg.paths.output_dir))
-    if found is not None:
+    if isinstance(found, str):
+        if cfg.sweep.resume:  # whose table would take them for this sweep's
+            set_aside(folder, str(folder / resume.LAST))
         raise ValueError(found)
+    if found is not None:
+        if cfg.report and not (folder / "report.html").is_file():  # killed while it was written
+            report.write_run_page(folder)
+        return found
     resume.go_on(cfg)
+    if first_process():
+        set_aside(folder, cfg.ckpt_path)
     return None
 
 
-def set_aside(folder: Path) -> None:
+def set_aside(folder: Path, going_on_from: str | None = None) -> None:
     """Rename what an earlier run left in the same folder, which would pass for this one's."""
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        for name in FILES:
-            path = folder / name
-            if path.is_file():
-                path.replace(path.with_name(f"{path.stem}.previous{path.suffix}"))
+    for name in FILES:
+        path = folder / name
+        if path.is_file():
+            path.replace(path.with_name(f"{path.stem}.previous{path.suffix}"))
+    old, previous = folder / resume.CHECKPOINTS, folder / f"{resume.CHECKPOINTS}.previous"
+    needed = going_on_from and old.resolve() in Path(going_on_from).resolve().parents
+    if old.is_dir() and not needed:
+        shutil.rmtree(previous, ignore_errors=True)
+        old.rename(previous)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a run's folder, and remove what one that was killed left half done."""
+    if not first_process():  # of several that are one run
+        yield
+        return
+    with only_run_in(folder):
+        for place in (folder, folder / resume.CHECKPOINTS):
+            remove_stale(place)
+        yield
+
+
+def first_process() -> bool:
+    """Whether this process speaks for all of its run."""
+    ranks = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+    return int(next((os.environ[name] for name in ranks if name in os.environ), 0)) == 0
+
+
+def last_logged(folder: Path, logged: Mapping[str, Tensor]) -> Callable[[str], float]:
+    """Return what looks up a metric's last value; of training that was over before, in its file."""
+
+    def value(name: str) -> float:
+        if name in logged:
+            return logged[name].item()
+        return by_epoch(read_history(folder / METRICS), name)[1][-1]
+
+    return value
 
 
 def check_early(cfg: DictConfig, data: DataModule, objective: Objective) -> None:

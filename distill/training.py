@@ -14,8 +14,10 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from distill import config
+from distill import config, resume, signals
 from distill.cache import keep_history, open_recall, trained_once
+from distill.callbacks.checkpoints import LatestCheckpoint
+from distill.callbacks.loggers import begin
 from distill.callbacks.speed import Speed
 from distill.data import DataModule
 from distill.errors import first_line
@@ -25,7 +27,6 @@ from distill.models.checkpoint import read_lightning, student_weights
 from distill.models.teacher import Teacher
 from distill.module import Distiller
 from distill.pruning import pruned
-from distill.sweep import resume
 
 log = logging.getLogger(__name__)
 
@@ -47,19 +48,26 @@ def fit(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> tuple[Dis
     )
     student.about = {
         "job": resume.fingerprint(cfg),
+        "config": config.plain(cfg),
         "student_model": asdict(replace(spec, checkpoint=None, pretrained=False)),
         "preprocessing": {
             name: values.flatten().tolist() for name, values in student.normalize.named_buffers()
         },
     }
     trainer = config.build_trainer(cfg, objective)
-    for logger in trainer.loggers:
-        logger.log_hyperparams(config.plain(cfg))
+    own, *others = trainer.loggers
+    own.log_hyperparams(config.plain(cfg))
+    for logger in others:
+        begin(logger, config.plain(cfg))
     compiled(cfg, model)
     student.recall = open_recall(cfg, data, teacher, objective, trainer.global_rank)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    over = resume.is_over(cfg)
+    keeps = any(isinstance(c, LatestCheckpoint) for c in trainer.checkpoint_callbacks)
     try:
-        trainer.fit(student, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+        with signals.deferred(keeps):
+            trainer.fit(student, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+        signals.stop_if_told()
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
     except SystemExit:
@@ -72,6 +80,8 @@ def fit(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> tuple[Dis
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):  # else the next job of a sweep would log to its run
                 logger.experiment.finish()
+    if over:  # nothing was trained, so that no callback has left its average there
+        student.student.load_state_dict(student_weights(read_lightning(Path(cfg.ckpt_path))))
     if "16-true" in str(cfg.trainer.precision):
         student.float()  # what is judged and saved is what a user will load
     return student, trainer

@@ -169,3 +169,10 @@ def test_gradient_accumulation_steps_the_schedule_once_per_update(tiny, loader, 
     fitted = trainer(tmp_path, 1, accumulate_grad_batches=2)
     fitted.fit(module, loader())
     assert fitted.global_step == 2
+
+
+def test_a_teacher_whose_answers_have_the_wrong_shape_is_named(tiny):
+    teacher = Teacher(tiny(5))
+    teacher.model.num_classes = 4
+    with pytest.raises(ValueError, match=r"answers 2 images with \[2, 5\], and not with \[2, 4\]"):
+        teacher(torch.rand(2, 1, 8, 8))

@@ -1,68 +1,114 @@
-"""A run that is killed at any step and resumed gives the student of an uninterrupted one."""
+"""What a resumed run or sweep takes for the same job, and what for another."""
+
+import json
 
 import pytest
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
+from hydra import compose, initialize_config_dir
 
-from distill import Annealing, Distiller, Objective
-from distill.callbacks.sparsity import Sparsity
-from distill.data import DataModule
-from distill.data.splits import Resident, Source
-
-
-class Journal(pl.Callback):
-    """Write down which samples each step saw, and stop where told."""
-
-    def __init__(self, stop_at=None):
-        self.seen, self.stop_at = [], stop_at
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if trainer.global_step == self.stop_at:
-            raise RuntimeError("killed")
-        lr = trainer.optimizers[0].param_groups[0]["lr"]
-        self.seen.append((batch[2].tolist(), round(batch[0].sum().item(), 3), lr))
+from distill import config, resume
+from distill.cli import CONF
+from distill.report.leaderboard import setting
 
 
-def fit(folder, tiny, stop_at=None, resume=None):
-    generator = torch.Generator().manual_seed(3)
-    images = torch.randint(0, 256, (80, 1, 8, 8), generator=generator).to(torch.uint8)
-    split = Resident(images, (torch.arange(80) % 8).clamp(max=3))
-    parts = [split.subset(torch.arange(a, b)) for a, b in ((0, 48), (48, 64), (64, 80))]
-    data = DataModule(Source("random", list("abcd"), 1, *parts), {"pad": 1}, batch_size=8,
-                      balance=0.5)  # fmt: skip
-    torch.manual_seed(0)
-    teacher, student = tiny(width=16), tiny()
-    student.body[3] = torch.nn.Identity()  # dropout draws from torch's own generator
-    terms = {"ce": "cross_entropy", "kl": "kl_divergence"}
-    module = Distiller(
-        student, teacher, Objective(terms, 4.0, 0.5, keep={"small_loss": 0.5}),
-        topk=(1,), optimizer={"opt": "adamw", "lr": 0.01}, scheduler={"sched": "cosine"},
-    )  # fmt: skip
-    journal = Journal(stop_at)
-    checkpoint = ModelCheckpoint(
-        folder, filename="{step}", every_n_train_steps=1, save_top_k=-1,
-        auto_insert_metric_name=False,
-    )  # fmt: skip
-    sparsity = Sparsity(2.0, start=0.5)
-    trust = Annealing("linear", start=1.0, end=0.5, duration=2, value="keep.small_loss")
-    trainer = pl.Trainer(
-        accelerator="cpu", max_epochs=3, logger=False, enable_progress_bar=False,
-        enable_model_summary=False, use_distributed_sampler=False, default_root_dir=folder,
-        callbacks=[Annealing("cosine", end=1.0, unit="step"), trust, sparsity, journal,
-                   checkpoint],
-    )  # fmt: skip
-    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-    return journal.seen, module.student.state_dict()
+@pytest.fixture
+def composed(tmp_path):
+    def make(*overrides):
+        paths = (f"paths.output_dir={tmp_path / '0'}", f"sweep.resume={tmp_path}")
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose("train", overrides=[*paths, *overrides])
+
+    return make
 
 
-@pytest.mark.parametrize("step", [1, 5, 6, 7, 12, 16])  # of 6 an epoch
-def test_it_sees_the_same_views_and_ends_in_the_same_bytes(tiny, tmp_path, step):
-    seen, student = fit(tmp_path / "whole", tiny)
-    with pytest.raises(RuntimeError, match="killed"):
-        fit(tmp_path / "killed", tiny, stop_at=step)
-    path = tmp_path / "killed" / f"{step}.ckpt"
-    seen_after, resumed = fit(tmp_path / "rest", tiny, resume=path)
-    assert seen_after == seen[step:]
-    assert all(torch.equal(value, student[key]) for key, value in resumed.items())
-    assert (student["head.weight"] == 0).any()
+def leave(folder, cfg, top1=0.5):
+    folder.mkdir()
+    (folder / "summary.json").write_text(json.dumps({"config": config.plain(cfg)}))
+    (folder / "metrics.csv").write_text(f"epoch,val/top1\n0,{top1}\n")
+
+
+CHANGES = [
+    ("annealing=cosine",),
+    ("scheduler=null",),
+    ("callbacks=[checkpoints,progress,sparsity]",),
+    ("assistants=[{}]",),
+    ("student=timm", "student.name=resnet10t"),
+    ("~student.args.stem_width",),
+    ("objective.temperature=3",),
+]
+
+
+@pytest.mark.parametrize("changed", CHANGES, ids=lambda change: change[0])
+@pytest.mark.parametrize("first", [True, False])
+def test_another_configuration_is_another_job_whichever_was_first(
+    composed, tmp_path, changed, first
+):
+    before, now = (composed(*changed), composed()) if first else (composed(), composed(*changed))
+    leave(tmp_path / "0", before)
+    said = resume.finished(now)
+    assert isinstance(said, str)
+    assert "its numbers are set aside" in said
+
+
+@pytest.mark.parametrize("free", [(), ("report=false",), ("sweep.metrics=[val/top1]",)])
+def test_what_decides_no_number_is_no_other_job(composed, tmp_path, free):
+    leave(tmp_path / "0", composed())
+    told = resume.finished(composed(*free))
+    assert told == ([0.5] if "sweep.metrics=[val/top1]" in free else 0.5)
+
+
+def test_another_jobs_checkpoint_is_not_gone_on_from(composed, tmp_path):
+    checkpoints = tmp_path / "0" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    progress = {"fit_loop": {"epoch_progress": {"current": {"processed": 3}}}}
+    content = {"state_dict": {"student.w": torch.ones(1)}, "loops": progress,
+               "distill": {"job": resume.fingerprint(composed("seed=1"))}}  # fmt: skip
+    torch.save(content, checkpoints / "last.ckpt")
+    with pytest.raises(ValueError, match=r"last\.ckpt was left by another configuration"):
+        resume.go_on(composed())
+    cfg = composed("seed=1")
+    resume.go_on(cfg)
+    assert cfg.ckpt_path.endswith("last.ckpt")
+
+
+def test_jobs_of_a_resumed_sweep_are_of_one_setting(composed):
+    rows = [
+        {"config": resume.flat(config.plain(composed(*own)))}
+        for own in (("seed=0", "sweep.resume=null"), ("seed=1", "ckpt_path=0/last.ckpt"))
+    ]
+    assert setting(rows[0], "seed") == setting(rows[1], "seed")
+
+
+def test_of_checkpoints_that_can_be_read_the_latest_is_gone_on_from(tmp_path, caplog):
+    def write(name, step):
+        torch.save({"state_dict": {"student.w": torch.ones(1)}, "global_step": step},
+                   tmp_path / name)  # fmt: skip
+
+    assert resume.latest(tmp_path) is None
+    write("best.ckpt", 20)
+    write("early.ckpt", 10)
+    assert resume.latest(tmp_path)[0].name == "best.ckpt"
+    write("last.ckpt", 15)
+    assert resume.latest(tmp_path)[0].name == "last.ckpt"
+    content = (tmp_path / "last.ckpt").read_bytes()
+    (tmp_path / "last.ckpt").write_bytes(content[: len(content) // 2])
+    assert resume.latest(tmp_path)[1]["global_step"] == 20
+    assert "last.ckpt is not a checkpoint that can be read safely; another is" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("resume=true",), "resume=True is unknown: it is auto"),
+        (("resume=auto", "ckpt_path=a.ckpt"), "finds the checkpoint itself: leave out ckpt_path"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(composed, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        resume.check(composed(*overrides))
+
+
+def test_a_folder_that_has_moved_is_still_the_same_run(composed):
+    here, there = (composed(f"paths.output_dir={name}") for name in ("here", "there"))
+    assert resume.fingerprint(here) == resume.fingerprint(there)
+    assert resume.difference(config.plain(here), there) is None

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import resource
+import shutil
 
 import pytest
 import torch
@@ -72,3 +74,96 @@ def test_with_weight_averaging_the_bundle_holds_the_average(composed, tmp_path):
         raw = saved["current_model_state"][f"student.{name}"]
         differs += not torch.equal(value, raw)
     assert differs > len(bundle) / 2
+
+
+@pytest.fixture
+def file_limit():
+    """Let no file grow beyond a number of bytes, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+
+    yield limit
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def untimed(numbers):
+    return {k: v for k, v in numbers.items() if k not in ("images_per_second", "latency_ms")}
+
+
+def files(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Checkpoint directory", "ignore:Experiment logs directory")
+def test_a_run_that_is_over_is_not_run_again_and_one_that_was_not_judged_is_judged(
+    composed, tmp_path, caplog, file_limit
+):
+    caplog.set_level(logging.INFO, "distill")
+    options = (*QUICK, "trainer.max_epochs=2", "baseline=false", "report=false",
+               "callbacks=[checkpoints,ema]", "trainer.limit_train_batches=8",
+               "resume=auto")  # fmt: skip
+    run_folder, bundle = tmp_path / "run", tmp_path / "run/student/model.safetensors"
+    value = run.train(composed(*options))
+    assert "holds no checkpoint: from the beginning" in caplog.text
+    before = files(run_folder)
+    del before[run_folder / ".lock"]
+    assert run.train(composed(*options)) == pytest.approx(value)
+    assert before.items() <= files(run_folder).items()
+    with pytest.raises(ValueError, match=r"was run with seed=0, and this run says 1$"):
+        run.train(composed(*options, "seed=1", "data.seed=0"))
+    assert before.items() <= files(run_folder).items()
+
+    summary = json.loads((run_folder / "summary.json").read_text())
+    (run_folder / "summary.json").unlink()
+    weights = bundle.read_bytes()
+    last = run_folder / "checkpoints" / "last.ckpt"
+    with pytest.raises(ValueError, match=r"seed=0, and this run says 1: .*last\.ckpt was left by"):
+        run.train(composed(*options, "seed=1", "data.seed=0"))
+    file_limit(len(weights) // 2)  # of what is written from here on, only the bundle is larger
+    with pytest.raises(OSError, match="student"):
+        run.train(composed(*options))
+    file_limit(resource.RLIM_INFINITY)
+    assert bundle.read_bytes() == weights
+    assert not (run_folder / "summary.json").exists()
+    assert run.train(composed(*options)) == pytest.approx(value)
+    again = json.loads((run_folder / "summary.json").read_text())
+    assert bundle.read_bytes() == weights
+    assert files(run_folder)[last] == before[last]
+    for name in ("student", "student_best", "validation", "epochs"):
+        ours, theirs = (untimed(one[name] or {}) for one in (summary, again))
+        assert ours == theirs, name
+
+    shutil.copyfile(last, run_folder / "kept.ckpt")
+    run.set_aside(run_folder, str(last))
+    assert last.is_file()
+    run.set_aside(run_folder)
+    assert not last.exists()
+    assert (run_folder / "checkpoints.previous" / "last.ckpt").is_file()
+    assert (run_folder / "summary.previous.json").is_file()
+
+
+def test_a_disk_that_fills_up_leaves_the_last_good_checkpoint(
+    composed, tmp_path, monkeypatch, file_limit
+):
+    from distill.callbacks.checkpoints import WholeCheckpoints
+
+    save, done = WholeCheckpoints.save_checkpoint, []
+
+    def fill_up(self, checkpoint, path, storage_options=None):
+        if len(done) == 3:  # the second epoch's best and last
+            file_limit(100_000)
+        done.append(path)
+        save(self, checkpoint, path, storage_options)
+
+    monkeypatch.setattr(WholeCheckpoints, "save_checkpoint", fill_up)
+    options = (*QUICK, "trainer.max_epochs=4", "baseline=false", "report=false",
+               "callbacks=[checkpoints]", "resume=auto")  # fmt: skip
+    with pytest.raises(OSError, match="File too large"):
+        run.train(composed(*options))
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert {path.name for path in checkpoints.iterdir()} == {"last.ckpt", "best.ckpt"}
+    assert torch.load(checkpoints / "last.ckpt", weights_only=True)["global_step"] > 0
+    assert not (tmp_path / "run" / "summary.json").exists()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors import SafetensorError
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
+from distill.files import under_construction
 from distill.models.build import rebuilt
 from distill.models.checkpoint import (
     TIMM_CONFIG,
@@ -94,7 +94,7 @@ def save_student(
     if not getattr(model, "pretrained_cfg", None):
         raise ValueError("only a model made by timm can be saved for timm")
     target = Path(path)
-    building = target.with_name(f".{target.name}.{os.getpid()}")
+    building = under_construction(target)
     shutil.rmtree(building, ignore_errors=True)
     given: dict[str, Any] = {"input_size": input_size, "mean": mean, "std": std}
     given |= {"interpolation": interpolation, "crop_pct": crop_pct, "crop_mode": crop_mode}

@@ -184,7 +184,7 @@ def read_lightning(path: Path) -> dict[str, Any]:
     return content
 
 
-def epochs_done(content: Mapping[str, Any], path: str | Path) -> int:
+def epochs_done(content: Mapping[str, Any], path: str | Path = "the checkpoint") -> int:
     """Return how many epochs a Lightning checkpoint has trained."""
     try:
         done = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]

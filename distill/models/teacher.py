@@ -82,9 +82,14 @@ class Teacher:
 
     def _answer(self, view: Tensor, step: int | None) -> Tensor:
         images = self._prepared(view)
-        if isinstance(self.model, Ensemble):
-            return self.model(images, step)
-        return self.model(images)
+        more = (step,) if isinstance(self.model, Ensemble) else ()
+        logits: Tensor = self.model(images, *more)
+        if logits.shape != (len(view), self.num_classes or logits.shape[-1]):
+            raise ValueError(
+                f"the teacher answers {len(view)} images with {list(logits.shape)}, and not with "
+                f"[{len(view)}, {self.num_classes or 'classes'}]"
+            )
+        return logits
 
     def _prepared(self, view: Tensor) -> Tensor:
         if self.model.training:

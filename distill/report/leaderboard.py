@@ -15,7 +15,8 @@ from distill.resolvers import higher_is_better
 METRICS = ("top1", "nll", "ece", "ece_after_scaling", "agreement")
 AVERAGED = ("val_top1", "test_top1", "test_nll", "test_ece", "baseline_top1")
 TEMPERATURE, SEED = "objective.temperature", "seed"
-FREE = ("sweep.", "paths.", "ckpt_path", "report", "preview.")  # values that decide no number
+# Values that decide no number.
+FREE = ("sweep.", "paths.", "ckpt_path", "resume", "report", "preview.")
 UNSHOWN = ("folder", "config", "validation")  # of a row: no columns
 Row = dict[str, Any]
 Points = list[tuple[float, float, float, int]]

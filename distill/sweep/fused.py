@@ -24,7 +24,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from distill.cli import one_line, out_of_memory
+from distill import signals
+from distill.cli import SWEEP_GOES_ON, one_line, out_of_memory
 from distill.config import plain, shared_key
 from distill.sweep.lockstep import in_turns
 from distill.sweep.workers import nothing, places, spread
@@ -166,6 +167,7 @@ def run_together(
             report(job.number, nothing())
 
     in_turns([partial(run, job, len(chunk) > 1) for job in chunk])
+    signals.stop_if_told(f"stopped; {SWEEP_GOES_ON}{chunk[0].config.hydra.sweep.dir} goes on")
     for job in crowded:
         print(f"distill: job {job.number} does not fit beside the others: it runs again, alone",
               file=sys.stderr)  # fmt: skip
@@ -177,4 +179,7 @@ def labelled(task: TaskFunction, number: int, cfg: DictConfig) -> Any:
     for handler in logging.root.handlers:
         if type(handler) is logging.StreamHandler:
             handler.setFormatter(logging.Formatter(f"[{number}] %(message)s"))
-    return task(cfg)
+    try:
+        return task(cfg)
+    except signals.Preempted:  # the others also write their checkpoints before the process ends
+        return None

@@ -1,8 +1,14 @@
 import os
 import resource
+import signal
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
+import torch
+
+from tests.data.conftest import write_folder
 
 
 def test_the_traceback_is_there_for_those_who_ask(command):
@@ -47,23 +53,51 @@ def test_nothing_heavy_is_imported_for_help(command):
     assert "hydra" in imported
 
 
-def test_ctrl_c_exits_quietly(command, tmp_path):
-    import signal
-    import subprocess
+WITH_WORKERS = (
+    "trainer.accelerator=cpu", "trainer.max_epochs=1000", "teacher=none", "objective=supervised",
+    "baseline=false", "logger=none", "data=folder", "data.root=photos", "data.num_workers=2",
+    "data.batch_size=4", "hydra.run.dir=run",
+)  # fmt: skip
 
-    from tests.conftest import BIN
 
-    process = subprocess.Popen(
-        [BIN / "distill", "trainer.accelerator=cpu", "trainer.max_epochs=1000", "teacher=none",
-         "objective=supervised", "baseline=false", "hydra.run.dir=run"],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    for line in process.stdout:
-        if "epoch 1/" in line:
-            break
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Traceback" not in errors
+def processes_of(parent=None, session=None):
+    """The processes of a parent or a session that have not ended."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, *numbers = path.read_text().rpartition(")")[2].split()[:4]
+            if state != "Z" and int(numbers[0 if parent else 2]) == (parent or session):
+                found.append(int(path.parent.name))
+    return found
+
+
+def test_ctrl_c_exits_quietly_and_leaves_no_process(spawn, tmp_path):
+    write_folder(tmp_path / "photos")
+    process = spawn("distill", *WITH_WORKERS)
+    while "epoch 1/" not in process.said():
+        assert process.poll() is None, process.said()
+        time.sleep(0.02)
+    assert len(processes_of(session=process.pid)) > 2
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert "Traceback" not in process.said()
     assert not (tmp_path / "run" / "summary.json").exists()
+    deadline = time.monotonic() + 20
+    while processes_of(session=process.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_data_worker_that_is_killed_ends_the_run_in_one_line(spawn, tmp_path):
+    write_folder(tmp_path / "photos")
+    process = spawn("distill", *WITH_WORKERS)
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    while not last.exists():
+        assert process.poll() is None, process.said()
+        time.sleep(0.02)
+    os.kill(max(processes_of(parent=process.pid)), signal.SIGKILL)
+    assert process.wait(timeout=120) == 2
+    assert "Traceback" not in process.said()
+    said = process.said().splitlines()[-1]
+    assert said.startswith("distill: a data worker died (DataLoader worker (pid")
+    assert torch.load(last, weights_only=True)["epoch"] >= 0

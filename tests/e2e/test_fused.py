@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import signal
 import time
 
 import pytest
@@ -135,7 +137,7 @@ def test_the_one_gpu_that_is_listed_is_the_one_that_is_seen(finish, tmp_path):
     assert (tmp_path / "one" / "seen").read_text() == "7"
 
 
-def test_a_sweep_that_was_killed_goes_on_where_it_was(start, finish, tmp_path):
+def test_a_sweep_that_was_told_to_end_goes_on_where_it_was(start, finish, tmp_path):
     options = ("-m", FUSED, *QUICK, "objective.temperature=1,2", "trainer.max_epochs=6")
     finish("train", "whole", *options, "hydra.sweep.dir=sweep")
     options += ("sweep.resume=sweep",)  # also for the first time, when there is nothing to resume
@@ -145,9 +147,11 @@ def test_a_sweep_that_was_killed_goes_on_where_it_was(start, finish, tmp_path):
     while not all(path.exists() for path in last):
         assert child.is_alive()
         time.sleep(0.01)
-    time.sleep(0.2)
-    child.kill()
+    os.kill(child.pid, signal.SIGTERM)
     child.join()
+    assert child.exitcode == 75
+    said = (tmp_path / "killed" / "output.txt").read_text()
+    assert "distill: SIGTERM: stopped; the same command with sweep.resume=sweep" in said
     assert not list(sweep.glob("*/summary.json"))
     said = finish("train", "killed", *options)
     assert said.count("going on from") == 2

@@ -1,5 +1,6 @@
 """Commands that are killed at random points, again and again, and end as if they never were."""
 
+import os
 import random
 import signal
 import time
@@ -7,11 +8,9 @@ import time
 import numpy as np
 import pytest
 
+from tests.e2e import killing
+
 pytestmark = pytest.mark.slow
-QUICK = (
-    "trainer.accelerator=cpu", "teacher.fit.max_epochs=1", "logger=none", "baseline=false",
-    "report=false", "callbacks=[checkpoints,progress]", "store.dtype=float32",
-)  # fmt: skip
 
 
 def kill_later(child, progress, chosen, longest):
@@ -38,7 +37,7 @@ def views(folder):
 def test_a_fill_that_is_killed_twenty_times_ends_in_the_store_of_one_that_was_not(
     start, finish, tmp_path
 ):
-    options = (*QUICK, "data.batch_size=64", "store.views=60", "store.path=answers")
+    options = (*killing.QUICK, "data.batch_size=64", "store.views=60", "store.path=answers")
     finish("store", "whole", *options)
     whole = views(tmp_path / "whole")
     assert len(whole) == 61
@@ -65,26 +64,32 @@ def test_a_fill_that_is_killed_twenty_times_ends_in_the_store_of_one_that_was_no
     assert views(tmp_path / "killed") == whole
 
 
-def test_training_that_is_killed_and_resumed_from_its_store_gives_the_same_student(
-    start, finish, tmp_path
-):
-    options = (*QUICK, "trainer.max_epochs=6", "+callbacks.last.every_n_train_steps=5",
-               "+callbacks.last.save_on_train_epoch_end=false")  # fmt: skip
-    finish("train", "live", *options, "store=off", "hydra.run.dir=run")
-    options += ("store=disk", "store.path=answers")
-    chosen = random.Random(1)
-    resume = ()
-    for attempt in range(5):
-        folder = tmp_path / "killed" / f"run-{attempt}"
-        last = folder / "checkpoints" / "last.ckpt"
-        child = start("train", "killed", *options, f"hydra.run.dir={folder}", *resume)
-        kill_later(child, lambda last=last: last.exists() and last.stat().st_mtime_ns, chosen, 0.15)
-        if last.exists():
-            resume = (f"ckpt_path={last}",)
-    finish("train", "killed", *options, "hydra.run.dir=run", *resume)
-    weights = [
-        tmp_path / name / "run" / "student" / "model.safetensors" for name in ("live", "killed")
-    ]
-    assert weights[0].read_bytes() == weights[1].read_bytes()
-    output = (tmp_path / "killed" / "output.txt").read_text()
-    assert "Traceback" not in output
+def test_a_run_that_is_told_to_end_or_killed_goes_on_as_if_it_had_not_been(start, finish, tmp_path):
+    def begin(folder, arguments):
+        return start("train", folder.name, *arguments)
+
+    options = (*killing.RUN, *killing.ALL, "trainer.max_epochs=6")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    longest = killing.timed(begin, whole, (*options, "store=off"))
+    options += ("store=disk", "store.path=answers", "resume=auto")
+    last = killed / "run" / "checkpoints" / "last.ckpt"
+    for number, name in ((signal.SIGTERM, "SIGTERM"), (signal.SIGUSR1, "SIGUSR1")):
+        child = begin(killed, options)
+        written = last.exists() and last.stat().st_mtime_ns
+        while not last.exists() or last.stat().st_mtime_ns == written:
+            assert child.is_alive()
+            time.sleep(0.005)
+        if name == "SIGTERM":
+            os.kill(child.pid, signal.SIGSTOP)
+            said = finish("train", "killed", *options, code=2)
+            assert f"another run (process {child.pid}) is writing there" in said
+            os.kill(child.pid, signal.SIGCONT)
+        os.kill(child.pid, number)
+        child.join()
+        assert child.exitcode == 75
+        said = (killed / "output.txt").read_text().splitlines()[-1]
+        assert said == (
+            f"distill: {name}: stopped; the same command with hydra.run.dir=run resume=auto goes on"
+        )
+    outcome = killing.survive(begin, killed, whole, options, 2, killing.moments(1, longest))
+    assert outcome.survived, outcome

@@ -150,15 +150,16 @@ def test_far_out_poison_breaks_unbounded_losses_alone(loss):
 
 @pytest.mark.parametrize("loss", poison.UNBOUNDED)
 @pytest.mark.parametrize("radius", [4.0, 64.0])
-def test_a_convex_fit_is_the_same_from_every_start(loss, radius):
+def test_a_convex_fit_has_no_better_neighbour(loss, radius):
     features, labels = poison.poisoned(*poison.clouds(0), radius, poison.SHARE)
     padded = torch.cat([features, torch.ones(len(features), 1, dtype=torch.float64)], dim=1)
+    found = poison.fitted(loss, features, labels)
+    least = poison.risk(loss, found, padded, labels)
     random = torch.Generator().manual_seed(1)
-    ends = [poison.descended(loss, padded, labels,
-                             torch.randn(2, 3, dtype=torch.float64, generator=random))
-            for _ in range(4)]  # fmt: skip
-    risks = [float(poison.risk(loss, end, padded, labels)) for end in ends]
-    assert max(risks) - min(risks) < 1e-3 * max(risks)
+    for size in (1e-3, 1e-2, 1e-1, 1.0):
+        for _ in range(50):
+            step = size * torch.randn(2, 3, dtype=torch.float64, generator=random)
+            assert poison.risk(loss, found + step, padded, labels) > least - 1e-7
 
 
 # 6. At costs of 100 to 1 the threshold is 1/101.
@@ -176,7 +177,7 @@ def test_the_tail_prior_is_that_of_the_data_as_built():
     counts = config.build_data(cfg).class_counts
     prior = imbalance.tail_prior(10)
     torch.testing.assert_close(
-        prior, torch.tensor(counts).double() / sum(counts), atol=0.005, rtol=0.0
+        prior, torch.tensor(counts).double() / sum(counts), atol=0.01, rtol=0.0
     )
 
 
@@ -253,7 +254,7 @@ def test_cross_fitting_finds_the_temperature_and_never_sees_what_it_judges():
 
 def test_a_study_leaves_a_figure_a_summary_and_its_place_on_the_page(tmp_path):
     study = STUDIES["margins"]
-    result = study.examine(TWO, Runs(tmp_path, ()))
+    result = study.examine(range(4), Runs(tmp_path, ()))
     hostile = Result(result.findings, [["<b>x</b>"], ["1"]], result.draw, "a < b", "<script>")
     for one in (result, hostile):
         write_study(tmp_path / "margins", Checked(study, one), {"seeds": 2})

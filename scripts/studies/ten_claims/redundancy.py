@@ -94,9 +94,10 @@ def examine(seeds: Sequence[int], runs: Runs) -> Result:
         left.set_xticks(range(4), ["feature", "its copy", "another", "nothing"])
         left.set(ylabel="weight")
         left.legend()
-        accuracy = [mean_and_deviation(top1[s]) for s in STRENGTHS]
-        right.errorbar([mean_and_deviation(share[s])[0] for s in STRENGTHS], *zip(*accuracy, strict=True),
-                       marker="o", capsize=3, color=colours["student"])  # fmt: skip
+        zero = [mean_and_deviation(share[s])[0] for s in STRENGTHS]
+        right_share, deviation = zip(*(mean_and_deviation(top1[s]) for s in STRENGTHS), strict=True)
+        right.errorbar(zero, right_share, deviation, marker="o", capsize=3,
+                       color=colours["student"])  # fmt: skip
         right.set(xlabel="weights that are zero (%)", ylabel="top-1 of a student (%)")
 
     return Result(

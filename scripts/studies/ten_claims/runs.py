@@ -26,7 +26,9 @@ from shared import composed, quiet
 
 ANSWERS, INT8 = "predictions.npz", "int8.json"
 ALONE = ("objective=supervised", "teacher=none")
-RATES: dict[str, float] = {}  # PENDING
+# Objective → the best learning rate of 3e-3, 1e-2 and 3e-2 on digits that were cut from train
+# (data.val_fraction=0.3, one seed). The default, 3e-2, is that of cross-entropy and of the hinge.
+RATES = {"ramp_hinge": 1e-2, "smooth_topk": 1e-2, "hard_topk": 1e-2}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,98 @@
+"""What a cluster says before it takes a machine away: SIGTERM and SIGUSR1 end a command tidily.
+
+Outside training a command ends at once. A run that keeps checkpoints asks for time (`deferred`),
+writes one after the batch it is at, and then ends (`Preempted`).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+
+
+class Preempted(BaseException):
+    """The command was told to end; a `BaseException`, as no `except Exception` may keep it."""
+
+    def __init__(self, name: str, advice: str = "") -> None:
+        super().__init__(name)
+        self.advice = advice
+
+
+class _State:
+    owner: int | None = None  # the process that listens
+    received: str | None = None
+    deferrals = 0
+
+
+@contextmanager
+def heeded() -> Iterator[None]:
+    """Listen inside; what was there before is there again afterwards."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in SIGNALS}
+    _State.owner, _State.received, _State.deferrals = os.getpid(), None, 0
+    listen()
+    try:
+        yield
+    finally:
+        _State.owner = None
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def listen() -> None:
+    """Take the signals back from a library that has put its own handlers in our handlers' place."""
+    if _State.owner == os.getpid():
+        for number in SIGNALS:
+            signal.signal(number, _receive)
+
+
+@contextmanager
+def deferred(needed: bool = True) -> Iterator[None]:
+    """Let what runs inside end by itself, where it asks `pending`."""
+    if not needed:
+        yield
+        return
+    _State.deferrals += 1
+    try:
+        yield
+    finally:
+        _State.deferrals -= 1
+
+
+def pending() -> bool:
+    """Return whether the process has been told to end."""
+    return _State.received is not None
+
+
+def stop_if_told(advice: str = "") -> None:
+    """End here, if the process has been told to.
+
+    Args:
+        advice: how to go on, for people; a command knows where none is given.
+
+    Raises:
+        Preempted: then.
+    """
+    if _State.received is not None:
+        raise Preempted(_State.received, advice)
+
+
+def _receive(number: int, frame: FrameType | None) -> None:
+    if os.getpid() != _State.owner:  # a forked data worker, whose parent will end it
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        return
+    first = _State.received is None
+    _State.received = _State.received or signal.Signals(number).name
+    if first and not _State.deferrals:
+        stop_if_told()
