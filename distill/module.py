@@ -86,9 +86,8 @@ class Distiller(pl.LightningModule):
         self.topk = resolve_topk(topk, self.num_classes)
         self.metrics = nn.ModuleDict({stage: self._metrics() for stage in ("val", "test")})
         self.recall: Recall | None = None  # where the teacher's answers are kept
-        self.losses: dict[
-            str, Tensor
-        ] = {}  # these two: of the last batch, for who looks after them
+        # Of the last batch, for what looks after training:
+        self.losses: dict[str, Tensor] = {}
         self.teacher_logits: Tensor | None = None
         self.about: dict[str, Any] = {}  # plain values that checkpoints carry as they are
 
