@@ -872,7 +872,7 @@ def test_options_of_a_source_are_keys_of_its_config_group(tmp_path):
         ("folder", ["root=HERE", "channels=2"], "data.channels"),
         ("folder", ["root=HERE", "image_size=0"], "data.image_size"),
         ("folder", ["root=HERE", "batch_size=500"], "data.batch_size=500"),
-        ("folder", ["root=HERE", "view.scale=[1]"], "data.view="),
+        ("folder", ["root=HERE", "view.scale=[1]"], "data.view.scale must be two numbers"),
         ("timm", ["root=HERE", "splits.test=tset"], "contains train"),
         ("timm", ["root=HERE", "name=cifar10"], "data.name=cifar10"),
         ("digits", ["view.pad=-1"], "data.view.pad"),
