@@ -18,6 +18,7 @@ import timm.data
 import torch
 from torch import Tensor, nn
 
+from distill.cli import printable
 from distill.data.errors import reason
 from distill.data.images import MODES, decoded
 from distill.files import plain_cell, writing
@@ -188,7 +189,7 @@ def run(
                 write(one)
             else:
                 bad += 1
-                print(f"distill-predict: {one.path}: {one.error}", file=sys.stderr)
+                print(printable(f"distill-predict: {one.path}: {one.error}"), file=sys.stderr)
         if not good:  # and nothing is written
             raise ValueError(f"none of {bad} images could be read" if bad else "no image was named")
     skipped = f", {bad} skipped" if bad else ""

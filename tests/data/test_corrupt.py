@@ -230,12 +230,6 @@ def test_what_cannot_be_is_refused_in_one_line(options, words):
     refusal(lambda: DataModule(digits(), batch_size=8, condition=options), words, error=ValueError)
 
 
-def test_a_missing_matrix_is_an_error_of_the_system():
-    options = {"noise": "none.csv"}
-    with pytest.raises(FileNotFoundError, match=r"none\.csv"):
-        DataModule(digits(), batch_size=8, condition=options)
-
-
 def test_a_condition_that_asks_for_nothing_is_none():
     assert not Condition().active
     assert Condition(noise="pair", rate=0.0).active  # a sweep over rates begins with it
