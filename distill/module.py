@@ -86,7 +86,9 @@ class Distiller(pl.LightningModule):
         self.topk = resolve_topk(topk, self.num_classes)
         self.metrics = nn.ModuleDict({stage: self._metrics() for stage in ("val", "test")})
         self.recall: Recall | None = None  # where the teacher's answers are kept
-        self.losses: dict[str, Tensor] = {}  # of the last batch, for what looks after them
+        # Of the last batch, for what looks after training:
+        self.losses: dict[str, Tensor] = {}
+        self.teacher_logits: Tensor | None = None
         self.about: dict[str, Any] = {}  # plain values that checkpoints carry as they are
 
     def forward(self, view: Tensor) -> Tensor:
@@ -110,7 +112,9 @@ class Distiller(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the objective's loss on one batch."""
-        losses = self.objective(*self._answers(batch, self.global_step))
+        answers = self._answers(batch, self.global_step)
+        losses = self.objective(*answers)
+        self.teacher_logits = answers[1]
         self.losses = {name: value.detach() for name, value in losses.items()}
         values = {f"train/{name}": value for name, value in self.losses.items()}
         if self.objective.curriculum is not None:

@@ -11,10 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import distill  # noqa: F401
+
+settings.register_profile("unhurried", deadline=None)  # a busy machine is no failure
+settings.load_profile("unhurried")
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent

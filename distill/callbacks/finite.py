@@ -21,16 +21,24 @@ SHOWN = 8  # images of a batch that are named
 
 @dataclass(frozen=True)
 class Seen:
-    """What one batch gave: its step, its losses by name, and its images' indices `[N]`."""
+    """What one batch gave: its step, losses by name, images' indices `[N]`, teacher's logits."""
 
     step: int
     losses: Mapping[str, Tensor]
-    index: Tensor | None
+    index: Tensor | None = None
+    teacher: Tensor | None = None
 
     def culprits(self) -> list[str]:
         """Return the losses that are not finite: the terms, or the sum where only that is."""
         bad = [name for name, value in self.losses.items() if not math.isfinite(value.item())]
         return [name for name in bad if name != "loss"] or bad
+
+    def told(self) -> str:
+        """Return what is not finite, in words."""
+        terms = f"the loss is not finite ({', '.join(self.culprits())})"
+        if self.teacher is None or bool(self.teacher.isfinite().all()):
+            return terms
+        return f"{terms}, nor are the teacher's answers"
 
 
 class FiniteLoss(pl.Callback):
@@ -110,7 +118,8 @@ class FiniteLoss(pl.Callback):
             return
         step = trainer.global_step - (not trainer.fit_loop._should_accumulate())
         losses: Mapping[str, Tensor] = pl_module.losses  # type: ignore[assignment]
-        self._seen.append(Seen(step, losses, batch[2] if len(batch) > 2 else None))
+        index = batch[2] if len(batch) > 2 else None
+        self._seen.append(Seen(step, losses, index, pl_module.teacher_logits))  # type: ignore[arg-type]
         if losses["loss"].device.type == "cpu" or len(self._seen) >= EVERY:
             self.look()
 
@@ -133,7 +142,7 @@ class FiniteLoss(pl.Callback):
             return
         first = next(one for one in seen if one.culprits())
         raise ValueError(
-            f"step {first.step}: the loss is not finite ({', '.join(first.culprits())}); "
+            f"step {first.step}: {first.told()}; "
             f"{named(first.index)}look at these images, lower optimizer.lr, or set on_nan=skip; "
             "the last checkpoint is from before"
         )

@@ -51,8 +51,11 @@ def fit(tiny, folder, on_nan, left_out=None, **options):
 
 
 def test_it_stops_and_names_step_term_and_images_and_saves_nothing_of_it(tiny, tmp_path):
-    with pytest.raises(ValueError, match=r"^step 3: the loss is not finite \(kl\); training "
-                       r"images 24, 25, 26, 27, 28, 29, 30, 31: "):  # fmt: skip
+    told = (
+        r"^step 3: the loss is not finite \(kl\), nor are the teacher's answers; "
+        r"training images 24, 25, 26, 27, 28, 29, 30, 31: "
+    )
+    with pytest.raises(ValueError, match=told):
         fit(tiny, tmp_path, "stop")
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"step={n}.ckpt" for n in (1, 2, 3)]
     last = torch.load(tmp_path / "step=3.ckpt", weights_only=True)
