@@ -124,9 +124,10 @@ def draw(seed, number):
     cfg = composed(overrides)
     built = config.build_objective(cfg, config.build_data(cfg))
     overrides += chosen.choice(MIXED) if takes_soft_targets(built) else ()
-    if built.needs_features:  # feature maps are not kept
+    if built.needs_features or not taught:  # there are no logits to keep
         overrides = ["store=auto" if one == "store=disk" else one for one in overrides]
-    return overrides + annealed(chosen, built.annealed)
+    own = {moved.value for moved in config.schedules(cfg, built)}
+    return overrides + annealed(chosen, [name for name in built.annealed if name not in own])
 
 
 def takes_soft_targets(objective):
@@ -143,7 +144,7 @@ def takes_soft_targets(objective):
 
 def annealed(chosen, names):
     """Return, for half of the configurations, a schedule of one of the objective's values."""
-    if chosen.random() < 0.5:
+    if chosen.random() < 0.5 or not names:
         return []
     value = chosen.choice(names)
     ends = (4.0, 1.0) if value == "temperature" else (0.9, 0.5)
