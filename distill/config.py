@@ -22,7 +22,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger
 from torch import Tensor
 
 from distill.callbacks.annealing import Annealing
-from distill.callbacks.checkpoints import WholeCheckpoints
+from distill.callbacks.checkpoints import LatestCheckpoint, StopWhenTold, WholeCheckpoints
 from distill.callbacks.continuity import Continuity
 from distill.callbacks.fake_quantize import FakeQuantize
 from distill.callbacks.finite import FiniteLoss
@@ -262,6 +262,8 @@ def build_trainer(cfg: DictConfig, objective: Objective) -> pl.Trainer:
     if cfg.trainer.get("compile") and any(isinstance(c, FakeQuantize) for c in callbacks):
         raise ValueError("callbacks.fake_quantize needs trainer.compile=false")
     callbacks += [Speed(), FiniteLoss(cfg.on_nan)]
+    if not any(isinstance(c, LatestCheckpoint) for c in callbacks):
+        callbacks.append(StopWhenTold())
     callbacks += schedules(cfg, objective)
     folder = Path(cfg.paths.output_dir)
     folder.mkdir(parents=True, exist_ok=True)

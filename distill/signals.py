@@ -21,9 +21,9 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasa
 class Preempted(BaseException):
     """The command was told to end; a `BaseException`, as no `except Exception` may keep it."""
 
-    def __init__(self, name: str, advice: str = "") -> None:
+    def __init__(self, name: str) -> None:
         super().__init__(name)
-        self.advice = advice
+        self.advice = ""  # how to go on, for people
 
 
 class _State:
@@ -74,17 +74,14 @@ def pending() -> bool:
     return _State.received is not None
 
 
-def stop_if_told(advice: str = "") -> None:
+def stop_if_told() -> None:
     """End here, if the process has been told to.
-
-    Args:
-        advice: how to go on, for people; a command knows where none is given.
 
     Raises:
         Preempted: then.
     """
     if _State.received is not None:
-        raise Preempted(_State.received, advice)
+        raise Preempted(_State.received)
 
 
 def _receive(number: int, frame: FrameType | None) -> None:

@@ -71,6 +71,7 @@ def fit(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> tuple[Dis
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
     except SystemExit:
+        signals.stop_if_told()  # before Lightning's own handler had been replaced
         if trainer.interrupted:  # Lightning turns Ctrl-C into an exit code of its own
             raise KeyboardInterrupt from None
         raise

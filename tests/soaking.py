@@ -54,10 +54,11 @@ CHOICES = (
      ("callbacks=[checkpoints,sparsity]", "callbacks.sparsity.groups=true"),
      ("callbacks=[checkpoints,fake_quantize]",)),
     ((), ("optimizer.opt=sgd",), ("optimizer.opt=lamb",)),
-    ((), ("scheduler=null",), ("scheduler.sched=poly",), ("scheduler.warmup_epochs=1",)),
+    (("trainer.max_epochs=1",), ("trainer.max_epochs=2", "scheduler=null"),
+     ("trainer.max_epochs=1", "scheduler.sched=poly"),
+     ("trainer.max_epochs=2", "scheduler.warmup_epochs=1")),
     ((), ("trainer.accumulate_grad_batches=2",), ("trainer.gradient_clip_val=1",),
      ("trainer.precision=bf16-mixed",)),
-    (("trainer.max_epochs=1",), ("trainer.max_epochs=2",)),
     (("logger=none",), ("logger=none",), ("logger=tensorboard",)),
     (("report=false",), ("report=false",), ("report=true",)),
     (("baseline=false",), ("baseline=false",), ("baseline=true",)),
@@ -91,6 +92,7 @@ class Usage:
         )
 
 
+CACHES_FILL = 30  # runs
 LIMITS = {"megabytes": 2.0, "files": 0.1, "threads": 0.1}  # growth per run
 
 
@@ -122,9 +124,10 @@ def draw(seed, number):
     cfg = composed(overrides)
     built = config.build_objective(cfg, config.build_data(cfg))
     overrides += chosen.choice(MIXED) if takes_soft_targets(built) else ()
-    if built.needs_features:  # feature maps are not kept
+    if built.needs_features or not taught:  # there are no logits to keep
         overrides = ["store=auto" if one == "store=disk" else one for one in overrides]
-    return overrides + annealed(chosen, built.annealed)
+    own = {moved.value for moved in config.schedules(cfg, built)}
+    return overrides + annealed(chosen, [name for name in built.annealed if name not in own])
 
 
 def takes_soft_targets(objective):
@@ -141,7 +144,7 @@ def takes_soft_targets(objective):
 
 def annealed(chosen, names):
     """Return, for half of the configurations, a schedule of one of the objective's values."""
-    if chosen.random() < 0.5:
+    if chosen.random() < 0.5 or not names:
         return []
     value = chosen.choice(names)
     ends = (4.0, 1.0) if value == "temperature" else (0.9, 0.5)
@@ -216,9 +219,9 @@ def leaves(value, name=""):
 def growth(values):
     """Return by how much a series grows per step: the median slope of its pairs (Theil and Sen).
 
-    The first quarter, in which caches fill, does not count.
+    The first quarter, and no fewer than the runs in which caches fill, do not count.
     """
-    settled = values[len(values) // 4 :]
+    settled = values[max(len(values) // 4, CACHES_FILL) :]
     slopes = [(b - a) / (j - i) for (i, a), (j, b) in combinations(enumerate(settled), 2)]
     return statistics.median(slopes) if slopes else 0.0
 

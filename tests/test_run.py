@@ -2,16 +2,19 @@
 
 import json
 import logging
+import os
 import resource
 import shutil
+import signal
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
-from distill import run
+from distill import run, signals
 from distill.cli import CONF
+from distill.module import Distiller
 
 QUICK = ("trainer.max_epochs=1", "trainer.limit_train_batches=2", "teacher.fit.max_epochs=1",
          "trainer.accelerator=cpu", "logger=none")  # fmt: skip
@@ -166,4 +169,23 @@ def test_a_disk_that_fills_up_leaves_the_last_good_checkpoint(
     checkpoints = tmp_path / "run" / "checkpoints"
     assert {path.name for path in checkpoints.iterdir()} == {"last.ckpt", "best.ckpt"}
     assert torch.load(checkpoints / "last.ckpt", weights_only=True)["global_step"] > 0
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_signal_while_lightning_still_has_its_own_handler_is_heeded(
+    composed, tmp_path, monkeypatch
+):
+    validate = Distiller.validation_step
+
+    def told(self, batch, batch_idx):
+        if self.trainer.sanity_checking:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return validate(self, batch, batch_idx)
+
+    monkeypatch.setattr(Distiller, "validation_step", told)
+    stops = (signals.Preempted, KeyboardInterrupt)  # the second would end all tests
+    with pytest.raises(stops) as stopped, signals.heeded():
+        run.train(composed(*QUICK[:2], *QUICK[3:], "baseline=false", "teacher=none",
+                           "objective=supervised"))  # fmt: skip
+    assert stopped.type is signals.Preempted
     assert not (tmp_path / "run" / "summary.json").exists()

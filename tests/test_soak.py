@@ -58,11 +58,12 @@ def test_crashes_and_warnings_fail_and_a_refusal_is_told_apart(tmp_path):
 
 
 def test_a_leak_is_told_from_caches_that_fill_and_from_noise():
-    filling = [100 * min(run, 9) for run in range(40)]
+    filling = [100 * min(run, 29) for run in range(80)]
     assert growth(filling) == 0
-    noisy = [Usage(500 + 20 * (-1) ** run, 30, 2) for run in range(40)]
+    assert growth(filling[:20]) == 0
+    noisy = [Usage(500 + 20 * (-1) ** run, 30, 2) for run in range(80)]
     assert leaks(noisy) == {}
-    leaking = [Usage(500 + 3 * run, 30 + run // 5, 2) for run in range(40)]
+    leaking = [Usage(500 + 3 * run, 30 + run // 5, 2) for run in range(80)]
     assert leaks(leaking).keys() == {"megabytes", "files"}
     assert leaks(leaking)["megabytes"] == pytest.approx(3)
     assert LIMITS["megabytes"] < 3

@@ -36,6 +36,21 @@ class WholeCheckpoints(TorchCheckpointIO):
             file.write(content.getbuffer())
 
 
+class StopWhenTold(pl.Callback):
+    """End what keeps no checkpoint after the batch it is at: it may train in another run's turn."""
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """End, if the process has been told to."""
+        signals.stop_if_told()
+
+
 class LatestCheckpoint(ModelCheckpoint):
     """Keep the latest state of training: each epoch's, and within epochs every so many steps.
 

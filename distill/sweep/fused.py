@@ -55,11 +55,15 @@ def launch(
     where = places(launcher.devices)
     chunks = chunked(jobs, max(1, len(where)), launcher.together)
     run = partial(run_chunk, launcher.hydra_context, launcher.task_function)
-    if where:
-        spread(run, chunks, where, results)
-    else:
-        for chunk in chunks:
-            run(chunk, results.__setitem__)
+    try:
+        if where:
+            spread(run, chunks, where, results)
+        else:
+            for chunk in chunks:
+                run(chunk, results.__setitem__)
+    except signals.Preempted as stop:
+        stop.advice = f"stopped; {SWEEP_GOES_ON}{config.hydra.sweep.dir} goes on"
+        raise
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     return [results[number] for number in range(first, first + len(job_overrides))]
 
@@ -158,6 +162,8 @@ def run_together(
             job_dir_key="hydra.sweep.dir",
             job_subdir_key="hydra.sweep.subdir",
         )
+        if signals.pending():  # whoever asked for it has stopped listening
+            return
         if not out_of_memory(done._return_value):
             report(job.number, done)
         elif among_others:
@@ -167,7 +173,7 @@ def run_together(
             report(job.number, nothing())
 
     in_turns([partial(run, job, len(chunk) > 1) for job in chunk])
-    signals.stop_if_told(f"stopped; {SWEEP_GOES_ON}{chunk[0].config.hydra.sweep.dir} goes on")
+    signals.stop_if_told()
     for job in crowded:
         print(f"distill: job {job.number} does not fit beside the others: it runs again, alone",
               file=sys.stderr)  # fmt: skip

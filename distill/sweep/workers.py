@@ -7,18 +7,20 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from hydra import version
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 
+from distill import signals
 from distill.cli import HYDRA
 
 Place = dict[str, str]  # environment variables that keep a process to its device
 Part = tuple[list[Any], int]  # jobs, and how often they were given back
 GPU = "CUDA_VISIBLE_DEVICES"
+PATIENCE = 60  # seconds in which students write their last checkpoints
 
 
 def places(devices: Any) -> list[Place]:
@@ -101,26 +103,26 @@ class Worker:
             self.left.pop(message[0])
         return message
 
-    def stop(self) -> None:
-        """End the process."""
+    def stop(self, patience: float = 5) -> None:
+        """End the process; it is killed once patience, in seconds, is at its end."""
         self.connection.close()
-        self.process.join(timeout=5)
+        self.process.join(timeout=patience)
         if self.process.is_alive():
-            self.process.terminate()
+            self.process.kill()
             self.process.join()
 
 
 def serve(connection: Connection, run: Callable[..., None]) -> None:
-    """Run the parts that come through a connection, and send back what came of each job."""
+    """Run the parts that come through a connection, and send back what came of each job.
+
+    Whoever gives them speaks for all, also of an interruption.
+    """
     version.setbase(HYDRA)
     setup_globals()
-    while True:
-        try:
-            chunk = connection.recv()
-        except (EOFError, OSError, KeyboardInterrupt):
-            return
-        run(chunk, lambda number, result: connection.send((number, result)))
-        connection.send(None)
+    with suppress(EOFError, OSError, KeyboardInterrupt, signals.Preempted), signals.heeded():
+        while True:
+            run(connection.recv(), lambda number, result: connection.send((number, result)))
+            connection.send(None)
 
 
 def spread(
@@ -162,9 +164,11 @@ def spread(
                     busy.remove(worker)
                     worker.stop()
                     free.append(worker.place)
-    finally:
+    finally:  # of an interruption, if any is still busy
         for worker in busy:
-            worker.stop()
+            worker.process.terminate()
+        for worker in busy:
+            worker.stop(PATIENCE)
 
 
 def bury(worker: Worker, queue: deque[Part], results: dict[int, Any]) -> None:

@@ -1,13 +1,16 @@
 """Processes of a sweep: each at its own place, and what happens when one dies."""
 
 import os
+import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from distill import signals
 from distill.sweep import workers
 from distill.sweep.workers import GPU, places, spread
 
@@ -83,6 +86,34 @@ def test_a_process_that_dies_gives_its_jobs_back_once(tmp_path, capfd):
     said = capfd.readouterr().err
     assert "a worker died; its jobs (1, 2) run again" in said
     assert "a worker died; its jobs (4) came to nothing" in said
+
+
+def work_until_told(chunk, report):
+    """Write a checkpoint when told to end, as students do."""
+    (folder,) = (job.folder for job in chunk)
+    with signals.deferred():
+        (folder / f"at-work-{os.getpid()}").touch()
+        while not signals.pending():
+            time.sleep(0.01)
+        time.sleep(0.2)
+        (folder / f"checkpoint-{os.getpid()}").touch()
+    signals.stop_if_told()
+
+
+def test_processes_that_are_told_to_end_write_their_checkpoints_and_say_nothing(tmp_path, capfd):
+    def tell():
+        while len(list(tmp_path.glob("at-work-*"))) < 2:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=tell, daemon=True).start()
+    parts = [[Job(0, tmp_path)], [Job(1, tmp_path)]]
+    with pytest.raises(signals.Preempted, match="SIGTERM"), signals.heeded():
+        spread(work_until_told, parts, places(2), {})
+    found = [path.name.rpartition("-")[2] for path in tmp_path.glob("checkpoint-*")]
+    assert len(found) == 2
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in found)
+    assert capfd.readouterr().err == ""
 
 
 def test_places_share_out_gpus_or_cores(monkeypatch):
