@@ -113,10 +113,14 @@ def told(cfg: DictConfig, numbers: dict[str, Any], value: Callable[[str], float]
     return {**decides, **numbers, **{name.removeprefix("val/"): value(name) for name in several}}
 
 
+def swept() -> bool:
+    """Return whether this is a job of a sweep."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
 def check_multirun(cfg: DictConfig) -> None:
     """Refuse a sweep whose every job would start subprocesses that repeat the whole sweep."""
-    swept = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    if swept and processes(cfg) > 1:
+    if swept() and processes(cfg) > 1:
         raise ValueError(
             f"a sweep (-m) with trainer.strategy={cfg.trainer.strategy} and trainer.devices="
             f"{cfg.trainer.devices} would repeat the sweep in every process: use trainer.devices=1 "

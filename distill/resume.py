@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from distill import config
@@ -53,7 +52,7 @@ def check(cfg: DictConfig) -> None:
         raise ValueError("resume=auto finds the checkpoint itself: leave out ckpt_path")
     if not HydraConfig.initialized():
         return
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
+    if config.swept():
         if not cfg.sweep.resume:
             raise ValueError("resume=auto is for one run: for a sweep give sweep.resume=DIR")
     elif "${now:" in str(OmegaConf.to_container(HydraConfig.get().run, resolve=False)["dir"]):  # type: ignore[index, call-overload]

@@ -61,7 +61,12 @@ def train(cfg: DictConfig) -> float | list[float] | None:
     """
     signals.stop_if_told()
     config.check_multirun(cfg)
-    check_values(cfg)
+    try:
+        check_values(cfg)
+    except ValueError:
+        if config.swept():  # its table would take an earlier run's numbers for this one's
+            set_aside(Path(cfg.paths.output_dir))
+        raise
     resume.check(cfg)
     with alone_in(Path(cfg.paths.output_dir)):
         before = take_up(cfg)

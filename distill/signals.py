@@ -44,7 +44,7 @@ def heeded() -> Iterator[None]:
     try:
         yield
     finally:
-        _State.owner = None
+        _State.owner = _State.received = None
         for number, handler in before.items():
             signal.signal(number, handler)
 

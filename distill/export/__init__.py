@@ -120,7 +120,7 @@ def export(cfg: DictConfig) -> None:
 def check(cfg: DictConfig) -> None:
     """Refuse options that are no options, and formats whose packages are not installed."""
     options = cfg.export
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+    if config.swept():
         raise ValueError("distill-export takes one student at a time: leave out -m")
     unknown = [name for name in options.formats if name not in FILES]
     if unknown or not options.formats:

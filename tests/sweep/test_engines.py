@@ -94,7 +94,7 @@ def test_joblib_trains_more_jobs_than_it_has_processes(command, tmp_path):
     done = command("distill", "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2",
                    "objective.temperature=1,-1,2,4", *QUICK, check=False)  # fmt: skip
     assert jobs(tmp_path) == ["done", "failed", "done", "done"]
-    assert "job 1: objective.temperature must be positive" in done.stdout + done.stderr
+    assert "job 1: objective.temperature must be a number above 0" in done.stdout + done.stderr
     assert "ConfigStore" not in done.stderr
 
 

@@ -57,7 +57,7 @@ def test_two_cores_take_eight_trials_two_at_a_time_and_one_that_fails(
                    "hydra.launcher.ray.init.num_cpus=2", "hydra.sweep.dir=sweep",
                    check=False)  # fmt: skip
     assert done.returncode == 2
-    assert "job 8: objective.temperature must be positive" in done.stdout + done.stderr
+    assert "job 8: objective.temperature must be a number above 0" in done.stdout + done.stderr
     assert_all_done(tmp_path / "sweep", 8, failed=1)
     alive = watched.lives().values()
     assert len(alive) == 8  # a process for each
