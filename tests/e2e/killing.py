@@ -27,9 +27,16 @@ SETTINGS = {
     "accumulation": (PLAIN, "store=off", "trainer.accumulate_grad_batches=3"),
 }
 ALL = (EMA, *STEPWISE, "trainer.accumulate_grad_batches=2")
+SWEEP = ("-m", "seed=0,1", "data.seed=0", "sweep.resume=run")
 WAYS = {
     "plain": ("resume=auto",),
-    "fused": ("-m", "seed=0,1", "data.seed=0", "sweep.resume=run"),
+    "fused": SWEEP,
+    "ray": (
+        *SWEEP,
+        "hydra/launcher=ray",
+        "hydra.launcher.ray.remote.num_gpus=0",
+        "hydra.launcher.ray.init.num_cpus=2",
+    ),
 }
 LIMIT = 600  # seconds
 
