@@ -64,8 +64,8 @@ def train(cfg: DictConfig) -> float | list[float] | None:
     try:
         check_values(cfg)
     except ValueError:
-        if config.swept():  # its table would take an earlier run's numbers for this one's
-            set_aside(Path(cfg.paths.output_dir))
+        if config.swept():
+            refused_in(Path(cfg.paths.output_dir))
         raise
     resume.check(cfg)
     with alone_in(Path(cfg.paths.output_dir)):
@@ -216,8 +216,8 @@ def take_up(cfg: DictConfig) -> float | list[float] | None:
     folder = Path(cfg.paths.output_dir)
     found = resume.finished(cfg)
     if isinstance(found, str):
-        if cfg.sweep.resume:  # whose table would take them for this sweep's
-            set_aside(folder, str(folder / resume.LAST))
+        if cfg.sweep.resume:
+            refused_in(folder)
         raise ValueError(found)
     if found is not None:
         if cfg.report and not (folder / "report.html").is_file():  # killed while it was written
@@ -227,6 +227,11 @@ def take_up(cfg: DictConfig) -> float | list[float] | None:
     if first_process():
         set_aside(folder, cfg.ckpt_path)
     return None
+
+
+def refused_in(folder: Path) -> None:
+    """Let no table of a sweep take an earlier job's numbers for those of the one refused here."""
+    set_aside(folder, str(folder / resume.LAST))
 
 
 def set_aside(folder: Path, going_on_from: str | None = None) -> None:
