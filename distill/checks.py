@@ -40,9 +40,14 @@ def shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value is a number, NaN included; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def is_real(value: Any) -> bool:
-    """Whether a value is a finite number, which true and false are not."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a value is a finite number."""
+    return is_number(value) and math.isfinite(value)
 
 
 def real(low: float, high: float = math.inf, above: bool = False) -> Kind:

@@ -197,11 +197,9 @@ def run_command(config_name: str, task: str) -> None:
         hydra_main(config_name, task, explain=True)
     except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
         refuse(error)
-    except MemoryError as error:
-        refuse(ValueError(remedy(error)))
-    except RuntimeError as error:
-        if remedy(error):
-            refuse(ValueError(remedy(error)))
+    except (MemoryError, RuntimeError) as error:
+        if advice := remedy(error):
+            refuse(ValueError(advice))
         missing = re.search(r"Unknown plugin class : 'hydra_plugins\.(\w+)", str(error))
         if missing is None or missing[1] not in PLUGINS:
             raise
@@ -255,8 +253,8 @@ class Task:
                 refuse(error)
             print(f"distill: job {HydraConfig.get().job.num}: {one_line(error)}", file=sys.stderr)
         except Exception as error:
-            if not swept and remedy(error):
-                refuse(ValueError(remedy(error)))
+            if not swept and (advice := remedy(error)):
+                refuse(ValueError(advice))
             if not swept or out_of_memory(error):  # who runs several at a time may try again
                 raise
             logging.getLogger("distill").exception("job %s failed", HydraConfig.get().job.num)

@@ -28,6 +28,7 @@ from distill.callbacks.fake_quantize import FakeQuantize
 from distill.callbacks.finite import FiniteLoss
 from distill.callbacks.sparsity import check_averaging
 from distill.callbacks.speed import Speed
+from distill.checks import is_number
 from distill.data import DataModule
 from distill.data.costs import read_costs
 from distill.data.views import is_range
@@ -87,9 +88,7 @@ def make(node: Any, label: str, **extra: Any) -> Any:
         package = f"distill-kd[{name}]" if name in EXTRAS else getattr(cause, "name", None)
         if isinstance(cause, ModuleNotFoundError) and package:
             raise ValueError(f"{label} needs pip install '{package}' ({cause})") from error
-        raise ValueError(
-            f"{label}: {why.splitlines()[0] if why else type(cause).__name__}"
-        ) from error
+        raise ValueError(f"{label}: {first_line(cause)}") from error
 
 
 def for_sweeper(cfg: DictConfig, value: Callable[[str], float]) -> float | list[float]:
@@ -399,7 +398,7 @@ def costs_once(path: str, classes: tuple[str, ...]) -> Tensor:
 def check_decision(cfg: DictConfig, data: DataModule) -> None:
     """Refuse a confidence, groups or a table of costs that no numbers could be made with."""
     sure = cfg.decision and cfg.decision.confidence
-    if isinstance(sure, bool) or not isinstance(sure, int | float) or not 0 <= sure <= 1:
+    if not (is_number(sure) and 0 <= sure <= 1):
         raise ValueError(f"decision.confidence must lie in [0, 1], got {sure}")
     if not is_range(plain(cfg.shot_groups), 0, math.inf):
         raise ValueError(

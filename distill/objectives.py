@@ -7,11 +7,14 @@ import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from distill.checks import is_number
 from distill.losses import LOSSES, Loss, class_balanced_weights
 from distill.models.features import feature_channels
 from distill.selection import Selection
@@ -294,7 +297,7 @@ class Objective(nn.Module):
         """Leave out of the terms on labels what is not kept, and return the share that is."""
         labelled = [name for name, term in self.terms.items() if not term.uses_teacher]
         weighted = [self.weights[name] * values[name].detach() for name in labelled]
-        kept, share = self.keep(sum(weighted), given["teacher"], given["target"])  # type: ignore[arg-type]
+        kept, share = self.keep(reduce(add, weighted), given["teacher"], given["target"])
         for name in labelled:
             # What ranks average is then the mean over what all of them keep.
             values[name] = torch.where(kept, values[name], 0.0) / share.clamp(min=SMALLEST)
@@ -395,11 +398,6 @@ def build_term(name: str, spec: str | Mapping[str, Any]) -> Term:
         if is_number(parameters[option].default) and not is_number(value):
             raise ValueError(f"objective.terms.{name}.{option} must be a number, got {value!r}")
     return Term(loss, weight, options, reweight)
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a number, which true and false are not."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def find_loss(name: str) -> Loss:

@@ -34,33 +34,14 @@ log = logging.getLogger(__name__)
 def fit(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> tuple[Distiller, pl.Trainer]:
     """Build the student from its seed and train it."""
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    spec = config.model_spec(cfg.student)
-    model = build_model(spec, config.data_shape(data), "student", any_classes=True)
-    objective = config.build_objective(cfg, data)
-    student = Distiller(
-        model,
-        teacher,
-        objective,
-        optimizer=config.plain(cfg.optimizer),
-        scheduler=config.plain(cfg.scheduler),
-        topk=config.plain(cfg.topk),
-        normalize=normalization(model, data.in_chans),
-    )
-    student.about = {
-        "job": resume.fingerprint(cfg),
-        "config": config.plain(cfg),
-        "student_model": asdict(replace(spec, checkpoint=None, pretrained=False)),
-        "preprocessing": {
-            name: values.flatten().tolist() for name, values in student.normalize.named_buffers()
-        },
-    }
-    trainer = config.build_trainer(cfg, objective)
+    student = untrained(cfg, data, teacher)
+    trainer = config.build_trainer(cfg, student.objective)
     own, *others = trainer.loggers
     own.log_hyperparams(config.plain(cfg))
     for logger in others:
         begin(logger, config.plain(cfg))
-    compiled(cfg, model)
-    student.recall = open_recall(cfg, data, teacher, objective, trainer.global_rank)
+    compiled(cfg, student.student)
+    student.recall = open_recall(cfg, data, teacher, student.objective, trainer.global_rank)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     over = resume.is_over(cfg)
     keeps = any(isinstance(c, LatestCheckpoint) for c in trainer.checkpoint_callbacks)
@@ -86,6 +67,31 @@ def fit(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> tuple[Dis
     if "16-true" in str(cfg.trainer.precision):
         student.float()  # what is judged and saved is what a user will load
     return student, trainer
+
+
+def untrained(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> Distiller:
+    """Return the student as it is before training, with what its checkpoints say of it."""
+    spec = config.model_spec(cfg.student)
+    model = build_model(spec, config.data_shape(data), "student", any_classes=True)
+    objective = config.build_objective(cfg, data)
+    student = Distiller(
+        model,
+        teacher,
+        objective,
+        optimizer=config.plain(cfg.optimizer),
+        scheduler=config.plain(cfg.scheduler),
+        topk=config.plain(cfg.topk),
+        normalize=normalization(model, data.in_chans),
+    )
+    student.about = {
+        "job": resume.fingerprint(cfg),
+        "config": config.plain(cfg),
+        "student_model": asdict(replace(spec, checkpoint=None, pretrained=False)),
+        "preprocessing": {
+            name: values.flatten().tolist() for name, values in student.normalize.named_buffers()
+        },
+    }
+    return student
 
 
 def compiled(cfg: DictConfig, model: nn.Module) -> None:

@@ -12,6 +12,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from distill.module import Distiller
+
 log = logging.getLogger(__name__)
 
 CHOICES = ("stop", "skip")
@@ -117,10 +119,10 @@ class FiniteLoss(pl.Callback):
         if self.skip:
             return
         step = trainer.global_step - (not trainer.fit_loop._should_accumulate())
-        losses: Mapping[str, Tensor] = pl_module.losses  # type: ignore[assignment]
+        assert isinstance(pl_module, Distiller)
         index = batch[2] if len(batch) > 2 else None
-        self._seen.append(Seen(step, losses, index, pl_module.teacher_logits))  # type: ignore[arg-type]
-        if losses["loss"].device.type == "cpu" or len(self._seen) >= EVERY:
+        self._seen.append(Seen(step, pl_module.losses, index, pl_module.teacher_logits))
+        if pl_module.losses["loss"].device.type == "cpu" or len(self._seen) >= EVERY:
             self.look()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

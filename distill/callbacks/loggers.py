@@ -8,6 +8,8 @@ from typing import Any
 
 from pytorch_lightning.loggers import Logger
 
+from distill.errors import first_line
+
 log = logging.getLogger(__name__)
 CALLS = ("log_metrics", "save", "after_save_checkpoint", "finalize")
 
@@ -22,8 +24,8 @@ def begin(logger: Logger, values: dict[str, Any]) -> None:
     try:
         logger.log_hyperparams(values)
     except Exception as error:  # each back end has its own
-        why = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{name} cannot be reached: {why[0]}; logger=none goes without") from error
+        why = first_line(error)
+        raise ValueError(f"{name} cannot be reached: {why}; logger=none goes without") from error
     told: list[str] = []
     for call in CALLS:
         setattr(logger, call, forgiving(getattr(logger, call), name, told))

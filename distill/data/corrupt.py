@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill.checks import is_number
 from distill.data.costs import read_costs
 from distill.data.draws import keyed_uniform, keyed_words
 from distill.data.splits import Split
-from distill.data.views import is_number
 
 NOISES = ("symmetric", "pair")
 TAILS = ("exponential", "step")

@@ -18,12 +18,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from distill import sharing
+from distill.checks import is_number
 from distill.data.corrupt import CUT, OWN, Altered, altered, build_condition
 from distill.data.image_corruptions import ImageCorruption
 from distill.data.images import MODES
 from distill.data.order import epoch_order
 from distill.data.splits import Resident, Source, Split, Streamed, stratified
-from distill.data.views import CLEAN, ResidentView, StreamedView, is_number, is_range
+from distill.data.views import CLEAN, ResidentView, StreamedView, is_range
 from distill.sharing import Recent, Streams
 
 Key = tuple[int, Tensor]  # (epoch, positions in the split); −1 is a rank's padding
@@ -603,7 +604,7 @@ def check_views(views: Any) -> None:
 
 def check_balance(balance: Any) -> None:
     """Refuse an exponent of class sizes that is none."""
-    if not isinstance(balance, int | float) or isinstance(balance, bool) or not 0 <= balance <= 1:
+    if not (is_number(balance) and 0 <= balance <= 1):
         raise ValueError(
             "data.balance is the power of a class's size by which it is drawn: from 0, all classes "
             f"equally often, to 1, every image once, got {balance!r}"

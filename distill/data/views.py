@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill.checks import is_number
 from distill.data.draws import (
     Draw,
     Draws,
@@ -277,11 +278,6 @@ RANGES = {
     "erase_scale": ("shares 0 < lo ≤ hi ≤ 1", 1e-6, 1),
     "erase_ratio": ("ratios 0.01 ≤ lo ≤ hi ≤ 100", 0.01, 100),
 }
-
-
-def is_number(value: Any) -> bool:
-    """Return whether a value is a number, NaN included."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def is_range(value: Any, least: float, most: float) -> bool:
