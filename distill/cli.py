@@ -30,6 +30,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import distill.resolvers  # noqa: F401  (the configuration files call them)
 from distill import signals
+from distill.ranks import first_of_run
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
@@ -55,6 +56,7 @@ ADVICE = (  # of the libraries below; a user of this one cannot act on it
     ".*is smaller than the logging interval",
     "Experiment logs directory",
     "The dirpath has changed",
+    "The `srun` command is available",  # one process is all that was asked for
 )
 
 # Our presets of other launchers have the names of the plugins' own, on purpose.
@@ -216,7 +218,7 @@ def hydra_main(config_name: str, task: str, explain: bool) -> None:
         with signals.heeded():
             command(Task(task, explain))()
     except signals.Preempted as stop:
-        if first_here():
+        if first_of_run():
             print(f"distill: {stop}: {stop.advice or 'stopped'}", file=sys.stderr)
         raise SystemExit(signals.PREEMPTED) from None
 
@@ -299,16 +301,11 @@ def import_task(name: str) -> ModuleType:
     module = importlib.import_module(name)
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    if not first_here():  # the first process speaks for all
+    if not first_of_run():  # the first process speaks for all
         logging.getLogger("distill").setLevel(logging.WARNING)
     for message in ADVICE:
         warnings.filterwarnings("ignore", message=message)
     return module
-
-
-def first_here() -> bool:
-    """Whether this process is the first of a run's on its machine."""
-    return int(os.environ.get("LOCAL_RANK", 0)) == 0
 
 
 def refuse(error: Exception, program: str = "distill") -> NoReturn:

@@ -26,6 +26,7 @@ from distill.models.teacher import Teacher
 from distill.module import Distiller
 from distill.objectives import Objective
 from distill.pruning import pruned
+from distill.ranks import first_of_run
 from distill.report.reading import METRICS, by_epoch, read_history
 from distill.sharing import clock
 from distill.teachers import (
@@ -224,7 +225,7 @@ def take_up(cfg: DictConfig) -> float | list[float] | None:
             report.write_run_page(folder)
         return found
     resume.go_on(cfg)
-    if first_process():
+    if first_of_run():
         set_aside(folder, cfg.ckpt_path)
     return None
 
@@ -250,19 +251,13 @@ def set_aside(folder: Path, going_on_from: str | None = None) -> None:
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Keep other runs out of a run's folder, and remove what one that was killed left half done."""
-    if not first_process():  # of several that are one run
+    if not first_of_run():  # of several that are one run
         yield
         return
     with only_run_in(folder):
         for place in (folder, folder / resume.CHECKPOINTS):
             remove_stale(place)
         yield
-
-
-def first_process() -> bool:
-    """Whether this process speaks for all of its run."""
-    ranks = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
-    return int(next((os.environ[name] for name in ranks if name in os.environ), 0)) == 0
 
 
 def last_logged(folder: Path, logged: Mapping[str, Tensor]) -> Callable[[str], float]:

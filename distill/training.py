@@ -51,9 +51,9 @@ def fit(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> tuple[Dis
         signals.stop_if_told()
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
-    except SystemExit:
+    except SystemExit as stop:
         signals.stop_if_told()  # before Lightning's own handler had been replaced
-        if trainer.interrupted:  # Lightning turns Ctrl-C into an exit code of its own
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning's exit code for Ctrl-C
             raise KeyboardInterrupt from None
         raise
     finally:

@@ -3,7 +3,8 @@
 The step of the fused sweep, teacher live, is held to the time of one teacher's and eight students'
 steps, as measured alone in the same run: a student's is that of a supervised run, the teacher's
 what a distilled one takes longer. `start to end` is the whole command on digits, start-up, numbers
-and pages included, against the command of a single run; teacher and baseline are in the cache.
+and pages included, against the command of a single run: in one process, in one for each core, and
+one job after the other. Teacher and baseline are in the cache.
 """
 
 from __future__ import annotations
@@ -82,11 +83,14 @@ def steps(pair: Pair, repeats: int) -> tuple[list[Row], dict[str, Any]]:
 
 def whole_commands(work: Path, repeats: int) -> tuple[list[Row], dict[str, Any]]:
     """Return how long eight temperatures take on digits, and how long one does."""
-    swept = ",".join(map(str, TEMPERATURES))
+    swept = ["-m", f"objective.temperature={','.join(map(str, TEMPERATURES))}"]
+    cores = len(os.sched_getaffinity(0))
+    spread = f"fused in {cores} processes"
     commands = {
         "one": [],
-        "fused": ["-m", "hydra/launcher=fused", f"objective.temperature={swept}"],
-        "apart": ["-m", "hydra/launcher=basic", f"objective.temperature={swept}"],
+        "fused": [*swept, "hydra/launcher=fused"],
+        spread: [*swept, "hydra/launcher=fused", f"hydra.launcher.devices={cores}"],
+        "apart": [*swept, "hydra/launcher=basic"],
     }
 
     def command(arguments: list[str]) -> float:
@@ -106,4 +110,4 @@ def whole_commands(work: Path, repeats: int) -> tuple[list[Row], dict[str, Any]]
         label = f"digits, start to end: {side} (8 temperatures) / {other}"
         return Row(label, ratio(taken, side, other), most=most, note=note)
 
-    return [row("fused", "one", 3.0), row("fused", "apart", None)], taken
+    return [row("fused", "one", None), row(spread, "one", 3.0), row("fused", "apart", None)], taken
