@@ -189,3 +189,20 @@ def test_a_signal_while_lightning_still_has_its_own_handler_is_heeded(
                            "objective=supervised"))  # fmt: skip
     assert stopped.type is signals.Preempted
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("raised", [SystemExit(7), KeyboardInterrupt()])
+def test_an_exit_that_a_scheduler_asks_for_is_not_taken_for_ctrl_c(composed, monkeypatch, raised):
+    def leave(self, batch, batch_idx):
+        raise raised  # as submitit's handler does, when Slurm's time is up
+
+    monkeypatch.setattr(Distiller, "training_step", leave)
+    keys = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises((SystemExit, KeyboardInterrupt)) as stopped:
+            run.train(composed(*QUICK[:2], *QUICK[3:], "baseline=false", "teacher=none",
+                               "objective=supervised"))  # fmt: skip
+    finally:
+        signal.signal(signal.SIGINT, keys)  # which Lightning ignores after Ctrl-C
+    assert stopped.type is type(raised)
+    assert getattr(stopped.value, "code", 7) == 7
