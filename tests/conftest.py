@@ -82,7 +82,6 @@ def command(surroundings, tmp_path):
     def run(*arguments, folder=tmp_path, check=True, **environment):
         done = subprocess.run(
             [str(argument) for argument in arguments],
-            executable=str(BIN / arguments[0]),
             cwd=folder,
             env=surroundings(**environment),
             capture_output=True,
@@ -104,7 +103,6 @@ class Started(subprocess.Popen):
         with output.open("w") as file:
             super().__init__(
                 [str(argument) for argument in arguments],
-                executable=str(BIN / arguments[0]),
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

@@ -1,6 +1,9 @@
 """What processes of a sweep saw: `watched/` is on their path and takes notes."""
 
+import csv
+import itertools
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -34,6 +37,35 @@ class Notes:
         """The GPU of each process, which it saw from before it imported torch."""
         assert all(one["gpu"] == one["gpu_at_import"] for one in self.all())
         return {one["pid"]: one["gpu"] for one in self.all()}
+
+    def gpus_not_shared(self):
+        """The GPU of each process, which no other had while it was at work."""
+        gpu, lives = self.gpus(), self.lives()
+        for one, other in itertools.combinations(lives, 2):
+            assert gpu[one] != gpu[other] or not overlap(lives[one], lives[other])
+        return gpu
+
+
+def overlap(one, other):
+    return one[0] <= other[1] and other[0] <= one[1]
+
+
+def assert_all_done(sweep, count, failed=0):
+    with (sweep / "sweep.csv").open() as file:
+        found = [row["status"] for row in csv.DictReader(file)]
+    assert found == ["done"] * count + ["failed"] * failed
+    for job in range(count):
+        assert json.loads((sweep / str(job) / "summary.json").read_text())["student"]
+        assert (sweep / str(job) / "student" / "model.safetensors").is_file()
+
+
+def until(reached, process, seconds=120):
+    """Wait for something that a process is to do."""
+    end = time.monotonic() + seconds
+    while not reached():
+        assert process.poll() is None, process.said()
+        assert time.monotonic() < end, process.said()
+        time.sleep(0.05)
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """`hydra/launcher=ray`: real sweeps on one machine, and on a cluster that loses a node."""
 
-import csv
-import json
 import os
 import random
 import secrets
@@ -14,6 +12,7 @@ import pytest
 import torch
 
 from tests.conftest import free_port
+from tests.sweep.conftest import assert_all_done, overlap, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
@@ -37,19 +36,6 @@ def ray(watched, monkeypatch):
     shutil.rmtree(short, ignore_errors=True)
 
 
-def overlap(one, other):
-    return one[0] <= other[1] and other[0] <= one[1]
-
-
-def assert_all_done(sweep, count, failed=0):
-    with (sweep / "sweep.csv").open() as file:
-        found = [row["status"] for row in csv.DictReader(file)]
-    assert found == ["done"] * count + ["failed"] * failed
-    for job in range(count):
-        assert json.loads((sweep / str(job) / "summary.json").read_text())["student"]
-        assert (sweep / str(job) / "student" / "model.safetensors").is_file()
-
-
 def test_two_cores_take_eight_trials_two_at_a_time_and_one_that_fails(
     ray, command, watched, tmp_path
 ):
@@ -70,12 +56,8 @@ def test_each_trial_sees_a_gpu_of_its_own_before_torch_is_there(ray, command, wa
             "hydra.launcher.ray.init.num_gpus=2", "hydra.launcher.ray.init.num_cpus=2",
             "trainer.max_epochs=1", "hydra.sweep.dir=sweep")  # fmt: skip
     assert_all_done(tmp_path / "sweep", 3)
-    gpu, alive = watched.gpus(), watched.lives()
-    assert len(gpu) == 3
-    assert set(gpu.values()) == {"0", "1"}
-    for one in alive:
-        for other in alive.keys() - {one}:
-            assert gpu[one] != gpu[other] or not overlap(alive[one], alive[other])
+    assert set(watched.gpus_not_shared().values()) == {"0", "1"}
+    assert len(watched.lives()) == 3
 
 
 @pytest.fixture
@@ -91,14 +73,6 @@ def cluster(ray, spawn):
                  *common[:3])  # fmt: skip
     until(lambda: "Ray runtime started" in node.said(), node)
     return address, node
-
-
-def until(reached, process, seconds=120):
-    end = time.monotonic() + seconds
-    while not reached():
-        assert process.poll() is None, process.said()
-        assert time.monotonic() < end, process.said()
-        time.sleep(0.05)
 
 
 def held(node, watched, sweep):
