@@ -151,10 +151,19 @@ class _Stream:
     def __init__(self, items: Iterator[Any], first: int) -> None:
         self.items, self.first = items, first
         self.kept: deque[Any] = deque()
+        self.error: Exception | None = None
 
     def item(self, position: int) -> Any:
         while self.first + len(self.kept) <= position:
-            self.kept.append(next(self.items))
+            if self.error is not None:  # a run alone would have met it here too
+                raise self.error
+            try:
+                self.kept.append(next(self.items))
+            except StopIteration:
+                raise
+            except Exception as error:
+                self.error = error
+                raise
             if len(self.kept) > WINDOW:
                 self.kept.popleft()
                 self.first += 1

@@ -127,7 +127,8 @@ def model_costs(model: nn.Module, shape: tuple[int, ...], device: torch.device) 
 
 def flops(model: nn.Module, shape: tuple[int, ...]) -> int:
     """Return the floating-point operations of one image `(C, H, W)`."""
-    with FlopCounterMode(display=False) as counter:
+    # Compiled, it would not be counted, and no model after it in this process would be compiled.
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         forward_seconds(model, shape, 1, repeats=1)
     return counter.get_total_flops()
 

@@ -9,12 +9,15 @@ from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
+from torch import nn
 
 from distill import report, run
 from distill.cli import CONF
 from distill.report import figures, page
 from distill.report.reading import by_epoch, read_images, read_run, temperature_of
+from distill.report.summary import flops, model_costs
 from tests.fuzz import fuzz
 
 SECTIONS = ("headline", "confidence", "fidelity", "mistakes", "selective", "learning", "cost",
@@ -110,14 +113,32 @@ def test_everything_on_the_page_is_in_files(finished):
     )
 
 
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(144, 2)
+
+    def forward(self, images):
+        return self.head(self.conv(images).flatten(1))
+
+
+def test_counting_flops_leaves_a_model_and_those_after_it_compiled():
+    called = []
+
+    def backend(graph, inputs):
+        return lambda *inputs: called.append(len(called)) or graph.forward(*inputs)
+
+    for batch in (4, 3):
+        model = Small()
+        model.compile(backend=backend)
+        assert flops(model, (3, 8, 8)) == flops(Small(), (3, 8, 8)) > 0
+        before = len(called)
+        model(torch.zeros(batch, 3, 8, 8))
+        assert len(called) == before + 1
+
+
 def test_the_flops_are_those_of_the_layers():
-    import torch
-
-    from distill.report.summary import model_costs
-
-    model = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(8 * 36, 5)
-    )
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Flatten(), nn.Linear(8 * 36, 5))
     found = model_costs(model, (3, 6, 6), torch.device("cpu"))
     assert found["flops"] == 2 * (36 * 8 * 3 * 9 + 8 * 36 * 5)
     assert model.training

@@ -164,6 +164,24 @@ def test_a_run_that_falls_behind_goes_on_by_itself():
     assert 0 < begun[1] < 5
 
 
+def test_an_item_that_cannot_be_made_is_missed_by_every_run_at_its_place():
+    streams, met = Streams(), {}
+
+    def begin(position):
+        for number in range(position, 6):
+            if number == 3:
+                raise ValueError("a broken image")
+            yield number
+
+    def through(name):
+        met[name] = []
+        with pytest.raises(ValueError, match="a broken image"):
+            met[name].extend(streams.through("numbers", begin))
+
+    in_turns([lambda: through("a"), lambda: through("b"), lambda: through("c")])
+    assert met == {"a": [0, 1, 2], "b": [0, 1, 2], "c": [0, 1, 2]}
+
+
 def test_recent_answers_are_to_the_same_object_and_detail():
     recent, asked = Recent(), []
     one, equal = torch.ones(2), torch.ones(2)
