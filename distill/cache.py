@@ -65,6 +65,8 @@ def trained_once(
         return load_kept(kept)
     if config.processes(cfg) > 1:  # every rank takes part in training: a lock would wait for itself
         train_and_keep(cfg, data, role, kept, teacher)
+        if not kept.is_dir():
+            raise ValueError(f"{role}: {kept} is not on this machine: let all share paths.cache")
         return load_kept(kept)
     with waited_for(FileLock(f"{kept}.lock"), role):  # a parallel trial waits for this one's work
         remove_stale(kept.parent, kept.name)

@@ -130,6 +130,8 @@ def check_multirun(cfg: DictConfig) -> None:
 def processes(cfg: DictConfig) -> int:
     """Return how many processes, one per device, a run has."""
     devices = plain(cfg.trainer.devices)
+    if isinstance(devices, str) and "," in devices:  # "0,1", as Lightning reads it
+        devices = [device for device in devices.split(",") if device.strip()]
     if isinstance(devices, list):
         count = len(devices)
     elif str(devices) in ("auto", "-1"):

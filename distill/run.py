@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from distill import config, judge, report, resume, signals
@@ -61,14 +62,14 @@ def train(cfg: DictConfig) -> float | list[float] | None:
         ValueError: for what a person can put right.
     """
     signals.stop_if_told()
-    config.check_multirun(cfg)
     try:
+        config.check_multirun(cfg)
         check_values(cfg)
-    except ValueError:
+        resume.check(cfg)
+    except (ValueError, OmegaConfBaseException):
         if config.swept():
             refused_in(Path(cfg.paths.output_dir))
         raise
-    resume.check(cfg)
     with alone_in(Path(cfg.paths.output_dir)):
         before = take_up(cfg)
         return trained(cfg) if before is None else before

@@ -50,7 +50,15 @@ def test_another_configuration_is_another_job_whichever_was_first(
     assert "its numbers are set aside" in said
 
 
-@pytest.mark.parametrize("free", [(), ("report=false",), ("sweep.metrics=[val/top1]",)])
+@pytest.mark.parametrize(
+    "free",
+    [
+        (),
+        ("report=false",),
+        ("sweep.metrics=[val/top1]",),
+        ("store.path=elsewhere", "data.num_workers=1", "trainer.log_every_n_steps=7"),
+    ],
+)
 def test_what_decides_no_number_is_no_other_job(composed, tmp_path, free):
     leave(tmp_path / "0", composed())
     told = resume.finished(composed(*free))

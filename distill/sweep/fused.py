@@ -7,6 +7,7 @@ so that its files and numbers are those of a run alone.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import math
@@ -28,7 +29,7 @@ from distill import signals
 from distill.cli import SWEEP_GOES_ON, one_line, out_of_memory
 from distill.config import plain, shared_key
 from distill.sweep.lockstep import in_turns
-from distill.sweep.workers import nothing, places, spread
+from distill.sweep.workers import GPU, nothing, places, spread
 
 STATES = 5  # of each parameter: its value, gradient, the optimiser's two, and an average
 Report = Callable[[int, JobReturn], None]
@@ -48,13 +49,20 @@ def launch(
     """Run the jobs of a multirun; see `hydra_plugins.distill_fused.launcher.FusedLauncher`."""
     setup_globals()
     config: DictConfig = launcher.config
+    if config.hydra.job.chdir:
+        raise ValueError(
+            "hydra.job.chdir=true: jobs that take turns are in one directory; "
+            "leave it, or take hydra/launcher=basic"
+        )
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     Path(config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
     jobs = [composed(launcher, list(own), k) for k, own in enumerate(job_overrides, first)]
     results: dict[int, JobReturn] = {}
-    where = places(launcher.devices)
+    on_gpus = any(accelerator(job.config) != "cpu" for job in jobs)
+    where = places(launcher.devices, on_gpus)
     chunks = chunked(jobs, max(1, len(where)), launcher.together)
-    run = partial(run_chunk, launcher.hydra_context, launcher.task_function)
+    sharers = 1 if any(GPU in place for place in where) else max(1, len(where))
+    run = partial(run_chunk, launcher.hydra_context, launcher.task_function, sharers)
     try:
         if where:
             spread(run, chunks, where, results)
@@ -95,10 +103,10 @@ def chunked(jobs: Iterable[Job], processes: int, most: int | None) -> list[list[
 
 
 def run_chunk(
-    context: HydraContext, task: TaskFunction, chunk: Sequence[Job], report: Report
+    context: HydraContext, task: TaskFunction, sharers: int, chunk: Sequence[Job], report: Report
 ) -> None:
-    """Run jobs in turns, as many at a time as there is memory for."""
-    most = fitting(chunk)
+    """Run jobs in turns, as many at a time as there is memory for among `sharers` processes."""
+    most = fitting(chunk, sharers)
     if most < len(chunk):
         print(f"distill: {len(chunk)} students do not fit in memory beside each other: they are "
               f"trained {most} at a time", file=sys.stderr)  # fmt: skip
@@ -106,11 +114,19 @@ def run_chunk(
         run_together(context, task, chunk[start : start + most], report)
 
 
-def fitting(chunk: Sequence[Job]) -> int:
-    """Return how many of these jobs' students fit in half of the memory that is free."""
+def fitting(chunk: Sequence[Job], sharers: int = 1) -> int:
+    """Return how many of these jobs' students fit in half of a process's share of free memory."""
     largest = max(student_bytes(job.config) for job in chunk)
-    free = free_bytes(chunk[0].config)
+    free = free_bytes(chunk[0].config) / sharers
     return max(1, min(len(chunk), int(free / 2 // largest))) if largest and free else len(chunk)
+
+
+def accelerator(config: DictConfig) -> Any:
+    """Return where a job asks to be trained, or None if it cannot be said."""
+    try:
+        return (config.get("trainer") or {}).get("accelerator")
+    except OmegaConfBaseException:  # its own run will say what is wrong
+        return None
 
 
 def student_bytes(config: DictConfig) -> int:
@@ -139,7 +155,7 @@ def parameter_bytes(name: str, args: str) -> int:
 
 def free_bytes(config: DictConfig) -> int:
     """Return the free memory where a job's student will be; 0 if that is not known."""
-    if config.trainer.accelerator != "cpu" and torch.cuda.is_available():
+    if accelerator(config) != "cpu" and torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -168,6 +184,7 @@ def run_together(
             report(job.number, done)
         elif among_others:
             crowded.append(job)
+            let_go(done._return_value)
         else:
             print(f"distill: job {job.number}: {one_line(done._return_value)}", file=sys.stderr)
             report(job.number, nothing())
@@ -178,6 +195,16 @@ def run_together(
         print(f"distill: job {job.number} does not fit beside the others: it runs again, alone",
               file=sys.stderr)  # fmt: skip
         in_turns([partial(run, job, False)])
+
+
+def let_go(error: BaseException | None) -> None:
+    """Free what the frames of an error hold, a whole step's tensors, for those who come after."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def labelled(task: TaskFunction, number: int, cfg: DictConfig) -> Any:

@@ -23,18 +23,20 @@ GPU = "CUDA_VISIBLE_DEVICES"
 PATIENCE = 60  # seconds in which students write their last checkpoints
 
 
-def places(devices: Any) -> list[Place]:
+def places(devices: Any, on_gpus: bool = True) -> list[Place]:
     """Return where processes are to run, or nothing where the one that asks will do.
 
     Args:
-        devices: `auto` for every GPU of the machine, a number of processes, or a list of GPUs.
+        devices: `auto` for every GPU of the machine, a number of processes, or a list of GPUs: by
+            name, or as torch counts those that this process may use.
+        on_gpus: whether the jobs may use GPUs.
 
     Raises:
         ValueError: if there are not so many GPUs, or it is none of these.
     """
+    found = gpus() if on_gpus else []
     if isinstance(devices, Sequence) and not isinstance(devices, str):
-        return [{GPU: str(device)} for device in devices]
-    found = gpus()
+        return [{GPU: named(device, found) if on_gpus else str(device)} for device in devices]
     count = len(found) if devices == "auto" else devices
     if not isinstance(count, int) or isinstance(count, bool) or count < (devices != "auto"):
         raise ValueError(f"hydra.launcher.devices={devices}: give auto, a number or a list of GPUs")
@@ -46,6 +48,15 @@ def places(devices: Any) -> list[Place]:
         return [{GPU: device} for device in found[:count]]
     share = str(max(1, cores() // count))
     return [{"OMP_NUM_THREADS": share, "MKL_NUM_THREADS": share}] * count
+
+
+def named(device: Any, found: Sequence[str]) -> str:
+    """Return the name of one of the GPUs that were found, given its name or its index."""
+    if isinstance(device, int) and 0 <= device < len(found):
+        return found[device]
+    if str(device) in found:
+        return str(device)
+    raise ValueError(f"hydra.launcher.devices names GPU {device}, and there are {len(found)} GPUs")
 
 
 def gpus() -> list[str]:

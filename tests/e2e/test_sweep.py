@@ -1,5 +1,7 @@
 import csv
 
+import pytest
+
 QUICK = ("trainer.max_epochs=1", "teacher.fit.max_epochs=1", "trainer.accelerator=cpu")
 
 
@@ -28,14 +30,29 @@ def test_a_failing_job_is_named_and_the_others_finish(command, tmp_path):
         assert [row["status"] for row in csv.DictReader(file)] == ["failed", "done"]
 
 
-def test_a_job_that_fails_in_a_used_folder_does_not_show_the_old_numbers(command, tmp_path):
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("objective.temperature=-1",),
+        ("objective.temperature=4", "data=folder"),  # and no root
+        ("objective.temperature=4", "trainer.devices=2"),
+    ],
+)
+def test_a_job_that_fails_in_a_used_folder_does_not_show_the_old_numbers(command, tmp_path, wrong):
     options = (*QUICK, "hydra.sweep.dir=sweep", "baseline=false", "trainer.limit_train_batches=1")
     command("distill", "-m", "objective.temperature=4", *options)
-    again = command("distill", "-m", "objective.temperature=-1", *options, check=False)
+    again = command("distill", "-m", *options, *wrong, check=False)
     assert again.returncode == 2
     with (tmp_path / "sweep" / "sweep.csv").open() as file:
         assert [row["status"] for row in csv.DictReader(file)] == ["failed"]
     assert (tmp_path / "sweep" / "0" / "summary.previous.json").is_file()
+
+
+def test_jobs_that_take_turns_do_not_change_directory(command, tmp_path):
+    done = command("distill", "-m", "seed=0,1", *QUICK, "hydra.job.chdir=true", check=False)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "hydra/launcher=basic" in line
 
 
 def test_subprocess_ddp_in_a_sweep_is_refused_with_the_ways_out(command, tmp_path):

@@ -1,5 +1,8 @@
 """Which jobs run together."""
 
+import weakref
+
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
@@ -40,13 +43,34 @@ def test_as_many_train_at_a_time_as_half_of_the_memory_holds(
     monkeypatch.setattr(fused, "free_bytes", lambda config: 2 * students * each)
     chunk = [job(number, student="resnet10t") for number in range(4)] + [job(4)]
     assert fitting(chunk) == expected
+    assert fitting(chunk, sharers=5) == max(1, min(5, int(students / 5)))
     ran = []
     monkeypatch.setattr(fused, "run_together", lambda a, b, part, report: ran.append(part))
-    run_chunk(None, None, chunk, None)
+    run_chunk(None, None, 1, chunk, None)
     assert [j.number for part in ran for j in part] == [0, 1, 2, 3, 4]
     assert max(map(len, ran)) == expected
     said = capsys.readouterr().err
     assert ("do not fit in memory" in said) == (expected < 5)
+
+
+def test_what_a_failed_step_held_is_free_before_the_next(monkeypatch):
+    held = []
+
+    def fail():
+        step = np.ones(3)  # as the tensors of a step
+        held.append(weakref.ref(step))
+        try:
+            raise MemoryError("small")
+        except MemoryError as error:
+            raise RuntimeError("can't allocate memory") from error
+
+    with pytest.raises(RuntimeError) as caught:
+        fail()
+    error = caught.value
+    del caught
+    assert held[0]() is not None
+    fused.let_go(error)
+    assert held[0]() is None
 
 
 def test_what_is_not_known_is_no_limit(monkeypatch):

@@ -46,6 +46,7 @@ def spread_over(where, *chunks):
 
 def test_each_process_sees_its_own_gpu_before_torch_is_there(tmp_path, monkeypatch):
     monkeypatch.delenv(GPU, raising=False)
+    monkeypatch.setattr(workers, "gpus", lambda: list("01234567"))
     jobs = [Job(number, tmp_path, seconds=0.3) for number in range(6)]
     found = spread_over(places([3, 5]), *([job] for job in jobs))
     assert sorted(found) == list(range(6))
@@ -120,16 +121,28 @@ def test_places_share_out_gpus_or_cores(monkeypatch):
     monkeypatch.setattr(workers, "gpus", lambda: ["4", "6", "7"])
     assert places("auto") == [{GPU: "4"}, {GPU: "6"}, {GPU: "7"}]
     assert places(2) == [{GPU: "4"}, {GPU: "6"}]
-    assert places([1]) == [{GPU: "1"}]
+    assert places([1]) == places(["6"]) == [{GPU: "6"}]  # as torch counts, or by name
+    for absent in (3, -1, "5", "1"):
+        with pytest.raises(ValueError, match=f"names GPU {absent}, and there are 3"):
+            places([absent])
     with pytest.raises(ValueError, match="devices=4, and there are 3 GPUs"):
         places(4)
     monkeypatch.setattr(workers, "gpus", list)
     monkeypatch.setattr(workers, "cores", lambda: 8)
     assert places("auto") == []
+    with pytest.raises(ValueError, match="names GPU 0, and there are 0"):
+        places([0])
     assert [place["OMP_NUM_THREADS"] for place in places(3)] == ["2", "2", "2"]
     for wrong in (0, -1, "all", True, 1.5):
         with pytest.raises(ValueError, match=r"hydra\.launcher\.devices="):
             places(wrong)
+
+
+def test_jobs_that_ask_for_no_gpu_are_not_counted_by_gpus(monkeypatch):
+    monkeypatch.setattr(workers, "gpus", lambda: ["0", "1"])
+    monkeypatch.setattr(workers, "cores", lambda: 8)
+    assert places("auto", on_gpus=False) == []
+    assert [place["OMP_NUM_THREADS"] for place in places(4, on_gpus=False)] == ["2"] * 4
 
 
 def test_the_gpus_that_are_named_are_the_ones_to_use(monkeypatch):
