@@ -29,6 +29,15 @@ def composed(tmp_path, cache):
     return make
 
 
+@pytest.mark.parametrize(
+    ("devices", "count"),
+    [("1", 1), ("[0,1]", 2), ("'0,1'", 2), ("'3,'", 1), ("auto", 1), ("-1", 1), ("3", 3)],
+)
+def test_devices_are_counted_as_lightning_reads_them(composed, devices, count):
+    cfg = composed(f"trainer.devices={devices}", "trainer.accelerator=cpu")
+    assert config.processes(cfg) == count
+
+
 class Waits(TorchDispatchMode):
     """Note what would make a processor wait for its GPU: asking for a value, or for a size."""
 

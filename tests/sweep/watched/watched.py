@@ -5,13 +5,14 @@ import os
 import time
 
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 from sitecustomize import Watch
 from torch.nn.functional import cross_entropy
 
 
 def loss(student, target):
     seen = {
-        "job": HydraConfig.get().job.num,
+        "job": OmegaConf.select(HydraConfig.get(), "job.num"),  # None of a single run
         "pid": os.getpid(),
         "time": time.monotonic(),
         "gpu": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
