@@ -166,6 +166,24 @@ def check_same(path: Path, content: dict[str, Any], cfg: DictConfig) -> None:
     )
 
 
+def check_unchanged(cfg: DictConfig, learned_from: dict[str, Any]) -> None:
+    """Refuse to go on under a teacher, or from images, that have changed since.
+
+    Args:
+        cfg: of the run.
+        learned_from: what its student learns from → a hash of what that is now.
+    """
+    if not cfg.ckpt_path or not asked(cfg):
+        return
+    before = as_object(read_lightning(Path(cfg.ckpt_path)).get("distill"))
+    for source, then in as_object(before.get("learned_from")).items():
+        if then != learned_from.get(source):
+            raise ValueError(
+                f"{asked(cfg)}: the {source} changed since {cfg.ckpt_path} was written: "
+                "remove it to begin anew"
+            )
+
+
 def is_over(cfg: DictConfig) -> bool:
     """Return whether the checkpoint to go on from has nothing left to train, only to judge."""
     if not cfg.ckpt_path or not asked(cfg):

@@ -15,7 +15,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from distill import config, resume, signals
-from distill.cache import keep_history, open_recall, trained_once
+from distill.cache import identity, keep_history, open_recall, trained_once
 from distill.callbacks.checkpoints import LatestCheckpoint
 from distill.callbacks.loggers import begin
 from distill.callbacks.speed import Speed
@@ -35,6 +35,7 @@ def fit(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> tuple[Dis
     """Build the student from its seed and train it."""
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     student = untrained(cfg, data, teacher)
+    resume.check_unchanged(cfg, student.about["learned_from"])
     trainer = config.build_trainer(cfg, student.objective)
     own, *others = trainer.loggers
     own.log_hyperparams(config.plain(cfg))
@@ -85,6 +86,10 @@ def untrained(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> Dis
     )
     student.about = {
         "job": resume.fingerprint(cfg),
+        "learned_from": {
+            "data": data.fingerprint,
+            "teacher": teacher and [identity(teacher.model), identity(teacher.normalize)],
+        },
         "config": config.plain(cfg),
         "student_model": asdict(replace(spec, checkpoint=None, pretrained=False)),
         "preprocessing": {

@@ -1,6 +1,7 @@
 """What a resumed run or sweep takes for the same job, and what for another."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -77,6 +78,18 @@ def test_another_jobs_checkpoint_is_not_gone_on_from(composed, tmp_path):
     cfg = composed("seed=1")
     resume.go_on(cfg)
     assert cfg.ckpt_path.endswith("last.ckpt")
+
+
+@pytest.mark.parametrize("changed", ["data", "teacher", None])
+def test_a_run_does_not_go_on_under_another_teacher_or_other_images(composed, tmp_path, changed):
+    checkpoint = tmp_path / "last.ckpt"
+    then = {"data": "a", "teacher": ["b", "c"]}
+    weights = {"student.w": torch.ones(1)}
+    torch.save({"state_dict": weights, "distill": {"learned_from": then}}, checkpoint)
+    now = {"data": "a", "teacher": ["b", "c"]} | ({changed: "d"} if changed else {})
+    refused = pytest.raises(ValueError, match=f"the {changed} changed since")
+    with refused if changed else nullcontext():
+        resume.check_unchanged(composed(f"ckpt_path={checkpoint}"), now)
 
 
 def test_jobs_of_a_resumed_sweep_are_of_one_setting(composed):
