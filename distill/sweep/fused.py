@@ -1,46 +1,25 @@
-"""The jobs of a sweep in few processes: each shares one pass of data and teacher among its jobs.
+"""`hydra/launcher=fused`: the jobs of a sweep in few processes.
 
-Jobs that differ on the student's side only form a group. A process trains a group in turns, batch
-by batch: data, views, the teacher and its answers are made once; everything else is each job's own,
-so that its files and numbers are those of a run alone.
+What a process needs to train is imported while others that will train import it too; here is only
+what hands the jobs out.
 """
 
 from __future__ import annotations
 
-import gc
-import json
-import logging
-import math
-import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import cache, partial
+import importlib
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import timm
-import torch
-from hydra.core.utils import JobReturn, configure_log, run_job, setup_globals
-from hydra.types import HydraContext, TaskFunction
+from hydra.core.utils import JobReturn, configure_log, setup_globals
 from omegaconf import DictConfig, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
 from distill import signals
-from distill.cli import SWEEP_GOES_ON, one_line, out_of_memory
-from distill.config import plain, shared_key
-from distill.sweep.lockstep import in_turns
-from distill.sweep.workers import GPU, nothing, places, spread
+from distill.cli import SWEEP_GOES_ON
+from distill.sweep.workers import GPU, Job, accelerator, places, spread, started
 
-STATES = 5  # of each parameter: its value, gradient, the optimiser's two, and an average
-Report = Callable[[int, JobReturn], None]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One job of a sweep: its number and its whole configuration."""
-
-    number: int
-    config: DictConfig
+GROUP = "distill.sweep.group"
 
 
 def launch(
@@ -57,18 +36,20 @@ def launch(
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     Path(config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
     jobs = [composed(launcher, list(own), k) for k, own in enumerate(job_overrides, first)]
-    results: dict[int, JobReturn] = {}
     on_gpus = any(accelerator(job.config) != "cpu" for job in jobs)
     where = places(launcher.devices, on_gpus)
-    chunks = chunked(jobs, max(1, len(where)), launcher.together)
-    sharers = 1 if any(GPU in place for place in where) else max(1, len(where))
-    run = partial(run_chunk, launcher.hydra_context, launcher.task_function, sharers)
+    sharers = 1 if any(GPU in place for place in where) else max(1, len(where))  # of the memory
+    results: dict[int, JobReturn] = {}
     try:
-        if where:
-            spread(run, chunks, where, results)
-        else:
-            for chunk in chunks:
-                run(chunk, results.__setitem__)
+        with started(where[: len(jobs)], GROUP) as workers:
+            group = importlib.import_module(GROUP)
+            chunks = group.chunked(jobs, max(1, len(where)), launcher.together)
+            run = partial(group.run_chunk, launcher.hydra_context, launcher.task_function, sharers)
+            if workers:
+                spread(run, chunks, workers, results)
+            else:
+                for chunk in chunks:
+                    run(chunk, results.__setitem__)
     except signals.Preempted as stop:
         stop.advice = f"stopped; {SWEEP_GOES_ON}{config.hydra.sweep.dir} goes on"
         raise
@@ -82,137 +63,3 @@ def composed(launcher: Any, overrides: list[str], number: int) -> Job:
     with open_dict(config):
         config.hydra.job.id = config.hydra.job.num = number
     return Job(number, config)
-
-
-def chunked(jobs: Iterable[Job], processes: int, most: int | None) -> list[list[Job]]:
-    """Return jobs that share data and teacher together, in at least as many parts as processes."""
-    groups: dict[str, list[Job]] = {}
-    for job in jobs:
-        try:
-            key = shared_key(job.config, "teacher")
-        except OmegaConfBaseException:  # its own run will say what is wrong
-            key = str(job.number)
-        if (job.config.get("logger") or {}).get("wandb"):  # a process has one run of W&B at a time
-            key = str(job.number)
-        groups.setdefault(key, []).append(job)
-    parts = []
-    for group in groups.values():
-        size = min(math.ceil(len(group) / processes), most or len(group))
-        parts += [group[start : start + size] for start in range(0, len(group), size)]
-    return parts
-
-
-def run_chunk(
-    context: HydraContext, task: TaskFunction, sharers: int, chunk: Sequence[Job], report: Report
-) -> None:
-    """Run jobs in turns, as many at a time as there is memory for among `sharers` processes."""
-    most = fitting(chunk, sharers)
-    if most < len(chunk):
-        print(f"distill: {len(chunk)} students do not fit in memory beside each other: they are "
-              f"trained {most} at a time", file=sys.stderr)  # fmt: skip
-    for start in range(0, len(chunk), most):
-        run_together(context, task, chunk[start : start + most], report)
-
-
-def fitting(chunk: Sequence[Job], sharers: int = 1) -> int:
-    """Return how many of these jobs' students fit in half of a process's share of free memory."""
-    largest = max(student_bytes(job.config) for job in chunk)
-    free = free_bytes(chunk[0].config) / sharers
-    return max(1, min(len(chunk), int(free / 2 // largest))) if largest and free else len(chunk)
-
-
-def accelerator(config: DictConfig) -> Any:
-    """Return where a job asks to be trained, or None if it cannot be said."""
-    try:
-        return (config.get("trainer") or {}).get("accelerator")
-    except OmegaConfBaseException:  # its own run will say what is wrong
-        return None
-
-
-def student_bytes(config: DictConfig) -> int:
-    """Return the bytes that a student takes as long as it is trained; 0 if that is not known."""
-    student = config.get("student")
-    if not student or not student.name:
-        return 0
-    return STATES * parameter_bytes(student.name, json.dumps(plain(student.get("args") or {})))
-
-
-@cache  # the jobs of a sweep have few architectures
-def parameter_bytes(name: str, args: str) -> int:
-    """Return the bytes of an architecture's parameters; 0 if timm does not build it.
-
-    Args:
-        name: timm's name.
-        args: further arguments of `timm.create_model`, as JSON.
-    """
-    try:
-        with torch.device("meta"):  # without their numbers
-            model = timm.create_model(name, **json.loads(args))
-    except Exception:  # of which its own run will speak
-        return 0
-    return sum(parameter.nbytes for parameter in model.parameters())
-
-
-def free_bytes(config: DictConfig) -> int:
-    """Return the free memory where a job's student will be; 0 if that is not known."""
-    if accelerator(config) != "cpu" and torch.cuda.is_available():
-        return int(torch.cuda.mem_get_info()[0])
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return 0
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-
-
-def run_together(
-    context: HydraContext, task: TaskFunction, chunk: Sequence[Job], report: Report
-) -> None:
-    """Run jobs in turns; one for which memory did not suffice runs again when it is alone."""
-    crowded: list[Job] = []
-
-    def run(job: Job, among_others: bool) -> None:
-        done = run_job(
-            hydra_context=context,
-            task_function=partial(labelled, task, job.number),
-            config=job.config,
-            job_dir_key="hydra.sweep.dir",
-            job_subdir_key="hydra.sweep.subdir",
-        )
-        if signals.pending():  # whoever asked for it has stopped listening
-            return
-        if not out_of_memory(done._return_value):
-            report(job.number, done)
-        elif among_others:
-            crowded.append(job)
-            let_go(done._return_value)
-        else:
-            print(f"distill: job {job.number}: {one_line(done._return_value)}", file=sys.stderr)
-            report(job.number, nothing())
-
-    in_turns([partial(run, job, len(chunk) > 1) for job in chunk])
-    signals.stop_if_told()
-    for job in crowded:
-        print(f"distill: job {job.number} does not fit beside the others: it runs again, alone",
-              file=sys.stderr)  # fmt: skip
-        in_turns([partial(run, job, False)])
-
-
-def let_go(error: BaseException | None) -> None:
-    """Free what the frames of an error hold, a whole step's tensors, for those who come after."""
-    while error is not None:
-        error.__traceback__ = None
-        error = error.__cause__ or error.__context__
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def labelled(task: TaskFunction, number: int, cfg: DictConfig) -> Any:
-    """Run a job whose lines on the screen begin with its number."""
-    for handler in logging.root.handlers:
-        if type(handler) is logging.StreamHandler:
-            handler.setFormatter(logging.Formatter(f"[{number}] %(message)s"))
-    try:
-        return task(cfg)
-    except signals.Preempted:  # the others also write their checkpoints before the process ends
-        return None

@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from hydra import version
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from distill import signals
 from distill.cli import HYDRA
 
-Place = dict[str, str]  # environment variables that keep a process to its device
-Part = tuple[list[Any], int]  # jobs, and how often they were given back
 GPU = "CUDA_VISIBLE_DEVICES"
 PATIENCE = 60  # seconds in which students write their last checkpoints
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a sweep: its number and its whole configuration."""
+
+    number: int
+    config: DictConfig
+
+
+Place = dict[str, str]  # environment variables that keep a process to its device
+Part = tuple[list[Job], int]  # jobs, and how often they were given back
+Report = Callable[[int, JobReturn], None]
+Run = Callable[[Sequence[Job], Report], None]
+
+
+def accelerator(config: DictConfig) -> Any:
+    """Return where a job asks to be trained, or None if it cannot be said."""
+    try:
+        return (config.get("trainer") or {}).get("accelerator")
+    except OmegaConfBaseException:  # its own run will say what is wrong
+        return None
 
 
 def places(devices: Any, on_gpus: bool = True) -> list[Place]:
@@ -83,22 +107,23 @@ def nothing() -> JobReturn:
 class Worker:
     """A process at one place, and the part of a sweep that it is busy with."""
 
-    def __init__(self, place: Place, run: Callable[..., None]) -> None:
-        self.place = place
-        self.left: dict[int, Any] = {}  # the jobs that it has not reported
+    def __init__(self, place: Place, imports: str) -> None:
+        self.place, self.imports = place, imports
+        self.left: dict[int, Job] = {}  # those that it has not reported
         self.tries = 0
         context = multiprocessing.get_context("spawn")
         self.connection, there = context.Pipe()
-        self.process = context.Process(target=serve, args=(there, run))
+        self.process = context.Process(target=serve, args=(there, imports))
         with environment(place):  # before it imports anything
             self.process.start()
         there.close()
 
-    def give(self, part: Part) -> None:
-        """Hand over a part of the sweep."""
+    def give(self, run: Run, part: Part) -> None:
+        """Hand over a part of the sweep, and what runs it."""
         jobs, self.tries = part
         self.left = {job.number: job for job in jobs}
-        self.connection.send(jobs)
+        with suppress(OSError):  # it has died, as `answer` will say
+            self.connection.send((run, jobs))
 
     def answer(self) -> tuple[int, Any] | None:
         """Return the number and the result of a job, or None at the end of its part.
@@ -123,7 +148,7 @@ class Worker:
             self.process.join()
 
 
-def serve(connection: Connection, run: Callable[..., None]) -> None:
+def serve(connection: Connection, imports: str) -> None:
     """Run the parts that come through a connection, and send back what came of each job.
 
     Whoever gives them speaks for all, also of an interruption.
@@ -131,34 +156,52 @@ def serve(connection: Connection, run: Callable[..., None]) -> None:
     version.setbase(HYDRA)
     setup_globals()
     with suppress(EOFError, OSError, KeyboardInterrupt, signals.Preempted), signals.heeded():
+        importlib.import_module(imports)  # before there is anything to do: it takes seconds
         while True:
-            run(connection.recv(), lambda number, result: connection.send((number, result)))
+            run, jobs = connection.recv()
+            run(jobs, lambda number, result: connection.send((number, result)))
             connection.send(None)
 
 
-def spread(
-    run: Callable[..., None],
-    chunks: Sequence[Sequence[Any]],
-    where: Sequence[Place],
-    results: dict[int, Any],
-) -> None:
-    """Run parts of a sweep in a process at each place, the largest first.
+@contextmanager
+def started(where: Sequence[Place], imports: str) -> Iterator[list[Worker]]:
+    """Start a process at each place, and stop those that are idle at the end.
 
-    A process that dies gives its jobs back once; a job with which two have died came to nothing.
+    Args:
+        where: the places.
+        imports: the module that they import meanwhile.
+    """
+    workers: list[Worker] = []
+    try:
+        for place in where:
+            workers.append(Worker(place, imports))
+        yield workers
+    finally:
+        for worker in workers:
+            worker.stop()
+
+
+def spread(
+    run: Run, chunks: Sequence[Sequence[Job]], idle: list[Worker], results: dict[int, JobReturn]
+) -> None:
+    """Run parts of a sweep in several processes, the largest first.
+
+    A process that dies gives its jobs back once, and another takes its place; a job with which two
+    have died came to nothing.
 
     Args:
         run: (part, report) → runs its jobs, and reports the number and the result of each.
         chunks: the parts.
-        where: the places.
+        idle: the processes, which are idle again at the end.
         results: takes the results, by the jobs' numbers.
     """
     queue: deque[Part] = deque((list(c), 0) for c in sorted(chunks, key=len, reverse=True))
-    free, busy = list(where), list[Worker]()
+    busy: list[Worker] = []
     try:
         while queue or busy:
-            while queue and free:
-                worker = Worker(free.pop(0), run)
-                worker.give(queue.popleft())
+            while queue and idle:
+                worker = idle.pop(0)
+                worker.give(run, queue.popleft())
                 busy.append(worker)
             ready = wait([worker.connection for worker in busy])
             for worker in [worker for worker in busy if worker.connection in ready]:
@@ -166,15 +209,15 @@ def spread(
                     message = worker.answer()
                 except EOFError:
                     bury(worker, queue, results)
-                    message = None
+                    busy.remove(worker)
+                    if queue:
+                        idle.append(Worker(worker.place, worker.imports))
+                    continue
                 if message is not None:
                     results.update([message])
-                elif queue and worker.process.is_alive():
-                    worker.give(queue.popleft())
                 else:
                     busy.remove(worker)
-                    worker.stop()
-                    free.append(worker.place)
+                    idle.append(worker)
     finally:  # of an interruption, if any is still busy
         for worker in busy:
             worker.process.terminate()
@@ -182,14 +225,14 @@ def spread(
             worker.stop(PATIENCE)
 
 
-def bury(worker: Worker, queue: deque[Part], results: dict[int, Any]) -> None:
+def bury(worker: Worker, queue: deque[Part], results: dict[int, JobReturn]) -> None:
     """Give the jobs of a process that died back, or give them up if they were given back before."""
     jobs = list(worker.left.values())
     again = worker.tries == 0
     names = ", ".join(str(job.number) for job in jobs)
     outcome = "run again" if again else "came to nothing"
     print(f"distill: a worker died; its jobs ({names}) {outcome}", file=sys.stderr)
-    worker.process.join()
+    worker.stop()
     if again and jobs:
         queue.appendleft((jobs, 1))
     elif not again:

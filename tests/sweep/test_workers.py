@@ -12,7 +12,7 @@ import pytest
 
 from distill import signals
 from distill.sweep import workers
-from distill.sweep.workers import GPU, places, spread
+from distill.sweep.workers import GPU, places, spread, started
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,10 @@ def run(chunk, report):
 
 def spread_over(where, *chunks):
     results = {}
-    spread(run, chunks, where, results)
+    with started(where, "json") as idle:
+        spread(run, chunks, idle, results)
+        alive = [worker.process for worker in idle]
+    assert not any(process.is_alive() for process in alive)
     return results
 
 
@@ -89,6 +92,22 @@ def test_a_process_that_dies_gives_its_jobs_back_once(tmp_path, capfd):
     assert "a worker died; its jobs (4) came to nothing" in said
 
 
+def test_processes_that_get_nothing_to_do_end(tmp_path):
+    with started(places(3), "json") as idle:
+        processes = [worker.process for worker in idle]
+        spread(run, [[Job(0, tmp_path)]], idle, {})
+    assert len(processes) == 3
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+
+
+def test_what_cannot_be_imported_gives_the_jobs_up(tmp_path, capfd):
+    results = {}
+    with started(places(2), "no_such_module") as idle:
+        spread(run, [[Job(0, tmp_path)], [Job(1, tmp_path)]], idle, results)
+    assert [results[number].return_value for number in (0, 1)] == [None, None]
+    assert "ModuleNotFoundError" in capfd.readouterr().err
+
+
 def work_until_told(chunk, report):
     """Write a checkpoint when told to end, as students do."""
     (folder,) = (job.folder for job in chunk)
@@ -109,8 +128,9 @@ def test_processes_that_are_told_to_end_write_their_checkpoints_and_say_nothing(
 
     threading.Thread(target=tell, daemon=True).start()
     parts = [[Job(0, tmp_path)], [Job(1, tmp_path)]]
-    with pytest.raises(signals.Preempted, match="SIGTERM"), signals.heeded():
-        spread(work_until_told, parts, places(2), {})
+    told = pytest.raises(signals.Preempted, match="SIGTERM")
+    with told, signals.heeded(), started(places(2), "json") as idle:
+        spread(work_until_told, parts, idle, {})
     found = [path.name.rpartition("-")[2] for path in tmp_path.glob("checkpoint-*")]
     assert len(found) == 2
     assert not any(os.path.exists(f"/proc/{pid}") for pid in found)

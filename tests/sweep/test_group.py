@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from distill.sweep import fused
-from distill.sweep.fused import Job, chunked, fitting, run_chunk
+from distill.sweep import group
+from distill.sweep.group import chunked, fitting, run_chunk
+from distill.sweep.workers import Job
 
 
 def job(number, seed=0, student="resnet18", epochs=8, **data):
@@ -38,14 +39,14 @@ def test_jobs_that_differ_on_the_students_side_only_are_together():
 def test_as_many_train_at_a_time_as_half_of_the_memory_holds(
     monkeypatch, capsys, students, expected
 ):
-    each = fused.student_bytes(job(0).config)
+    each = group.student_bytes(job(0).config)
     assert each == 5 * 4 * 11_689_512  # resnet18 on ImageNet
-    monkeypatch.setattr(fused, "free_bytes", lambda config: 2 * students * each)
+    monkeypatch.setattr(group, "free_bytes", lambda config: 2 * students * each)
     chunk = [job(number, student="resnet10t") for number in range(4)] + [job(4)]
     assert fitting(chunk) == expected
     assert fitting(chunk, sharers=5) == max(1, min(5, int(students / 5)))
     ran = []
-    monkeypatch.setattr(fused, "run_together", lambda a, b, part, report: ran.append(part))
+    monkeypatch.setattr(group, "run_together", lambda a, b, part, report: ran.append(part))
     run_chunk(None, None, 1, chunk, None)
     assert [j.number for part in ran for j in part] == [0, 1, 2, 3, 4]
     assert max(map(len, ran)) == expected
@@ -69,12 +70,12 @@ def test_what_a_failed_step_held_is_free_before_the_next(monkeypatch):
     error = caught.value
     del caught
     assert held[0]() is not None
-    fused.let_go(error)
+    group.let_go(error)
     assert held[0]() is None
 
 
 def test_what_is_not_known_is_no_limit(monkeypatch):
-    assert fused.student_bytes(job(0, student="gone").config) == 0
-    assert fused.student_bytes(job(0, student=None).config) == 0
-    assert fused.free_bytes(job(0).config) > 0
+    assert group.student_bytes(job(0, student="gone").config) == 0
+    assert group.student_bytes(job(0, student=None).config) == 0
+    assert group.free_bytes(job(0).config) > 0
     assert fitting([job(0, student="gone")] * 3) == 3
