@@ -161,6 +161,7 @@ def sweep_content(paths: Sequence[Path], output: Path) -> dict[str, Any]:
         "title": ", ".join(path.resolve().name for path in paths),
         "told": (["sweep"] if any("sweep" in row for row in rows) else []) + varied(done),
         "rows": [row | {"link": link_to(row["folder"], output.parent)} for row in ranked],
+        "decided": bool(ranked) and merit(ranked[0]) > -math.inf,
         "ties": sum(merit(row) == merit(ranked[0]) for row in ranked),
         "failed": [row for row in rows if row["status"] != "done"],
         "seeds": len({row["config"].get(SEED) for row in done}),
@@ -192,10 +193,10 @@ def link_to(folder: Path, start: Path) -> str | None:
 
 def merit(row: Row) -> float:
     """Return what validation says of a job by its `optimized_metric`; higher is better."""
-    metric = str(row["config"].get("optimized_metric", ""))
+    metric = str(row["config"].get("optimized_metric") or "val/top1")
     value = row["validation"].get(metric.removeprefix("val/"))
-    if not isinstance(value, int | float):
-        return row["val_top1"] or 0.0
+    if not isinstance(value, int | float):  # as JSON has what is not finite
+        return -math.inf
     return value if higher_is_better(metric) else -value
 
 

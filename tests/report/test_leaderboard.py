@@ -160,13 +160,30 @@ def test_a_damaged_list_of_overrides_is_named(tmp_path):
         sweep_rows(tmp_path)
 
 
+def write_validation(folder, name, **numbers):
+    file = folder / name / "summary.json"
+    content = json.loads(file.read_text())
+    content["validation"] = numbers
+    file.write_text(json.dumps(content))
+
+
+def test_a_job_without_a_finite_loss_is_not_the_best_by_its_loss(tmp_path):
+    for name, top1, loss in (("0", 0.9, None), ("1", 0.5, 2.0), ("2", 0.6, 3.0)):
+        write_job(tmp_path, name, [f"optimizer.lr={name}"], top1, optimized_metric="val/loss")
+        write_validation(tmp_path, name, top1=top1, loss=loss)
+    text = write_sweep_page([tmp_path], tmp_path / "page.html").read_text()
+    assert "Best on validation: job 1" in text
+    for name in ("1", "2"):
+        write_validation(tmp_path, name, top1=0.9, loss=None)
+    text = write_sweep_page([tmp_path], tmp_path / "page.html").read_text()
+    assert "Best on validation" not in text
+    assert "None is best" in text
+
+
 def write_goals(folder, results, metrics=("val/top1", "val/ece")):
     for number, (top1, ece) in enumerate(results):
         write_job(folder, str(number), [f"seed={number}"], 0.5, sweep={"metrics": list(metrics)})
-        file = folder / str(number) / "summary.json"
-        content = json.loads(file.read_text())
-        content["validation"] = {"top1": top1, "ece": ece}
-        file.write_text(json.dumps(content))
+        write_validation(folder, str(number), top1=top1, ece=ece)
 
 
 def test_the_front_is_what_no_other_job_beats_in_every_goal(tmp_path):
