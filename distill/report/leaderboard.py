@@ -40,7 +40,8 @@ def job_row(job: Path) -> Row:
     row["status"] = "done"
     row["validation"] = summary.get("validation") or {}
     row["config"] = flat(summary.get("config") or {})
-    row |= {f"val_{name}": row["validation"].get(name) for name in ("top1", *goals_of(row))}
+    decisive = ("top1", decider([row]), *goals_of(row))
+    row |= {f"val_{name}": row["validation"].get(name) for name in decisive}
     row |= {f"test_{name}": student.get(name) for name in METRICS}
     row |= {f"baseline_{name}": baseline.get(name) for name in METRICS[:3]}
     row["seconds"] = summary.get("seconds")
@@ -71,12 +72,20 @@ def with_front(rows: list[Row]) -> list[Row]:
 
 def merits(row: Row) -> list[float]:
     """Return a job's goals as numbers of which more is better."""
-    return [
-        -math.inf if row[f"val_{name}"] is None
-        else row[f"val_{name}"] if higher_is_better(f"val/{name}")
-        else -row[f"val_{name}"]
-        for name in goals_of(row)
-    ]  # fmt: skip
+    return [merit(row["validation"].get(name), name) for name in goals_of(row)]
+
+
+def decider(rows: Sequence[Row]) -> str:
+    """Return the metric of validation that ranks jobs: top-1 where `optimized_metric` differs."""
+    named = {str(row["config"].get("optimized_metric") or "val/top1") for row in rows}
+    return named.pop().removeprefix("val/") if len(named) == 1 else "top1"
+
+
+def merit(value: Any, name: str) -> float:
+    """Return a metric's value as a number of which more is better."""
+    if not isinstance(value, int | float):  # as JSON has what is not finite
+        return -math.inf
+    return value if higher_is_better(f"val/{name}") else -value
 
 
 def overrides_of(job: Path) -> Row:
@@ -167,11 +176,12 @@ def series_over(rows: Sequence[Row], axis: str, metric: str) -> dict[str, Points
 
 
 def over_seeds(rows: Sequence[Row]) -> list[Row]:
-    """Return mean and deviation over seeds of each setting, the best on validation first.
+    """Return mean and deviation over seeds of each setting, the best by `decider` first.
 
     Returns:
-        `setting`, `seeds` (how many), and each of `AVERAGED` as `(mean, standard deviation)`, or
-        None where a run lacks it; nothing where no setting has several seeds.
+        `setting`, `seeds` (how many), the deciding metric and each of `AVERAGED` as `(mean,
+        standard deviation)`, or None where a run lacks it; nothing where no setting has several
+        seeds.
     """
     names = [name for name in varied(rows) if name != SEED]
     runs: dict[str, dict[Any, Row]] = {}
@@ -179,16 +189,20 @@ def over_seeds(rows: Sequence[Row]) -> list[Row]:
         runs.setdefault(setting(row, SEED), {})[row["config"].get(SEED)] = row
     if not any(len(found) > 1 for found in runs.values()):
         return []
+    metric = decider(rows)
+    decisive = f"val_{metric}"
     averaged: list[Row] = []
     for found in runs.values():
         title = title_of(next(iter(found.values())), names, [row["setting"] for row in averaged])
         averaged.append({"setting": title, "seeds": len(found)})
-        for name in AVERAGED:
+        for name in dict.fromkeys((decisive, *AVERAGED)):
             values = [row.get(name) for row in found.values()]
             known = [value for value in values if value is not None]
             complete = len(known) == len(values)
             averaged[-1][name] = mean_and_deviation(known) if complete else None
-    return sorted(averaged, key=lambda row: (row["val_top1"] or (0.0,))[0], reverse=True)
+    means = [(row[decisive] or (None,))[0] for row in averaged]
+    order = sorted(range(len(means)), key=lambda k: merit(means[k], metric), reverse=True)
+    return [averaged[k] for k in order]
 
 
 def title_of(row: Row, names: Sequence[str], taken: Collection[str]) -> str:

@@ -8,7 +8,7 @@ import io
 import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -28,8 +28,10 @@ from distill.report.leaderboard import (
     SEED,
     Row,
     axis_of,
+    decider,
     gathered,
     goals_of,
+    merit,
     over_seeds,
     series_over,
     varied,
@@ -153,7 +155,10 @@ def sweep_content(paths: Sequence[Path], output: Path) -> dict[str, Any]:
     """Return what the template of a sweep shows."""
     rows = gathered(paths)
     done = [row for row in rows if row["status"] == "done"]
-    ranked = sorted(done, key=merit, reverse=True)
+    metric = decider(done)
+    merits = [merit(row["validation"].get(metric), metric) for row in done]
+    best = max(merits, default=-math.inf)
+    ranked = [done[k] for k in sorted(range(len(done)), key=merits.__getitem__, reverse=True)]
     axis = axis_of(done)
     goals = list(dict.fromkeys(name for row in done for name in goals_of(row)))
     on_front = [row["job"] for row in done if row.get("front")]
@@ -161,16 +166,24 @@ def sweep_content(paths: Sequence[Path], output: Path) -> dict[str, Any]:
         "title": ", ".join(path.resolve().name for path in paths),
         "told": (["sweep"] if any("sweep" in row for row in rows) else []) + varied(done),
         "rows": [row | {"link": link_to(row["folder"], output.parent)} for row in ranked],
-        "decided": bool(ranked) and merit(ranked[0]) > -math.inf,
-        "ties": sum(merit(row) == merit(ranked[0]) for row in ranked),
+        "metric": metric,
+        "order": "descending" if higher_is_better(f"val/{metric}") else "ascending",
+        "decided": best > -math.inf,
+        "ties": merits.count(best),
         "failed": [row for row in rows if row["status"] != "done"],
         "seeds": len({row["config"].get(SEED) for row in done}),
         "averaged": over_seeds(done),
         "axis": axis,
-        "goals": [(f"val_{name}", f"validation {name}", 1) for name in goals if name != "top1"],
+        "decides": validation_columns([metric]),
+        "goals": validation_columns(dict.fromkeys([metric, *goals])),
         "front": {"goals": goals, "jobs": on_front} if on_front else None,
         "drawn": [sweep_figure(done, axis, metric) for metric in SHOWN] if axis else [],
     }
+
+
+def validation_columns(metrics: Iterable[str]) -> list[tuple[str, str, int]]:
+    """Return key, heading and factor of the columns of validation beside top-1, which is there."""
+    return [(f"val_{name}", f"validation {name}", 1) for name in metrics if name != "top1"]
 
 
 def sweep_figure(rows: Sequence[Row], axis: str, metric: str) -> figures.Figure:
@@ -189,15 +202,6 @@ def link_to(folder: Path, start: Path) -> str | None:
     """Return a relative link to a run's page, if it has one."""
     page = folder / PAGE
     return quote(Path(os.path.relpath(page, start)).as_posix()) if page.is_file() else None
-
-
-def merit(row: Row) -> float:
-    """Return what validation says of a job by its `optimized_metric`; higher is better."""
-    metric = str(row["config"].get("optimized_metric") or "val/top1")
-    value = row["validation"].get(metric.removeprefix("val/"))
-    if not isinstance(value, int | float):  # as JSON has what is not finite
-        return -math.inf
-    return value if higher_is_better(metric) else -value
 
 
 SHOWN = ("top1", "nll", "ece")

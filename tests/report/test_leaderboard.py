@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 import statistics
 
 import pytest
@@ -178,6 +179,44 @@ def test_a_job_without_a_finite_loss_is_not_the_best_by_its_loss(tmp_path):
     text = write_sweep_page([tmp_path], tmp_path / "page.html").read_text()
     assert "Best on validation" not in text
     assert "None is best" in text
+
+
+RESULTS = {(1, 0): (0.9, 0.8), (1, 1): (0.9, 0.6), (4, 0): (0.6, 0.3), (4, 1): (0.6, 0.5)}
+
+
+def test_the_metric_that_decides_ranks_the_jobs_and_their_means_and_is_shown(tmp_path):
+    for number, ((temperature, seed), (top1, nll)) in enumerate(RESULTS.items()):
+        told = [f"objective.temperature={temperature}", f"seed={seed}"]
+        write_job(tmp_path, str(number), told, top1, optimized_metric="val/nll")
+        write_validation(tmp_path, str(number), top1=top1, nll=nll)
+    first, second = over_seeds(sweep_rows(tmp_path))
+    assert first["setting"] == "objective.temperature=4.0"
+    assert first["val_nll"] == pytest.approx((0.4, statistics.stdev([0.3, 0.5])))
+    assert first["val_top1"] == pytest.approx((0.6, 0.0))
+    assert second["val_nll"][0] == pytest.approx(0.7)
+    text = write_sweep_page([tmp_path], tmp_path / "page.html").read_text()
+    (lead,) = re.findall(r'<p class="lead">(.*?)</p>', text)
+    assert "job 2 objective.temperature=4.0, seed=0, with nll 0.3000 and 60.00 % there" in lead
+    sorted_by = re.findall(r'aria-sort="(\w+)"><button type="button">([^<]*)<', text)
+    assert sorted_by == [("ascending", "validation nll")]
+    means = text[text.index('id="seeds"') : text.index('id="leaderboard"')]
+    assert re.findall(r"<td>(objective[^<]*)</td><td>2</td><td>([^<]*)<", means) == [
+        ("objective.temperature=4.0", "0.4000 ± 0.1414"),
+        ("objective.temperature=1.0", "0.7000 ± 0.1414"),
+    ]
+
+
+def test_sweeps_that_do_not_agree_on_what_decides_are_ranked_by_accuracy(tmp_path):
+    for metric, top1, nll in (("top1", 0.5, 0.1), ("nll", 0.8, 0.9)):
+        write_job(tmp_path / metric, "0", ["seed=0"], top1, optimized_metric=f"val/{metric}")
+        write_validation(tmp_path / metric, "0", top1=top1, nll=nll)
+    paths = [tmp_path / "top1", tmp_path / "nll"]
+    text = write_sweep_page(paths, tmp_path / "page.html").read_text()
+    (lead,) = re.findall(r'<p class="lead">(.*?)</p>', text)
+    assert "sweep=nll, with 80.00 % there" in lead
+    assert re.findall(r'aria-sort="\w+"><button type="button">([^<]*)<', text) == [
+        "validation top-1\xa0%"
+    ]
 
 
 def write_goals(folder, results, metrics=("val/top1", "val/ece")):
