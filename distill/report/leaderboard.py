@@ -107,12 +107,22 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def setting(row: Row, axis: str) -> str:
-    """Return all that decides a job's numbers but its seed and the axis, as one text."""
+    """Return all that decides a job's numbers but its seeds and the axis, as one text."""
     config = row["config"]
-    free = {axis, *(name for name in config if name.rpartition(".")[2] == SEED)}
+    free = {axis, *filter(is_seed, config)}
     cosmetic = (*FREE, "tags", "task_name", "logger.", "views")
     kept = [n for n in sorted(config) if n not in free and not n.startswith(cosmetic)]
     return repr([(name, config[name]) for name in kept if "dir" not in name])
+
+
+def is_seed(name: str) -> bool:
+    """Whether a value, such as `data.seed`, only says which of the possible draws is made."""
+    return name.rpartition(".")[2] == SEED
+
+
+def seeds_of(row: Row) -> tuple[tuple[str, Any], ...]:
+    """Return a job's seeds by name, of which any makes it another draw of its setting."""
+    return tuple((name, value) for name, value in row["config"].items() if is_seed(name))
 
 
 def numbered(name: str) -> tuple[int, str]:
@@ -142,7 +152,7 @@ def axis_of(rows: Sequence[Row]) -> str | None:
     counts = {
         name: len({row.get(name) for row in rows})
         for name in varied(rows)
-        if name != SEED and all(as_number(row.get(name)) is not None for row in rows)
+        if not is_seed(name) and all(as_number(row.get(name)) is not None for row in rows)
     }
     return (
         TEMPERATURE if TEMPERATURE in counts else max(counts, key=counts.__getitem__, default=None)
@@ -156,7 +166,7 @@ def series_over(rows: Sequence[Row], axis: str, metric: str) -> dict[str, Points
         Label → `(x, mean, standard deviation, number of seeds)` in ascending x; the deviation of a
         single seed is NaN. Of two runs that differ in nothing, the later counts.
     """
-    rest = [name for name in varied(rows) if name not in (axis, SEED)]
+    rest = [name for name in varied(rows) if name != axis and not is_seed(name)]
     titles: dict[str, str] = {}
     found: dict[str, dict[float, dict[Any, float]]] = {}
     for row in rows:
@@ -165,7 +175,7 @@ def series_over(rows: Sequence[Row], axis: str, metric: str) -> dict[str, Points
             key = setting(row, axis)
             titles.setdefault(key, title_of(row, rest, titles.values()))
             seeds = found.setdefault(titles[key], {}).setdefault(x, {})
-            seeds[row["config"].get(SEED)] = value
+            seeds[seeds_of(row)] = value
     return {
         title: [
             (x, *mean_and_deviation(list(seeds.values())), len(seeds))
@@ -183,10 +193,10 @@ def over_seeds(rows: Sequence[Row]) -> list[Row]:
         standard deviation)`, or None where a run lacks it; nothing where no setting has several
         seeds.
     """
-    names = [name for name in varied(rows) if name != SEED]
+    names = [name for name in varied(rows) if not is_seed(name)]
     runs: dict[str, dict[Any, Row]] = {}
     for row in rows:
-        runs.setdefault(setting(row, SEED), {})[row["config"].get(SEED)] = row
+        runs.setdefault(setting(row, SEED), {})[seeds_of(row)] = row
     if not any(len(found) > 1 for found in runs.values()):
         return []
     metric = decider(rows)

@@ -25,7 +25,6 @@ from distill.errors import first_line
 from distill.files import write_whole
 from distill.report import figures
 from distill.report.leaderboard import (
-    SEED,
     Row,
     axis_of,
     decider,
@@ -33,6 +32,7 @@ from distill.report.leaderboard import (
     goals_of,
     merit,
     over_seeds,
+    seeds_of,
     series_over,
     varied,
 )
@@ -159,7 +159,7 @@ def sweep_content(paths: Sequence[Path], output: Path) -> dict[str, Any]:
     merits = [merit(row["validation"].get(metric), metric) for row in done]
     best = max(merits, default=-math.inf)
     ranked = [done[k] for k in sorted(range(len(done)), key=merits.__getitem__, reverse=True)]
-    axis = axis_of(done)
+    averaged, axis = over_seeds(done), axis_of(done)
     goals = list(dict.fromkeys(name for row in done for name in goals_of(row)))
     on_front = [row["job"] for row in done if row.get("front")]
     return {
@@ -171,8 +171,8 @@ def sweep_content(paths: Sequence[Path], output: Path) -> dict[str, Any]:
         "decided": best > -math.inf,
         "ties": merits.count(best),
         "failed": [row for row in rows if row["status"] != "done"],
-        "seeds": len({row["config"].get(SEED) for row in done}),
-        "averaged": over_seeds(done),
+        "seeds": max((row["seeds"] for row in averaged), default=1),
+        "averaged": averaged,
         "axis": axis,
         "decides": validation_columns([metric]),
         "goals": validation_columns(dict.fromkeys([metric, *goals])),
@@ -191,7 +191,7 @@ def sweep_figure(rows: Sequence[Row], axis: str, metric: str) -> figures.Figure:
     by_seed: dict[Any, set[float]] = {}
     for row in rows:
         if (value := row[f"baseline_{metric}"]) is not None:
-            by_seed.setdefault(row["config"].get(SEED), set()).add(value)
+            by_seed.setdefault(seeds_of(row), set()).add(value)
     known = [value for values in by_seed.values() for value in values]
     shared = known and all(len(values) == 1 for values in by_seed.values())
     reference = sum(known) / len(known) if shared else None

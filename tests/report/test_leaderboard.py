@@ -154,6 +154,39 @@ def test_a_run_made_twice_counts_once(tmp_path):
     assert points[0][3] == 1
 
 
+@pytest.mark.parametrize("seed", ["condition.seed", "teacher.fit.seed", "data.seed"])
+def test_another_seed_than_the_runs_is_another_draw_of_the_same_setting(tmp_path, seed):
+    accuracies = {1: (0.5, 0.6, 0.9), 4: (0.7, 0.8, 0.9)}
+    for temperature, draws in accuracies.items():
+        for draw, top1 in enumerate(draws):
+            node = draw
+            for key in reversed(seed.split(".")[1:]):
+                node = {key: node}
+            told = [f"objective.temperature={temperature}", f"{seed}={draw}"]
+            config = {seed.partition(".")[0]: node}
+            write_job(tmp_path, f"{temperature}{draw}", told, top1, **config)
+    rows = gathered([tmp_path])
+    (points,) = series_over(rows, "objective.temperature", "top1").values()
+    assert axis_of(rows) == "objective.temperature"
+    for (x, mean, deviation, count), temperature in zip(points, (1, 4), strict=True):
+        assert (x, count) == (temperature, 3)
+        assert mean == pytest.approx(statistics.fmean(accuracies[temperature]))
+        assert deviation == pytest.approx(statistics.stdev(accuracies[temperature]))
+    averaged = [(row["setting"], row["seeds"], row["test_top1"][0]) for row in over_seeds(rows)]
+    assert averaged == [
+        ("objective.temperature=4.0", 3, pytest.approx(0.8)),
+        ("objective.temperature=1.0", 3, pytest.approx(2 / 3)),
+    ]
+    assert "6 finished runs, 3 seeds" in write_sweep_page([tmp_path], tmp_path / "p").read_text()
+
+
+def test_seeds_alone_are_no_axis(tmp_path):
+    for draw in range(3):
+        told = [f"condition.seed={draw}"]
+        write_job(tmp_path, str(draw), told, 0.5, condition={"seed": draw})
+    assert axis_of(sweep_rows(tmp_path)) is None
+
+
 def test_a_damaged_list_of_overrides_is_named(tmp_path):
     write_job(tmp_path, "0", ["seed=3"], 0.5)
     (tmp_path / "0" / ".hydra" / "overrides.yaml").write_text("[a: {")
