@@ -9,6 +9,7 @@ from operator import ge
 from pathlib import Path
 from typing import Any
 
+from distill.cli import ENDED
 from distill.report.reading import SUMMARY, read_summary, read_yaml
 from distill.resolvers import higher_is_better
 
@@ -30,11 +31,11 @@ def sweep_rows(folder: Path) -> list[Row]:
 
 
 def job_row(job: Path) -> Row:
-    """Return the row of one job."""
+    """Return the row of one job, whose status is `done`, `failed`, or `ended` without numbers."""
     row: Row = {"job": job.name, "status": "failed", "val_top1": "failed"}
     row |= overrides_of(job)
     if not (job / SUMMARY).is_file():
-        return row
+        return row | {"status": "ended", "val_top1": None} if (job / ENDED).is_file() else row
     summary = read_summary(job / SUMMARY)
     student, baseline = summary["student"], summary.get("baseline") or {}
     row["status"] = "done"

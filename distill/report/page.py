@@ -170,7 +170,7 @@ def sweep_content(paths: Sequence[Path], output: Path) -> dict[str, Any]:
         "order": "descending" if higher_is_better(f"val/{metric}") else "ascending",
         "decided": best > -math.inf,
         "ties": merits.count(best),
-        "failed": [row for row in rows if row["status"] != "done"],
+        "failed": [row for row in rows if row["status"] == "failed"],
         "seeds": max((row["seeds"] for row in averaged), default=1),
         "averaged": averaged,
         "axis": axis,

@@ -19,7 +19,7 @@ from distill.resolvers import direction
 
 
 class SweepTable(Callback):
-    """End a multirun with its table and page; exit with code 2 if a job left no summary."""
+    """End a multirun with its table and page; exit with code 2 if a job failed."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuse a search for the worst, and one resumed by its folder, where job 0 is another."""
@@ -39,19 +39,26 @@ class SweepTable(Callback):
 
         folder = Path(config.hydra.sweep.dir)
         rows = sweep_rows(folder)
-        write_csv(folder / "sweep.csv", rows)
-        print_rows(rows)
-        done = [row for row in rows if row["status"] == "done"]
-        print_over_seeds(done)
-        written = "sweep.csv"
-        if config.get("report") and done:
-            from distill.report import write_sweep_page
-
-            write_sweep_page([folder], folder / "report.html")
-            written += ", report.html"
-        print(f"{written} in {os.path.relpath(folder)}")
-        if any(row["status"] == "failed" for row in rows):
+        statuses = {row["status"] for row in rows}
+        if "done" in statuses or "ended" not in statuses:  # not of a task without numbers
+            tell(rows, folder, config.get("report", False))
+        if "failed" in statuses:
             raise SystemExit(2)
+
+
+def tell(rows: list[dict[str, Any]], folder: Path, page: bool) -> None:
+    """Print and write a sweep's table and, if its jobs left numbers, its page."""
+    write_csv(folder / "sweep.csv", rows)
+    print_rows(rows)
+    done = [row for row in rows if row["status"] == "done"]
+    print_over_seeds(done)
+    written = "sweep.csv"
+    if page and done:
+        from distill.report import write_sweep_page
+
+        write_sweep_page([folder], folder / "report.html")
+        written += ", report.html"
+    print(f"{written} in {os.path.relpath(folder)}")
 
 
 def check_direction(config: DictConfig) -> None:
