@@ -46,9 +46,9 @@ def job_row(job: Path) -> Row:
     row |= {f"test_{name}": student.get(name) for name in METRICS}
     row |= {f"baseline_{name}": baseline.get(name) for name in METRICS[:3]}
     row["seconds"] = summary.get("seconds")
-    # As the configuration has it, so that 8e-3 and 0.008 are one setting.
-    row |= {name: row["config"][name] for name in overrides_of(job) if name in row["config"]}
-    return row
+    # As the configuration has it, so that 8e-3 and 0.008 are one setting; `none` leaves {} there.
+    known = {name: value for name, value in row["config"].items() if value != {}}
+    return row | {name: known[name] for name in overrides_of(job) if name in known}
 
 
 def goals_of(row: Row) -> list[str]:

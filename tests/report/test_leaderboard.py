@@ -146,6 +146,12 @@ def test_one_setting_written_two_ways_is_one_and_two_settings_are_never_averaged
     assert found["student (2)"][0][:2] == (0.008, 0.1)
 
 
+def test_a_group_switched_off_is_shown_as_it_was_told(tmp_path):
+    for name, told, node in (("0", "none", {}), ("1", "cosine", {"schedule": "cosine"})):
+        write_job(tmp_path, name, [f"annealing={told}"], 0.5, annealing=node)
+    assert [row["annealing"] for row in sweep_rows(tmp_path)] == ["none", "cosine"]
+
+
 def test_a_run_made_twice_counts_once(tmp_path):
     for name, top1 in (("0", 0.6), ("1", 0.9)):
         write_job(tmp_path, name, ["optimizer.lr=0.1", "seed=3"], top1)
