@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -35,6 +36,7 @@ from distill.ranks import first_of_run
 PACKAGE = Path(__file__).resolve().parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 USER_ERROR = 2
+ENDED = Path(".hydra", "ended")  # in the folder of a sweep's job that leaves no numbers
 SWEEP_GOES_ON = "the same command with sweep.resume="
 PROGRAMS = {
     "train": "distill",
@@ -240,7 +242,8 @@ class Task:
         module, _, name = self.name.rpartition(".")
         function: Callable[[DictConfig], Any] = getattr(import_task(module or "distill.run"), name)
         try:
-            return self.explained(function, cfg) if self.explain else function(cfg)
+            run = partial(noted, function)
+            return self.explained(run, cfg) if self.explain else run(cfg)
         except signals.Preempted as stop:
             stop.advice = stop.advice or how_to_go_on(cfg)
             raise
@@ -261,6 +264,19 @@ class Task:
                 raise
             logging.getLogger("distill").exception("job %s failed", HydraConfig.get().job.num)
         return None  # not NaN, at which Optuna's sweeper ends the search
+
+
+def noted(function: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
+    """Run, and note of a job of a sweep that left no numbers that it has not failed."""
+    if HydraConfig.get().mode != RunMode.MULTIRUN:
+        return function(cfg)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    (folder / ENDED).unlink(missing_ok=True)
+    found = function(cfg)
+    summary = importlib.import_module("distill.report.reading").SUMMARY
+    if not (folder / summary).is_file() and (folder / ENDED).parent.is_dir():
+        (folder / ENDED).touch()
+    return found
 
 
 def how_to_go_on(cfg: DictConfig) -> str:

@@ -102,6 +102,15 @@ def for_sweeper(cfg: DictConfig, value: Callable[[str], float]) -> float | list[
     return [value(name) for name in several] if several else value(cfg.optimized_metric)
 
 
+def tellable(value: float | list[float]) -> float | list[float] | None:
+    """Return what a sweeper is told, or None, a failed trial, where it is not finite.
+
+    At NaN, Optuna's sweeper ends the search.
+    """
+    numbers = value if isinstance(value, list) else [value]
+    return value if all(map(math.isfinite, numbers)) else None
+
+
 def told(cfg: DictConfig, numbers: dict[str, Any], value: Callable[[str], float]) -> dict[str, Any]:
     """Return validation's numbers, with what decides that is not among them.
 

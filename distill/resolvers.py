@@ -1,4 +1,4 @@
-"""What the configuration files call as `${or:…}`, `${better:…}` and `${blank:…}`.
+"""What configuration files call: `${or:…}`, `${better:…}`, `${directions:…}` and `${blank:…}`.
 
 The commands import this before anything else of the project: joblib gives its processes the
 resolvers of the first one, which has imported no more than that.
@@ -7,6 +7,7 @@ resolvers of the first one, which has imported no more than that.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -19,6 +20,16 @@ def higher_is_better(metric: str) -> bool:
     return bool(HIGHER_IS_BETTER.fullmatch(metric.partition("/")[2]))
 
 
+def direction(metric: str) -> str:
+    """Return which way a search for the best of a metric is to go."""
+    return "maximize" if higher_is_better(metric) else "minimize"
+
+
+def directions(metric: str, goals: Sequence[str] | None) -> str | list[str]:
+    """Return which way a search is to go for a metric, or for several goals instead."""
+    return [direction(goal) for goal in goals] if goals else direction(metric)
+
+
 def blank(generations: int) -> list[dict[str, Any]]:
     """Return an assistant like the student for each of several generations but the last."""
     if not isinstance(generations, int) or generations < 1:
@@ -27,6 +38,7 @@ def blank(generations: int) -> list[dict[str, Any]]:
 
 
 OmegaConf.register_new_resolver("blank", blank, replace=True)
+OmegaConf.register_new_resolver("directions", directions, replace=True)
 OmegaConf.register_new_resolver("or", lambda first, second: first or second, replace=True)
 OmegaConf.register_new_resolver(
     "better", lambda metric: "max" if higher_is_better(metric) else "min", replace=True

@@ -55,8 +55,8 @@ def train(cfg: DictConfig) -> float | list[float] | None:
     """Train a student under its teacher, judge both and the baseline, and write the run directory.
 
     Returns:
-        The metric named by `optimized_metric` (or each of `sweep.metrics`), for a sweeper; None on
-        ranks above 0.
+        The metric named by `optimized_metric` (or each of `sweep.metrics`), for a sweeper; None
+        where it is not finite, and on ranks above 0.
 
     Raises:
         ValueError: for what a person can put right.
@@ -72,7 +72,8 @@ def train(cfg: DictConfig) -> float | list[float] | None:
         raise
     with alone_in(Path(cfg.paths.output_dir)):
         before = take_up(cfg)
-        return trained(cfg) if before is None else before
+        found = trained(cfg) if before is None else before
+    return None if found is None else config.tellable(found)
 
 
 def trained(cfg: DictConfig) -> float | list[float] | None:

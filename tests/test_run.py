@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import resource
 import shutil
@@ -97,6 +98,26 @@ def untimed(numbers):
 
 def files(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def measured_in_training_only(student, target):
+    """A loss that is infinite wherever no gradient is asked for."""
+    losses = torch.nn.functional.cross_entropy(student, target, reduction="none")
+    return losses if torch.is_grad_enabled() else losses + math.inf
+
+
+@pytest.mark.parametrize("more", ["optimized_metric=val/loss", "sweep.metrics=[val/top1,val/loss]"])
+def test_a_sweeper_is_told_nothing_of_what_is_not_finite_and_the_run_is_over(
+    composed, tmp_path, more
+):
+    options = (*QUICK, "baseline=false", "report=false", "objective=supervised", "resume=auto",
+               f"objective.terms.ce.loss={__name__}.measured_in_training_only", more)  # fmt: skip
+    assert run.train(composed(*options)) is None
+    before = (tmp_path / "run/summary.json").read_bytes()
+    assert json.loads(before)["validation"]["loss"] is None
+    assert run.train(composed(*options)) is None
+    assert (tmp_path / "run/summary.json").read_bytes() == before
+    assert not (tmp_path / "run/summary.previous.json").exists()
 
 
 @pytest.mark.slow

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import html
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig
 
 from distill.data import DataModule
+from distill.objectives import build_term
 
 SHOWN = {
     "top-1": "top1",
@@ -34,6 +36,7 @@ def bundle_facts(cfg: DictConfig, data: DataModule, summary: dict[str, Any]) -> 
         "data": data.source.name,
         "architecture": cfg.student.name,
         "teacher": (summary["teacher"] or {}).get("name"),
+        "initial_weights": initial_weights(cfg.student),
         "objective": config["objective"],
         "annealing": config["annealing"],
         "epochs": summary["epochs"],
@@ -43,6 +46,13 @@ def bundle_facts(cfg: DictConfig, data: DataModule, summary: dict[str, Any]) -> 
         "versions": summary["versions"],
         "seed": summary["seed"],
     }
+
+
+def initial_weights(student: DictConfig) -> str:
+    """Return where a student began, without the folders of whoever trained it."""
+    if student.checkpoint:
+        return f"checkpoint {os.path.basename(os.path.abspath(student.checkpoint))}"
+    return "published with timm" if student.pretrained else "random"
 
 
 def fitted_vector(fit: dict[str, Any]) -> dict[str, Any] | None:
@@ -59,21 +69,27 @@ def model_card(facts: dict[str, Any], classes: Sequence[str]) -> str:
     """
     student, baseline = facts["metrics"]["student"], facts["metrics"]["baseline"] or {}
     images = facts["images"]
+    moved = movements(facts["objective"], facts["annealing"])
+    teacher = facts["teacher"] if asks_teacher(facts["objective"], moved) else None
+    tags = "tags: [knowledge-distillation]\n" if teacher else ""
+    shown = {label: key for label, key in SHOWN.items() if teacher or key != "agreement"}
     paragraphs = [
         "---\nlibrary_name: timm\npipeline_tag: image-classification\n"
-        "tags: [knowledge-distillation]\n# license: only its owner can say\n---\n"
-        f"# {facts['architecture']} distilled on {escape(facts['data'])}",
-        f"A student of {escape(facts['teacher'] or 'the labels alone')}, "
+        f"{tags}# license: only its owner can say\n---\n"
+        f"# {facts['architecture']} {'distilled' if teacher else 'trained'} on "
+        f"{escape(facts['data'])}",
+        f"A student of {escape(teacher or 'the labels alone')}, "
         f"{student['params']:,} parameters. `{facts['command']}`",
         f"**Classes** ({len(classes)}): {listed(classes)}.",
-        f"**Objective**: {described(facts['objective'])}.",
+        f"**Initial weights**: {escape(facts['initial_weights'])}.",
+        f"**Objective**: {described(facts['objective'], moved)}.",
         f"**Protocol**: {facts['epochs']['last']} epochs on {images['train']:,} images, seed "
         f"{facts['seed']}; the numbers are the last epoch's on {images['test']:,} test images that "
         f"no decision saw; what is fitted was fitted on {images['val']:,} validation images.",
         "| | student | same student without a teacher |\n|---|---|---|\n"
         + "\n".join(
             f"| {label} | {cell(student.get(key))} | {cell(baseline.get(key))} |"
-            for label, key in SHOWN.items()
+            for label, key in shown.items()
         ),
         scaling_sentence(facts),
         "```python\n"
@@ -97,14 +113,67 @@ def escape(name: str) -> str:
     return html.escape(re.sub(r"([\\`*_{}\[\]()#+!|~])", r"\\\1", " ".join(name.split())))
 
 
-def described(objective: dict[str, Any]) -> str:
-    """Return an objective in words: its terms, their weights, temperature and α."""
-    terms = (f"{term['loss']} × {term.get('weight', 1)}" for term in objective["terms"].values())
-    shared = {"temperature": objective.get("temperature"), "α": objective.get("alpha")}
+def asks_teacher(objective: dict[str, Any], moved: Mapping[str, str]) -> bool:
+    """Whether a term that has a weight compares with a teacher, or the teacher judges labels."""
+    if (objective.get("keep") or {}).get("agreement"):
+        return True
+    if objective.get("alpha") == 0 and "alpha" not in moved:
+        return False
+    terms = {name: build_term(name, spec) for name, spec in objective["terms"].items()}
+    return any(
+        term.uses_teacher and (term.weight or f"terms.{name}.weight" in moved)
+        for name, term in terms.items()
+    )
+
+
+def movements(objective: dict[str, Any], annealing: dict[str, Any] | None) -> dict[str, str]:
+    """Return from where to where, and how, each value went that training moved."""
+    schedules = (objective.get("schedules") or {}).values()
+    moved = [node for node in (annealing, *schedules) if node and node.get("end", 1.0) is not None]
+    return {node.get("value", "temperature"): movement(objective, node) for node in moved}
+
+
+def movement(objective: dict[str, Any], node: dict[str, Any]) -> str:
+    """Return how one value went; see `distill.callbacks.annealing.Annealing`."""
+    start, warmup = node.get("start"), node.get("warmup") or 0
+    if start is None:
+        start = own_value(objective, node.get("value", "temperature"))
+    held = f"{warmup:.0%} of training" if warmup < 1 else f"{warmup} {node.get('unit', 'epoch')}s"
+    after = f" after {held}" if warmup else ""
+    return f"{start} → {node.get('end', 1.0)} ({node.get('schedule', 'cosine')}{after})"
+
+
+def own_value(objective: dict[str, Any], name: str) -> Any:
+    """Return what an objective says of one of its values; what it leaves out is 1."""
+    found: Any = objective
+    for key in name.split("."):
+        found = found.get(key) if isinstance(found, dict) else None
+    return 1.0 if found is None else found
+
+
+def described(objective: dict[str, Any], moved: Mapping[str, str] | None = None) -> str:
+    """Return an objective in words: its terms, their weights, temperature and α.
+
+    Args:
+        objective: its configuration.
+        moved: see `movements`.
+    """
+    left = dict(moved or {})
+    terms = []
+    for name, spec in objective["terms"].items():
+        term = {"loss": spec} if isinstance(spec, str) else spec
+        weight = left.pop(f"terms.{name}.weight", term.get("weight", 1))
+        terms.append(f"{term['loss']} × {weight}")
+    shared = {"temperature": left.pop("temperature", objective.get("temperature"))}
+    if learned := objective.get("curriculum"):
+        start, scope = shared["temperature"], learned.get("scope", "run")
+        shared["temperature"] = f"learned per {scope}, from {start}"
+    shared["α"] = left.pop("alpha", objective.get("alpha"))
     shared["label smoothing"] = objective.get("label_smoothing") or None
-    keep = objective.get("keep") or {}
-    shared |= {f"labels kept by {k.replace('_', ' ')}": v for k, v in keep.items() if v}
-    told = [f"{name} {value}" for name, value in shared.items() if value is not None]
+    for name, value in (objective.get("keep") or {}).items():
+        kept = left.pop(f"keep.{name}", value)
+        shared[f"labels kept by {name.replace('_', ' ')}"] = kept or None
+    told = [f"{name} {value}" for name, value in (shared | left).items() if value is not None]
     return escape("; ".join([" + ".join(terms), *told]))
 
 

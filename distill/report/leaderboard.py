@@ -9,6 +9,7 @@ from operator import ge
 from pathlib import Path
 from typing import Any
 
+from distill.cli import ENDED
 from distill.report.reading import SUMMARY, read_summary, read_yaml
 from distill.resolvers import higher_is_better
 
@@ -30,23 +31,24 @@ def sweep_rows(folder: Path) -> list[Row]:
 
 
 def job_row(job: Path) -> Row:
-    """Return the row of one job."""
+    """Return the row of one job, whose status is `done`, `failed`, or `ended` without numbers."""
     row: Row = {"job": job.name, "status": "failed", "val_top1": "failed"}
     row |= overrides_of(job)
     if not (job / SUMMARY).is_file():
-        return row
+        return row | {"status": "ended", "val_top1": None} if (job / ENDED).is_file() else row
     summary = read_summary(job / SUMMARY)
     student, baseline = summary["student"], summary.get("baseline") or {}
     row["status"] = "done"
     row["validation"] = summary.get("validation") or {}
     row["config"] = flat(summary.get("config") or {})
-    row |= {f"val_{name}": row["validation"].get(name) for name in ("top1", *goals_of(row))}
+    decisive = ("top1", decider([row]), *goals_of(row))
+    row |= {f"val_{name}": row["validation"].get(name) for name in decisive}
     row |= {f"test_{name}": student.get(name) for name in METRICS}
     row |= {f"baseline_{name}": baseline.get(name) for name in METRICS[:3]}
     row["seconds"] = summary.get("seconds")
-    # As the configuration has it, so that 8e-3 and 0.008 are one setting.
-    row |= {name: row["config"][name] for name in overrides_of(job) if name in row["config"]}
-    return row
+    # As the configuration has it, so that 8e-3 and 0.008 are one setting; `none` leaves {} there.
+    known = {name: value for name, value in row["config"].items() if value != {}}
+    return row | {name: known[name] for name in overrides_of(job) if name in known}
 
 
 def goals_of(row: Row) -> list[str]:
@@ -71,12 +73,20 @@ def with_front(rows: list[Row]) -> list[Row]:
 
 def merits(row: Row) -> list[float]:
     """Return a job's goals as numbers of which more is better."""
-    return [
-        -math.inf if row[f"val_{name}"] is None
-        else row[f"val_{name}"] if higher_is_better(f"val/{name}")
-        else -row[f"val_{name}"]
-        for name in goals_of(row)
-    ]  # fmt: skip
+    return [merit(row["validation"].get(name), name) for name in goals_of(row)]
+
+
+def decider(rows: Sequence[Row]) -> str:
+    """Return the metric of validation that ranks jobs: top-1 where `optimized_metric` differs."""
+    named = {str(row["config"].get("optimized_metric") or "val/top1") for row in rows}
+    return named.pop().removeprefix("val/") if len(named) == 1 else "top1"
+
+
+def merit(value: Any, name: str) -> float:
+    """Return a metric's value as a number of which more is better."""
+    if not isinstance(value, int | float):  # as JSON has what is not finite
+        return -math.inf
+    return value if higher_is_better(f"val/{name}") else -value
 
 
 def overrides_of(job: Path) -> Row:
@@ -98,12 +108,22 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def setting(row: Row, axis: str) -> str:
-    """Return all that decides a job's numbers but its seed and the axis, as one text."""
+    """Return all that decides a job's numbers but its seeds and the axis, as one text."""
     config = row["config"]
-    free = {axis, *(name for name in config if name.rpartition(".")[2] == SEED)}
+    free = {axis, *filter(is_seed, config)}
     cosmetic = (*FREE, "tags", "task_name", "logger.", "views")
     kept = [n for n in sorted(config) if n not in free and not n.startswith(cosmetic)]
     return repr([(name, config[name]) for name in kept if "dir" not in name])
+
+
+def is_seed(name: str) -> bool:
+    """Whether a value, such as `data.seed`, only says which of the possible draws is made."""
+    return name.rpartition(".")[2] == SEED
+
+
+def seeds_of(row: Row) -> tuple[tuple[str, Any], ...]:
+    """Return a job's seeds by name, of which any makes it another draw of its setting."""
+    return tuple((name, value) for name, value in row["config"].items() if is_seed(name))
 
 
 def numbered(name: str) -> tuple[int, str]:
@@ -133,7 +153,7 @@ def axis_of(rows: Sequence[Row]) -> str | None:
     counts = {
         name: len({row.get(name) for row in rows})
         for name in varied(rows)
-        if name != SEED and all(as_number(row.get(name)) is not None for row in rows)
+        if not is_seed(name) and all(as_number(row.get(name)) is not None for row in rows)
     }
     return (
         TEMPERATURE if TEMPERATURE in counts else max(counts, key=counts.__getitem__, default=None)
@@ -147,7 +167,7 @@ def series_over(rows: Sequence[Row], axis: str, metric: str) -> dict[str, Points
         Label → `(x, mean, standard deviation, number of seeds)` in ascending x; the deviation of a
         single seed is NaN. Of two runs that differ in nothing, the later counts.
     """
-    rest = [name for name in varied(rows) if name not in (axis, SEED)]
+    rest = [name for name in varied(rows) if name != axis and not is_seed(name)]
     titles: dict[str, str] = {}
     found: dict[str, dict[float, dict[Any, float]]] = {}
     for row in rows:
@@ -156,7 +176,7 @@ def series_over(rows: Sequence[Row], axis: str, metric: str) -> dict[str, Points
             key = setting(row, axis)
             titles.setdefault(key, title_of(row, rest, titles.values()))
             seeds = found.setdefault(titles[key], {}).setdefault(x, {})
-            seeds[row["config"].get(SEED)] = value
+            seeds[seeds_of(row)] = value
     return {
         title: [
             (x, *mean_and_deviation(list(seeds.values())), len(seeds))
@@ -167,28 +187,33 @@ def series_over(rows: Sequence[Row], axis: str, metric: str) -> dict[str, Points
 
 
 def over_seeds(rows: Sequence[Row]) -> list[Row]:
-    """Return mean and deviation over seeds of each setting, the best on validation first.
+    """Return mean and deviation over seeds of each setting, the best by `decider` first.
 
     Returns:
-        `setting`, `seeds` (how many), and each of `AVERAGED` as `(mean, standard deviation)`, or
-        None where a run lacks it; nothing where no setting has several seeds.
+        `setting`, `seeds` (how many), the deciding metric and each of `AVERAGED` as `(mean,
+        standard deviation)`, or None where a run lacks it; nothing where no setting has several
+        seeds.
     """
-    names = [name for name in varied(rows) if name != SEED]
+    names = [name for name in varied(rows) if not is_seed(name)]
     runs: dict[str, dict[Any, Row]] = {}
     for row in rows:
-        runs.setdefault(setting(row, SEED), {})[row["config"].get(SEED)] = row
+        runs.setdefault(setting(row, SEED), {})[seeds_of(row)] = row
     if not any(len(found) > 1 for found in runs.values()):
         return []
+    metric = decider(rows)
+    decisive = f"val_{metric}"
     averaged: list[Row] = []
     for found in runs.values():
         title = title_of(next(iter(found.values())), names, [row["setting"] for row in averaged])
         averaged.append({"setting": title, "seeds": len(found)})
-        for name in AVERAGED:
+        for name in dict.fromkeys((decisive, *AVERAGED)):
             values = [row.get(name) for row in found.values()]
             known = [value for value in values if value is not None]
             complete = len(known) == len(values)
             averaged[-1][name] = mean_and_deviation(known) if complete else None
-    return sorted(averaged, key=lambda row: (row["val_top1"] or (0.0,))[0], reverse=True)
+    means = [(row[decisive] or (None,))[0] for row in averaged]
+    order = sorted(range(len(means)), key=lambda k: merit(means[k], metric), reverse=True)
+    return [averaged[k] for k in order]
 
 
 def title_of(row: Row, names: Sequence[str], taken: Collection[str]) -> str:

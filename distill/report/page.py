@@ -8,7 +8,7 @@ import io
 import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -25,12 +25,14 @@ from distill.errors import first_line
 from distill.files import write_whole
 from distill.report import figures
 from distill.report.leaderboard import (
-    SEED,
     Row,
     axis_of,
+    decider,
     gathered,
     goals_of,
+    merit,
     over_seeds,
+    seeds_of,
     series_over,
     varied,
 )
@@ -153,23 +155,35 @@ def sweep_content(paths: Sequence[Path], output: Path) -> dict[str, Any]:
     """Return what the template of a sweep shows."""
     rows = gathered(paths)
     done = [row for row in rows if row["status"] == "done"]
-    ranked = sorted(done, key=merit, reverse=True)
-    axis = axis_of(done)
+    metric = decider(done)
+    merits = [merit(row["validation"].get(metric), metric) for row in done]
+    best = max(merits, default=-math.inf)
+    ranked = [done[k] for k in sorted(range(len(done)), key=merits.__getitem__, reverse=True)]
+    averaged, axis = over_seeds(done), axis_of(done)
     goals = list(dict.fromkeys(name for row in done for name in goals_of(row)))
     on_front = [row["job"] for row in done if row.get("front")]
     return {
         "title": ", ".join(path.resolve().name for path in paths),
         "told": (["sweep"] if any("sweep" in row for row in rows) else []) + varied(done),
         "rows": [row | {"link": link_to(row["folder"], output.parent)} for row in ranked],
-        "ties": sum(merit(row) == merit(ranked[0]) for row in ranked),
-        "failed": [row for row in rows if row["status"] != "done"],
-        "seeds": len({row["config"].get(SEED) for row in done}),
-        "averaged": over_seeds(done),
+        "metric": metric,
+        "order": "descending" if higher_is_better(f"val/{metric}") else "ascending",
+        "decided": best > -math.inf,
+        "ties": merits.count(best),
+        "failed": [row for row in rows if row["status"] == "failed"],
+        "seeds": max((row["seeds"] for row in averaged), default=1),
+        "averaged": averaged,
         "axis": axis,
-        "goals": [(f"val_{name}", f"validation {name}", 1) for name in goals if name != "top1"],
+        "decides": validation_columns([metric]),
+        "goals": validation_columns(dict.fromkeys([metric, *goals])),
         "front": {"goals": goals, "jobs": on_front} if on_front else None,
         "drawn": [sweep_figure(done, axis, metric) for metric in SHOWN] if axis else [],
     }
+
+
+def validation_columns(metrics: Iterable[str]) -> list[tuple[str, str, int]]:
+    """Return key, heading and factor of the columns of validation beside top-1, which is there."""
+    return [(f"val_{name}", f"validation {name}", 1) for name in metrics if name != "top1"]
 
 
 def sweep_figure(rows: Sequence[Row], axis: str, metric: str) -> figures.Figure:
@@ -177,7 +191,7 @@ def sweep_figure(rows: Sequence[Row], axis: str, metric: str) -> figures.Figure:
     by_seed: dict[Any, set[float]] = {}
     for row in rows:
         if (value := row[f"baseline_{metric}"]) is not None:
-            by_seed.setdefault(row["config"].get(SEED), set()).add(value)
+            by_seed.setdefault(seeds_of(row), set()).add(value)
     known = [value for values in by_seed.values() for value in values]
     shared = known and all(len(values) == 1 for values in by_seed.values())
     reference = sum(known) / len(known) if shared else None
@@ -188,15 +202,6 @@ def link_to(folder: Path, start: Path) -> str | None:
     """Return a relative link to a run's page, if it has one."""
     page = folder / PAGE
     return quote(Path(os.path.relpath(page, start)).as_posix()) if page.is_file() else None
-
-
-def merit(row: Row) -> float:
-    """Return what validation says of a job by its `optimized_metric`; higher is better."""
-    metric = str(row["config"].get("optimized_metric", ""))
-    value = row["validation"].get(metric.removeprefix("val/"))
-    if not isinstance(value, int | float):
-        return row["val_top1"] or 0.0
-    return value if higher_is_better(metric) else -value
 
 
 SHOWN = ("top1", "nll", "ece")

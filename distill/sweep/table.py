@@ -5,22 +5,24 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 # Nothing heavy: Hydra imports this file before it prints its help.
 from distill.cli import refuse
 from distill.files import plain_cell, write_whole
+from distill.resolvers import direction
 
 
 class SweepTable(Callback):
-    """End a multirun with its table and page; exit with code 2 if a job left no summary."""
+    """End a multirun with its table and page; exit with code 2 if a job failed."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Refuse to resume a search by its folder: what it tries next is another job 0."""
+        """Refuse a search for the worst, and one resumed by its folder, where job 0 is another."""
         if "sweep" not in config:  # of an evaluation
             return
         if config.sweep.resume and "optuna" in config.hydra.sweeper._target_:
@@ -28,13 +30,8 @@ class SweepTable(Callback):
                 f"sweep.resume={config.sweep.resume}: a search goes on with the same "
                 "hydra.sweeper.study_name, in a folder of its own"
             ))  # fmt: skip
-        goals, directions = config.sweep.metrics, config.hydra.sweeper.get("direction")
-        several = list(directions) if OmegaConf.is_list(directions) else [directions]
-        if directions and len(goals or [None]) != len(several):
-            refuse(ValueError(
-                f"sweep.metrics={list(goals or [])} and hydra.sweeper.direction={several} are to "
-                "be of one length"
-            ))  # fmt: skip
+        if "direction" in config.hydra.sweeper:
+            check_direction(config)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Gather the jobs' summaries from disk, whichever launcher ran them."""
@@ -42,19 +39,40 @@ class SweepTable(Callback):
 
         folder = Path(config.hydra.sweep.dir)
         rows = sweep_rows(folder)
-        write_csv(folder / "sweep.csv", rows)
-        print_rows(rows)
-        done = [row for row in rows if row["status"] == "done"]
-        print_over_seeds(done)
-        written = "sweep.csv"
-        if config.get("report") and done:
-            from distill.report import write_sweep_page
-
-            write_sweep_page([folder], folder / "report.html")
-            written += ", report.html"
-        print(f"{written} in {os.path.relpath(folder)}")
-        if any(row["status"] == "failed" for row in rows):
+        statuses = {row["status"] for row in rows}
+        if "done" in statuses or "ended" not in statuses:  # not of a task without numbers
+            tell(rows, folder, config.get("report", False))
+        if "failed" in statuses:
             raise SystemExit(2)
+
+
+def tell(rows: list[dict[str, Any]], folder: Path, page: bool) -> None:
+    """Print and write a sweep's table and, if its jobs left numbers, its page."""
+    write_csv(folder / "sweep.csv", rows)
+    print_rows(rows)
+    done = [row for row in rows if row["status"] == "done"]
+    print_over_seeds(done)
+    written = "sweep.csv"
+    if page and done:
+        from distill.report import write_sweep_page
+
+        write_sweep_page([folder], folder / "report.html")
+        written += ", report.html"
+    print(f"{written} in {os.path.relpath(folder)}")
+
+
+def check_direction(config: DictConfig) -> None:
+    """Refuse a direction that does not follow from what a search is told of each trial."""
+    given, goals = config.hydra.sweeper.direction, config.sweep.metrics
+    told = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    names = [getattr(way, "name", way) for way in told]  # Optuna's own preset has an enumeration
+    right = [direction(goal) for goal in goals or [config.optimized_metric]]
+    if names != right:
+        asked = f"sweep.metrics={goals}" if goals else f"optimized_metric={config.optimized_metric}"
+        refuse(ValueError(
+            f"hydra.sweeper.direction={', '.join(map(str, names))} is not that of {asked}, which "
+            f"is {', '.join(right)}: leave it out, or give that"
+        ))  # fmt: skip
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:

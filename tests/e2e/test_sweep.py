@@ -48,6 +48,28 @@ def test_a_job_that_fails_in_a_used_folder_does_not_show_the_old_numbers(command
     assert (tmp_path / "sweep" / "0" / "summary.previous.json").is_file()
 
 
+@pytest.mark.parametrize("launcher", ["fused", "joblib"])
+def test_previews_have_no_table_and_have_not_failed(command, tmp_path, launcher):
+    if launcher == "joblib":
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    options = (f"hydra/launcher={launcher}", "hydra.sweep.dir=sweep")
+    done = command("distill", "-m", "views=preview", "seed=0,1", *options)
+    assert "sweep:" not in done.stdout
+    assert not (tmp_path / "sweep" / "sweep.csv").exists()
+    again = command("distill", "-m", "views=preview,wrong", *options, check=False)
+    assert again.returncode == 2  # the folder in which job 1 had ended well does not help it
+    assert "job 1: views=wrong is unknown" in again.stderr
+    assert "sweep:" not in again.stdout
+
+
+def test_a_sweep_of_stores_ends_well(command, tmp_path):
+    done = command("distill-store", "-m", "store.views=1", "data.seed=0,1",
+                   "teacher.fit.max_epochs=1", "trainer.accelerator=cpu", "hydra.sweep.dir=sweep",
+                   f"store.path={tmp_path}/store")  # fmt: skip
+    assert "sweep:" not in done.stdout
+    assert not (tmp_path / "sweep" / "sweep.csv").exists()
+
+
 def test_jobs_that_take_turns_do_not_change_directory(command, tmp_path):
     done = command("distill", "-m", "seed=0,1", *QUICK, "hydra.job.chdir=true", check=False)
     assert done.returncode == 2

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 import statistics
 
 import pytest
@@ -145,12 +146,51 @@ def test_one_setting_written_two_ways_is_one_and_two_settings_are_never_averaged
     assert found["student (2)"][0][:2] == (0.008, 0.1)
 
 
+def test_a_group_switched_off_is_shown_as_it_was_told(tmp_path):
+    for name, told, node in (("0", "none", {}), ("1", "cosine", {"schedule": "cosine"})):
+        write_job(tmp_path, name, [f"annealing={told}"], 0.5, annealing=node)
+    assert [row["annealing"] for row in sweep_rows(tmp_path)] == ["none", "cosine"]
+
+
 def test_a_run_made_twice_counts_once(tmp_path):
     for name, top1 in (("0", 0.6), ("1", 0.9)):
         write_job(tmp_path, name, ["optimizer.lr=0.1", "seed=3"], top1)
     (points,) = series_over(sweep_rows(tmp_path), "optimizer.lr", "top1").values()
     assert points[0][1] == 0.9
     assert points[0][3] == 1
+
+
+@pytest.mark.parametrize("seed", ["condition.seed", "teacher.fit.seed", "data.seed"])
+def test_another_seed_than_the_runs_is_another_draw_of_the_same_setting(tmp_path, seed):
+    accuracies = {1: (0.5, 0.6, 0.9), 4: (0.7, 0.8, 0.9)}
+    for temperature, draws in accuracies.items():
+        for draw, top1 in enumerate(draws):
+            node = draw
+            for key in reversed(seed.split(".")[1:]):
+                node = {key: node}
+            told = [f"objective.temperature={temperature}", f"{seed}={draw}"]
+            config = {seed.partition(".")[0]: node}
+            write_job(tmp_path, f"{temperature}{draw}", told, top1, **config)
+    rows = gathered([tmp_path])
+    (points,) = series_over(rows, "objective.temperature", "top1").values()
+    assert axis_of(rows) == "objective.temperature"
+    for (x, mean, deviation, count), temperature in zip(points, (1, 4), strict=True):
+        assert (x, count) == (temperature, 3)
+        assert mean == pytest.approx(statistics.fmean(accuracies[temperature]))
+        assert deviation == pytest.approx(statistics.stdev(accuracies[temperature]))
+    averaged = [(row["setting"], row["seeds"], row["test_top1"][0]) for row in over_seeds(rows)]
+    assert averaged == [
+        ("objective.temperature=4.0", 3, pytest.approx(0.8)),
+        ("objective.temperature=1.0", 3, pytest.approx(2 / 3)),
+    ]
+    assert "6 finished runs, 3 seeds" in write_sweep_page([tmp_path], tmp_path / "p").read_text()
+
+
+def test_seeds_alone_are_no_axis(tmp_path):
+    for draw in range(3):
+        told = [f"condition.seed={draw}"]
+        write_job(tmp_path, str(draw), told, 0.5, condition={"seed": draw})
+    assert axis_of(sweep_rows(tmp_path)) is None
 
 
 def test_a_damaged_list_of_overrides_is_named(tmp_path):
@@ -160,13 +200,68 @@ def test_a_damaged_list_of_overrides_is_named(tmp_path):
         sweep_rows(tmp_path)
 
 
+def write_validation(folder, name, **numbers):
+    file = folder / name / "summary.json"
+    content = json.loads(file.read_text())
+    content["validation"] = numbers
+    file.write_text(json.dumps(content))
+
+
+def test_a_job_without_a_finite_loss_is_not_the_best_by_its_loss(tmp_path):
+    for name, top1, loss in (("0", 0.9, None), ("1", 0.5, 2.0), ("2", 0.6, 3.0)):
+        write_job(tmp_path, name, [f"optimizer.lr={name}"], top1, optimized_metric="val/loss")
+        write_validation(tmp_path, name, top1=top1, loss=loss)
+    text = write_sweep_page([tmp_path], tmp_path / "page.html").read_text()
+    assert "Best on validation: job 1" in text
+    for name in ("1", "2"):
+        write_validation(tmp_path, name, top1=0.9, loss=None)
+    text = write_sweep_page([tmp_path], tmp_path / "page.html").read_text()
+    assert "Best on validation" not in text
+    assert "None is best" in text
+
+
+RESULTS = {(1, 0): (0.9, 0.8), (1, 1): (0.9, 0.6), (4, 0): (0.6, 0.3), (4, 1): (0.6, 0.5)}
+
+
+def test_the_metric_that_decides_ranks_the_jobs_and_their_means_and_is_shown(tmp_path):
+    for number, ((temperature, seed), (top1, nll)) in enumerate(RESULTS.items()):
+        told = [f"objective.temperature={temperature}", f"seed={seed}"]
+        write_job(tmp_path, str(number), told, top1, optimized_metric="val/nll")
+        write_validation(tmp_path, str(number), top1=top1, nll=nll)
+    first, second = over_seeds(sweep_rows(tmp_path))
+    assert first["setting"] == "objective.temperature=4.0"
+    assert first["val_nll"] == pytest.approx((0.4, statistics.stdev([0.3, 0.5])))
+    assert first["val_top1"] == pytest.approx((0.6, 0.0))
+    assert second["val_nll"][0] == pytest.approx(0.7)
+    text = write_sweep_page([tmp_path], tmp_path / "page.html").read_text()
+    (lead,) = re.findall(r'<p class="lead">(.*?)</p>', text)
+    assert "job 2 objective.temperature=4.0, seed=0, with nll 0.3000 and 60.00 % there" in lead
+    sorted_by = re.findall(r'aria-sort="(\w+)"><button type="button">([^<]*)<', text)
+    assert sorted_by == [("ascending", "validation nll")]
+    means = text[text.index('id="seeds"') : text.index('id="leaderboard"')]
+    assert re.findall(r"<td>(objective[^<]*)</td><td>2</td><td>([^<]*)<", means) == [
+        ("objective.temperature=4.0", "0.4000 ± 0.1414"),
+        ("objective.temperature=1.0", "0.7000 ± 0.1414"),
+    ]
+
+
+def test_sweeps_that_do_not_agree_on_what_decides_are_ranked_by_accuracy(tmp_path):
+    for metric, top1, nll in (("top1", 0.5, 0.1), ("nll", 0.8, 0.9)):
+        write_job(tmp_path / metric, "0", ["seed=0"], top1, optimized_metric=f"val/{metric}")
+        write_validation(tmp_path / metric, "0", top1=top1, nll=nll)
+    paths = [tmp_path / "top1", tmp_path / "nll"]
+    text = write_sweep_page(paths, tmp_path / "page.html").read_text()
+    (lead,) = re.findall(r'<p class="lead">(.*?)</p>', text)
+    assert "sweep=nll, with 80.00 % there" in lead
+    assert re.findall(r'aria-sort="\w+"><button type="button">([^<]*)<', text) == [
+        "validation top-1\xa0%"
+    ]
+
+
 def write_goals(folder, results, metrics=("val/top1", "val/ece")):
     for number, (top1, ece) in enumerate(results):
         write_job(folder, str(number), [f"seed={number}"], 0.5, sweep={"metrics": list(metrics)})
-        file = folder / str(number) / "summary.json"
-        content = json.loads(file.read_text())
-        content["validation"] = {"top1": top1, "ece": ece}
-        file.write_text(json.dumps(content))
+        write_validation(folder, str(number), top1=top1, ece=ece)
 
 
 def test_the_front_is_what_no_other_job_beats_in_every_goal(tmp_path):
