@@ -119,11 +119,12 @@ class Sparsity(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Shrink, if the optimiser has made a step with this batch."""
-        if self._rates and self._current:
+        """Shrink what the optimiser has moved with this batch; without a gradient it moves none."""
+        moved = {tensor for tensor in self._rates if tensor.grad is not None}
+        if moved and self._current:
             shrink = shrink_channels if self.groups else shrink_weights
             for tensors in self._together:
-                learned = [tensor for tensor in tensors if tensor in self._rates]
+                learned = [tensor for tensor in tensors if tensor in moved]
                 shrink(learned, [self._rates[tensor] * self._current for tensor in learned])
         self._rates = {}
 
@@ -179,7 +180,9 @@ def shrunk(norms: Tensor, amount: float) -> Tensor:
     """Return `x = max(0, v − a·mean(x))` for norms v `[C]`: the largest always stays."""
     largest = norms.sort(descending=True).values
     counts = torch.arange(1, len(norms) + 1, device=norms.device)
-    means = largest.cumsum(0) / (len(norms) + amount * counts)  # if so many of them stay
+    # Not cumsum, which torch refuses on a GPU that is to be deterministic.
+    sums = largest.new_ones(len(norms), len(norms)).tril() @ largest
+    means = sums / (len(norms) + amount * counts)  # if so many of them stay
     staying = (largest > amount * means).sum().clamp(min=1)
     return (norms - amount * means[staying - 1]).clamp(min=0)
 

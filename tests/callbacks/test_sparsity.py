@@ -9,6 +9,7 @@ from pytorch_lightning.loggers import CSVLogger
 from scipy.optimize import minimize
 
 from distill import Distiller, Objective
+from distill.callbacks.finite import FiniteLoss
 from distill.callbacks.sparsity import Sparsity, shrink_channels, shrink_weights
 from distill.models.channels import dense_weights
 
@@ -122,6 +123,19 @@ def test_it_acts_once_for_each_step_of_the_optimiser(tiny, loader, tmp_path, acc
     assert len(seen) == steps
     for name in ("body.0.weight", "head.weight"):
         assert fallen(before, after, name) == pytest.approx([steps * 1e-4] * 2, abs=1e-5)
+
+
+class Broken(Distiller):
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) * torch.nan
+
+
+@pytest.mark.parametrize("groups", [False, True])
+def test_an_update_that_is_left_out_shrinks_nothing(tiny, loader, tmp_path, groups):
+    sparsity = Sparsity(1e6, groups=groups)
+    _, before, after = fit(tmp_path, tiny, loader, sparsity, kind=Broken,
+                           beside=[FiniteLoss("skip")])  # fmt: skip
+    assert all(torch.equal(before[name], weight) for name, weight in after.items())
 
 
 def test_the_rate_is_the_one_that_the_step_was_made_with(tiny, loader, tmp_path):
