@@ -1,4 +1,4 @@
-"""Quantisation-aware training: the forward pass rounds as int8 does, the weights stay float."""
+"""Quantisation-aware training: the forward pass rounds to int8, the weights stay float."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ LEAST = 1e-12  # width of a range, whose inverse float32 still holds
 
 
 class FakeQuantize(pl.Callback):
-    """Train, and validate in training, a student that is rounded like its int8 export.
+    """Train, and validate in training, a student whose layers are rounded to int8.
 
     Weights of convolutions and linear layers are rounded for each output channel, symmetrically;
     their inputs for each tensor, over a range that holds 0 and follows the extremes of training
     batches by an exponential average: `r ← d·r + (1 − d)·extreme`. Gradients pass rounding as if it
     were not there, and are 0 where a value is clipped. Parameters, optimiser and checkpoints know
-    nothing of it, and after training the student is a plain float one again.
+    nothing of it, and after training the student is a plain float one again. An int8 export rounds
+    sums and pooled features too, and finds ranges of its own.
 
     Args:
         decay: d of the average, in [0, 1).
