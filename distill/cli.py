@@ -36,7 +36,6 @@ from distill.ranks import first_of_run
 PACKAGE = Path(__file__).resolve().parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 USER_ERROR = 2
-ENDED = Path(".hydra", "ended")  # in the folder of a sweep's job that leaves no numbers
 SWEEP_GOES_ON = "the same command with sweep.resume="
 PROGRAMS = {
     "train": "distill",
@@ -270,12 +269,12 @@ def noted(function: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     """Run, and note of a job of a sweep that left no numbers that it has not failed."""
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         return function(cfg)
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    (folder / ENDED).unlink(missing_ok=True)
+    folder, files = Path(HydraConfig.get().runtime.output_dir), importlib.import_module("distill.report.reading")
+    ended = folder / files.ENDED
+    ended.unlink(missing_ok=True)
     found = function(cfg)
-    summary = importlib.import_module("distill.report.reading").SUMMARY
-    if not (folder / summary).is_file() and (folder / ENDED).parent.is_dir():
-        (folder / ENDED).touch()
+    if not (folder / files.SUMMARY).is_file() and ended.parent.is_dir():
+        ended.touch()
     return found
 
 

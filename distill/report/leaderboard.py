@@ -9,8 +9,7 @@ from operator import ge
 from pathlib import Path
 from typing import Any
 
-from distill.cli import ENDED
-from distill.report.reading import SUMMARY, read_summary, read_yaml
+from distill.report.reading import ENDED, SUMMARY, read_summary, read_yaml
 from distill.resolvers import higher_is_better
 
 METRICS = ("top1", "nll", "ece", "ece_after_scaling", "agreement")

@@ -16,6 +16,7 @@ from distill.errors import first_line
 from distill.models.checkpoint import inside, read_json
 
 SUMMARY, METRICS, IMAGES = "summary.json", "metrics.csv", "examples.npz"
+ENDED = Path(".hydra", "ended")  # of a sweep's job that ended well and leaves no numbers
 # Bytes that no run comes near to: a million rows, and some thousand thumbnails.
 LARGEST_HISTORY, LARGEST_IMAGES, LARGEST_YAML = 2**27, 2**26, 2**22
 Points = tuple[list[float], list[float]]
