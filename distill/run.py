@@ -125,6 +125,8 @@ def evaluate(cfg: DictConfig) -> None:
     config.topk(cfg, data)
     config.check_decision(cfg, data)
     config.check_classes(cfg, data)
+    if differing := config.differing_views(cfg, data):  # at another resolution, say, on purpose
+        log.info("%s to judge it as it was trained", differing)
     corruptions = chosen(config.plain(cfg.corruptions))
     shape = config.data_shape(data)
     model = build_model(config.model_spec(cfg.student), shape, "student")
