@@ -19,7 +19,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.callbacks.annealing import Annealing
 from distill.callbacks.checkpoints import LatestCheckpoint, StopWhenTold, WholeCheckpoints
@@ -31,11 +31,11 @@ from distill.callbacks.speed import Speed
 from distill.checks import is_number
 from distill.data import DataModule
 from distill.data.costs import read_costs
-from distill.data.module import CLEAN_VIEW
+from distill.data.module import CLEAN_VIEW, border
 from distill.data.views import StreamedView, is_range
 from distill.errors import first_line
 from distill.losses import dist
-from distill.models.build import ModelSpec, resolved
+from distill.models.build import ModelSpec, normalization, resolved
 from distill.models.bundle import FACTS, read_facts
 from distill.models.checkpoint import (
     as_object,
@@ -347,6 +347,19 @@ def differing_views(cfg: DictConfig, data: DataModule) -> str | None:
         f"student.checkpoint={cfg.student.checkpoint} was trained for {trained} and "
         f"{data.source.name} is shown at {found}: add {missing}"
     )
+
+
+def check_border(cfg: DictConfig, data: DataModule, student: nn.Module) -> None:
+    """Refuse clean views padded in another colour than timm's from the student's bundle."""
+    if data.preprocessing["crop_mode"] != "border":
+        return
+    mean = normalization(student, data.in_chans).mean.flatten().tolist()
+    own, shown = ([round(255 * v) for v in colour] for colour in (mean, border(data.in_chans)))
+    if own != shown:
+        raise ValueError(
+            f"data.view.crop_mode=border would pad in the colour {shown}, and timm pads for "
+            f"{cfg.student.name} in {own}: give center or squash"
+        )
 
 
 def override_of(cfg: DictConfig, key: str) -> str:

@@ -282,6 +282,7 @@ def check_early(cfg: DictConfig, data: DataModule, objective: Objective) -> None
     config.check_monitor(cfg, data, objective)
     spec, shape = config.model_spec(cfg.student), config.data_shape(data)
     student = build_model(spec, shape, "student", any_classes=True)
+    config.check_border(cfg, data, student)
     config.check_optimizer(cfg, student)
     compiled(cfg, student)
     if objective.needs_features:

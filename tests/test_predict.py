@@ -14,7 +14,12 @@ from PIL import Image
 
 import distill
 from distill import predict
+from distill.data.images import decoded
+from distill.data.module import build_view
+from distill.data.splits import Streamed
+from distill.data.views import CLEAN
 from distill.files import plain_cell
+from distill.models.build import normalization
 from tests.conftest import BIN
 
 ARGS = {"layers": [1, 1, 1, 1], "channels": [4, 8, 16, 32], "stem_type": "deep", "stem_width": 4}
@@ -80,6 +85,24 @@ def test_every_image_gets_the_calibrated_probabilities_of_stock_timm(bundle, pho
     assert broken.startswith(f"distill-predict: {photos / 'broken.png'}: ")
     assert empty.endswith("empty.jpg: it is not an image that Pillow reads")
     assert counted == "distill-predict: 4 images, 2 skipped"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", ["center", "squash", "border"])
+def test_a_bundle_sees_the_clean_views_that_it_was_judged_by(photos, tmp_path, channels, mode):
+    model = timm.create_model("resnet18", num_classes=3, in_chans=channels, **ARGS)
+    data = build_view(Streamed(None, torch.zeros(1), [""]), {"crop_mode": mode, "crop_pct": 0.9},
+                      32, channels)  # fmt: skip
+    normalize = normalization(model, channels)
+    path = distill.save_student(
+        model, tmp_path / "judged", input_size=(channels, 32, 32), **data.preprocessing,
+        mean=normalize.mean.flatten().tolist(), std=normalize.std.flatten().tolist(),
+    )  # fmt: skip
+    predictor = predict.Predictor(path, device="cpu")
+    for name in ("=1.png", "deeper/grey.png"):
+        judged = data(decoded(photos / name, channels), 0, CLEAN, 0)
+        seen = predictor.read(str(photos / name))
+        assert torch.allclose(seen, normalize(judged[None] / 255)[0], atol=1e-6)
 
 
 @pytest.mark.parametrize(
