@@ -147,6 +147,35 @@ def test_no_cell_is_a_formula(text):
     assert cell.removeprefix("'") == text
 
 
+def test_a_normalisation_for_other_channels_is_the_bundles_fault_and_not_the_images(bundle, photos):
+    content = json.loads((bundle / "config.json").read_text())
+    content["pretrained_cfg"].update(mean=[0.5, 0.5], std=[0.5, 0.5])
+    (bundle / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"damaged: its mean is of 2 channels and .* have 3"):
+        predict.run(bundle, [str(photos / "b.jpg")], None, None, 8, **PLAIN)
+
+
+class Mps:
+    """Logits on a device without float64."""
+
+    def __init__(self, logits):
+        self.logits = logits
+
+    def double(self):
+        raise TypeError("the MPS framework doesn't support float64")
+
+    def cpu(self):
+        return self.logits
+
+
+def test_a_device_without_float64_answers_alike(bundle, photos):
+    predictor = predict.Predictor(bundle, device="cpu")
+    (expected,) = predictor.predict([str(photos / "b.jpg")])
+    predictor.model.register_forward_hook(lambda model, images, logits: Mps(logits))
+    (found,) = predictor.predict([str(photos / "b.jpg")])
+    assert found == expected
+
+
 def test_mistakes_leave_no_file(bundle, photos, tmp_path):
     out = tmp_path / "out.csv"
     (tmp_path / "bare").mkdir()
