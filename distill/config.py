@@ -19,7 +19,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.callbacks.annealing import Annealing
 from distill.callbacks.checkpoints import LatestCheckpoint, StopWhenTold, WholeCheckpoints
@@ -31,10 +31,11 @@ from distill.callbacks.speed import Speed
 from distill.checks import is_number
 from distill.data import DataModule
 from distill.data.costs import read_costs
-from distill.data.views import is_range
+from distill.data.module import CLEAN_VIEW, border
+from distill.data.views import StreamedView, is_range
 from distill.errors import first_line
 from distill.losses import dist
-from distill.models.build import ModelSpec, resolved
+from distill.models.build import ModelSpec, normalization, resolved
 from distill.models.bundle import FACTS, read_facts
 from distill.models.checkpoint import (
     as_object,
@@ -332,6 +333,51 @@ def check_classes(cfg: DictConfig, data: DataModule) -> None:
             f"student.checkpoint={bundle} knows the classes {named(known)} and {data.source.name} "
             f"has {named(data.classes)}: give the data it was trained on (data=…)"
         )
+
+
+def differing_views(cfg: DictConfig, data: DataModule) -> str | None:
+    """Return how the data's clean views differ from those that a bundle was trained for, or None.
+
+    Of data in memory only the size counts: nothing resizes or crops them for evaluation.
+    """
+    if not cfg.student.checkpoint:
+        return None
+    known = read_checkpoint(cfg.student.checkpoint).preprocessing
+    if "input_size" not in known:  # weights alone, or a Lightning checkpoint
+        return None
+    wanted, shown = {"image_size": known["input_size"][1]}, {"image_size": data.image_size[0]}
+    if isinstance(data.view, StreamedView):
+        wanted |= {key: known[key] for key in CLEAN_VIEW if key in known}
+        shown |= data.preprocessing
+    differing = [key for key, value in wanted.items() if value != shown[key]]
+    if not differing:
+        return None
+    trained, found = (", ".join(f"{k}={v[k]}" for k in differing) for v in (wanted, shown))
+    missing = " ".join(f"{override_of(cfg, key)}={wanted[key]}" for key in differing)
+    return (
+        f"student.checkpoint={cfg.student.checkpoint} was trained for {trained} and "
+        f"{data.source.name} is shown at {found}: add {missing}"
+    )
+
+
+def check_border(cfg: DictConfig, data: DataModule, student: nn.Module) -> None:
+    """Refuse clean views padded in another colour than timm's from the student's bundle."""
+    if data.preprocessing["crop_mode"] != "border":
+        return
+    mean = normalization(student, data.in_chans).mean.flatten().tolist()
+    own, shown = ([round(255 * v) for v in colour] for colour in (mean, border(data.in_chans)))
+    if own != shown:
+        raise ValueError(
+            f"data.view.crop_mode=border would pad in the colour {shown}, and timm pads for "
+            f"{cfg.student.name} in {own}: give center or squash"
+        )
+
+
+def override_of(cfg: DictConfig, key: str) -> str:
+    """Return what a person writes to set the data's size, or an option of their views."""
+    if key == "image_size":
+        return "data.image_size"
+    return f"{'' if key in cfg.data.view else '+'}data.view.{key}"
 
 
 def named(classes: Sequence[str]) -> str:

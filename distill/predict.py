@@ -72,6 +72,11 @@ class Predictor:
         self.channels: int = settings["input_size"][0]
         if self.channels not in MODES:
             raise ValueError(f"{bundle} takes images of {self.channels} channels, not 1 or 3")
+        if len(settings["mean"]) != self.channels:
+            raise ValueError(
+                f"{bundle} is damaged: its mean is of {len(settings['mean'])} channels and its "
+                f"images have {self.channels}"
+            )
         self.transform: Any = timm.data.create_transform(**settings, is_training=False)
         self.device = available(device)
         kind = CALIBRATIONS[calibration]
@@ -91,7 +96,8 @@ class Predictor:
         views = [view for view in read if isinstance(view, Tensor)]
         found: Iterator[Prediction] = iter(())
         if views:
-            logits = self.model(torch.stack(views).to(self.device)).double()
+            # mps has no float64
+            logits = self.model(torch.stack(views).to(self.device)).cpu().double()
             likeliest = logits.softmax(dim=1).topk(self.topk, dim=1)
             good = [p for p, view in zip(paths, read, strict=True) if isinstance(view, Tensor)]
             found = (

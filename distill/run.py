@@ -127,6 +127,8 @@ def evaluate(cfg: DictConfig) -> None:
     config.topk(cfg, data)
     config.check_decision(cfg, data)
     config.check_classes(cfg, data)
+    if differing := config.differing_views(cfg, data):  # at another resolution, say, on purpose
+        log.info("%s to judge it as it was trained", differing)
     corruptions = chosen(config.plain(cfg.corruptions))
     shape = config.data_shape(data)
     model = build_model(config.model_spec(cfg.student), shape, "student")
@@ -282,6 +284,7 @@ def check_early(cfg: DictConfig, data: DataModule, objective: Objective) -> None
     config.check_monitor(cfg, data, objective)
     spec, shape = config.model_spec(cfg.student), config.data_shape(data)
     student = build_model(spec, shape, "student", any_classes=True)
+    config.check_border(cfg, data, student)
     config.check_optimizer(cfg, student)
     compiled(cfg, student)
     if objective.needs_features:

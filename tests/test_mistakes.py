@@ -240,6 +240,8 @@ MISTAKES = {
     "teacher=timm teacher.name=resnet18 teacher.pretrained=true": "know 1000 classes",
     "student=timm": "give student.name",
     "student=timm student.name=vit_tiny_patch16_224": "does not take 1×32×32 images",
+    "data=folder data.root=photos data.batch_size=4 +data.view.crop_mode=border student=timm "
+    "student.name=mobilevit_xxs": r"pad in the colour \[124, 116, 104\], .* in \[0, 0, 0\]",
     "student.args.num_classes=3": "Could not override 'student.args.num_classes'",
     "+student.args.num_classes=3": "answers .1, 3., not .1, 10.",
     "topk=[1,10]": "top-10 says nothing among 10 classes",

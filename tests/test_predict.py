@@ -14,7 +14,12 @@ from PIL import Image
 
 import distill
 from distill import predict
+from distill.data.images import decoded
+from distill.data.module import build_view
+from distill.data.splits import Streamed
+from distill.data.views import CLEAN
 from distill.files import plain_cell
+from distill.models.build import normalization
 from tests.conftest import BIN
 
 ARGS = {"layers": [1, 1, 1, 1], "channels": [4, 8, 16, 32], "stem_type": "deep", "stem_width": 4}
@@ -82,6 +87,24 @@ def test_every_image_gets_the_calibrated_probabilities_of_stock_timm(bundle, pho
     assert counted == "distill-predict: 4 images, 2 skipped"
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", ["center", "squash", "border"])
+def test_a_bundle_sees_the_clean_views_that_it_was_judged_by(photos, tmp_path, channels, mode):
+    model = timm.create_model("resnet18", num_classes=3, in_chans=channels, **ARGS)
+    data = build_view(Streamed(None, torch.zeros(1), [""]), {"crop_mode": mode, "crop_pct": 0.9},
+                      32, channels)  # fmt: skip
+    normalize = normalization(model, channels)
+    path = distill.save_student(
+        model, tmp_path / "judged", input_size=(channels, 32, 32), **data.preprocessing,
+        mean=normalize.mean.flatten().tolist(), std=normalize.std.flatten().tolist(),
+    )  # fmt: skip
+    predictor = predict.Predictor(path, device="cpu")
+    for name in ("=1.png", "deeper/grey.png"):
+        judged = data(decoded(photos / name, channels), 0, CLEAN, 0)
+        seen = predictor.read(str(photos / name))
+        assert torch.allclose(seen, normalize(judged[None] / 255)[0], atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("calibration", "change"),
     [
@@ -122,6 +145,35 @@ def test_no_cell_is_a_formula(text):
     cell = plain_cell(text)
     assert not cell or cell[0] not in "=+-@\t\r"
     assert cell.removeprefix("'") == text
+
+
+def test_a_normalisation_for_other_channels_is_the_bundles_fault_and_not_the_images(bundle, photos):
+    content = json.loads((bundle / "config.json").read_text())
+    content["pretrained_cfg"].update(mean=[0.5, 0.5], std=[0.5, 0.5])
+    (bundle / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"damaged: its mean is of 2 channels and .* have 3"):
+        predict.run(bundle, [str(photos / "b.jpg")], None, None, 8, **PLAIN)
+
+
+class Mps:
+    """Logits on a device without float64."""
+
+    def __init__(self, logits):
+        self.logits = logits
+
+    def double(self):
+        raise TypeError("the MPS framework doesn't support float64")
+
+    def cpu(self):
+        return self.logits
+
+
+def test_a_device_without_float64_answers_alike(bundle, photos):
+    predictor = predict.Predictor(bundle, device="cpu")
+    (expected,) = predictor.predict([str(photos / "b.jpg")])
+    predictor.model.register_forward_hook(lambda model, images, logits: Mps(logits))
+    (found,) = predictor.predict([str(photos / "b.jpg")])
+    assert found == expected
 
 
 def test_mistakes_leave_no_file(bundle, photos, tmp_path):

@@ -34,7 +34,8 @@ TRAINING = (
     *("scale", "ratio", "hflip", "vflip", "color_jitter", "color_jitter_prob", "grayscale_prob"),
     *("gaussian_blur_prob", "auto_augment", "interpolation", "train_crop_mode", "no_aug"),
 )
-EVALUATION = ("crop_pct", "crop_mode", "crop_border_pixels")
+EVALUATION = ("crop_pct", "crop_mode")  # what timm's configurations record, and so a bundle does
+CROP_MODES = ("center", "squash", "border")
 CLEAN_VIEW = {"interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "center"}
 MIXING = ("mixup", "cutmix")  # of views of data in memory, where a partner is at hand
 
@@ -543,7 +544,9 @@ def streamed_view(options: Mapping[str, Any], image_size: int, channels: int) ->
     try:
         view = StreamedView(
             train=create_transform(is_training=True, **common, **training),
-            clean=create_transform(is_training=False, **common, **clean),
+            clean=create_transform(
+                is_training=False, **{**common, "mean": border(channels)}, **clean
+            ),
             preprocessing={key: clean[key] for key in CLEAN_VIEW},
         )
         blank = Image.new(MODES[channels], (image_size + 3, image_size))
@@ -554,6 +557,17 @@ def streamed_view(options: Mapping[str, Any], image_size: int, channels: int) ->
     assert all(v.shape == (channels, image_size, image_size) for v in views)
     assert all(v.dtype == torch.uint8 for v in views)
     return view
+
+
+def border(channels: int) -> tuple[float, ...]:
+    """Return the colour that clean views of `crop_mode=border` are padded with, each from 0 to 1.
+
+    It is the mean that most of timm's models normalise with, for grey images averaged as
+    `normalization` does.
+    """
+    from timm.data.constants import IMAGENET_DEFAULT_MEAN as MEAN
+
+    return MEAN if channels == len(MEAN) else (sum(MEAN) / len(MEAN),) * channels
 
 
 def check_streamed(options: Mapping[str, Any]) -> None:
@@ -569,6 +583,11 @@ def check_streamed(options: Mapping[str, Any]) -> None:
     crop = options.get("crop_pct")
     if crop is not None and not (is_number(crop) and 0 < crop <= 1):
         raise ValueError(f"data.view.crop_pct must be a share above 0, got {crop!r}")
+    mode = options.get("crop_mode")
+    if mode is not None and mode not in CROP_MODES:
+        raise ValueError(
+            f"data.view.crop_mode must be one of {', '.join(CROP_MODES)}, got {mode!r}"
+        )
 
 
 def sample_size(split: Split, image_size: int) -> tuple[int, int]:

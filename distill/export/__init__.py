@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
+from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from distill import __version__, config, report
 from distill.checks import check_values
 from distill.data import DataModule
+from distill.data.module import CLEAN_VIEW
 from distill.export import program, verify
 from distill.export.program import Deployed, Runtime
 from distill.export.verify import Row
@@ -139,6 +141,8 @@ def load(cfg: DictConfig) -> Job:
     options, known = cfg.export, read_facts(cfg.student.checkpoint)
     data = config.build_data(cfg)
     config.check_classes(cfg, data)
+    if differing := config.differing_views(cfg, data):  # the file has one size, and is judged at it
+        raise ValueError(differing)
     student = build_model(config.model_spec(cfg.student), config.data_shape(data), "student")
     normalize = normalization(student, data.in_chans)
     temperature = known.get("temperature") if options.temperature else None
@@ -146,7 +150,7 @@ def load(cfg: DictConfig) -> Job:
     facts = {
         "classes": known.get("classes") or data.classes,
         "temperature": temperature,
-        "input": input_facts(data, normalize, options.preprocessing),
+        "input": input_facts(student, data, normalize, options.preprocessing),
         "distill": __version__,
     }
     folder = Path(cfg.paths.output_dir)
@@ -159,12 +163,17 @@ def model_input(model: Deployed, normalize: nn.Module) -> Callable[[Tensor], Ten
     return (lambda images: images) if inside else normalize
 
 
-def input_facts(data: DataModule, normalize: Any, inside: bool) -> dict[str, Any]:
-    """Return what a program's input is, in words and numbers."""
+def input_facts(
+    student: nn.Module, data: DataModule, normalize: Any, inside: bool
+) -> dict[str, Any]:
+    """Return what a program's input is, in words and numbers, and how images come to its size."""
     mean, std = (values.flatten().tolist() for values in (normalize.mean, normalize.std))
     described = "float32 pixels in [0, 1]" if inside else "float32, (pixels in [0, 1] − mean) / std"
     shape = ["batch", data.in_chans, *data.image_size]
-    return {"name": "images", "shape": shape, "values": described, "mean": mean, "std": std}
+    settings = resolve_model_data_config(student)
+    resized = {key: settings[key] for key in CLEAN_VIEW}
+    known = {"name": "images", "shape": shape, "values": described, "mean": mean, "std": std}
+    return {**known, **resized}
 
 
 def judge(job: Job, file: File, reference: Tensor) -> Row:

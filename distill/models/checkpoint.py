@@ -19,6 +19,7 @@ from torch import Tensor
 WEIGHTS, TIMM_CONFIG = "model.safetensors", "config.json"
 STUDENT_PREFIX = "student."
 PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")  # timm's names
 LARGEST_JSON = LARGEST_HEADER = 2**24  # bytes: ImageNet-21k's class names fit a hundred times
 LARGEST_ARGUMENT = 2**16  # of an architecture: its widths, depths and sizes
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64,
@@ -117,13 +118,15 @@ def check_preprocessing(settings: Mapping[str, Any]) -> None:
         ),
         "mean": lambda v: is_list(v, int | float) and all(map(is_finite, v)),
         "std": lambda v: is_list(v, int | float) and all(x > 0 and is_finite(x) for x in v),
-        "interpolation": lambda v: isinstance(v, str),
+        "interpolation": lambda v: v in INTERPOLATIONS,
         "crop_mode": lambda v: isinstance(v, str),
         "crop_pct": lambda v: is_list([v], int | float) and 0 < v <= 1,
     }
     for key, value in settings.items():
         if not allowed[key](value):
             raise ValueError(f"the preprocessing's {key} cannot be {str(value)[:80]}")
+    if {"mean", "std"} <= settings.keys() and len(settings["mean"]) != len(settings["std"]):
+        raise ValueError("the preprocessing's mean and std are not of the same number of channels")
 
 
 def is_list(value: Any, kind: Any) -> bool:

@@ -645,7 +645,7 @@ def test_views_in_memory_are_built_from_their_options():
         {"interpolation": "bicubic", "auto_augment": "rand-m9-mstd0.5"},
         {"auto_augment": "augmix-m3-w3"},
         {"train_crop_mode": "rkrc", "crop_mode": "border"},
-        {"no_aug": True, "crop_mode": "squash", "crop_border_pixels": 1},
+        {"no_aug": True, "crop_mode": "squash"},
         {"grayscale_prob": 0.5, "gaussian_blur_prob": 0.5, "vflip": 0.5},
     ],
 )
@@ -710,6 +710,8 @@ def test_wrong_options_of_views_in_memory_are_named(options, word):
         ({"auto_augment": "nothing"}, "nothing"),
         ({"crop_pct": "all"}, "all"),
         ({"train_crop_mode": "x"}, "train_crop_mode"),
+        ({"crop_mode": "sqush"}, "crop_mode must be one of center, squash, border, got 'sqush'"),
+        ({"crop_border_pixels": 4}, "no option crop_border_pixels"),  # no bundle could record it
     ],
 )
 def test_wrong_options_of_streamed_views_are_named(options, word):

@@ -60,9 +60,9 @@ def bundle(tmp_path_factory):
 
 @pytest.fixture
 def composed(tmp_path):
-    def make(*overrides):
+    def make(*overrides, name="export"):
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose("export", overrides=[f"paths.output_dir={tmp_path}", *overrides])
+            return compose(name, overrides=[f"paths.output_dir={tmp_path}", *overrides])
 
     return make
 

@@ -1,20 +1,24 @@
 """The recipe: a bundle in, files and their numbers out."""
 
+import logging
 import math
 import shutil
 import sys
 
 import pytest
 import torch
+from PIL import Image
 
 import distill
 from distill import config
 from distill.cli import one_line, refuse
-from distill.export import FILES, TooMuchLost, check, export, program, rounded_answers, verify
+from distill.export import FILES, TooMuchLost, check, export, load, program, rounded_answers, verify
 from distill.export import onnx as formats
 from distill.export.verify import calibration_images
 from distill.metrics import evaluate
-from tests.export.conftest import record
+from distill.models.build import DataShape, ModelSpec, build_model
+from distill.run import evaluate as evaluate_run
+from tests.export.conftest import SMALL, record
 
 
 def clean(data):
@@ -132,3 +136,62 @@ def test_a_missing_package_is_named_by_its_extra(job, monkeypatch):
     with pytest.raises(ValueError, match=r"onnx_int8 needs pip install 'distill-kd\[export\]'"):
         check(job("export.formats=[torch_export,onnx_int8]"))
     check(job("export.formats=[torch_export]"))  # torch alone writes and runs it
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for name, colour in (("owl", (200, 80, 10)), ("fox", (10, 80, 200))):
+        (tmp_path / "photos" / "train" / name).mkdir(parents=True)
+        for i in range(12):
+            image = Image.new("RGB", (40 + i, 50), colour)
+            image.save(tmp_path / "photos" / "train" / name / f"{i}.png")
+    return ["data=folder", f"data.root={tmp_path / 'photos'}", "data.num_workers=0",
+            "data.batch_size=4"]  # fmt: skip
+
+
+def trained_on(cfg, folder):
+    """A bundle whose student was trained on the data of a configuration."""
+    data = config.build_data(cfg)
+    shape = DataShape(data.num_classes, data.in_chans, data.image_size)
+    model = build_model(ModelSpec("resnet18", SMALL), shape, "student")
+    channels = [0.5] * data.in_chans
+    return distill.save_student(model, folder, classes=data.classes, mean=channels, std=channels,
+                                **data.preprocessing)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "trained", "told"),
+    [
+        ("photos", ["data.image_size=48"], "trained for image_size=48 and .* image_size=32: add"),
+        ("photos", ["data.view.crop_pct=0.875", "+data.view.interpolation=bicubic"],
+         "interpolation=bicubic, crop_pct=0.875 and .* interpolation=bilinear, crop_pct=1.0: add"),
+        ("photos", ["+data.view.crop_mode=squash"], r"add \+data.view.crop_mode=squash$"),
+        ("digits", ["data.image_size=48"], "add data.image_size=48$"),
+    ],
+)  # fmt: skip
+def test_it_names_what_is_missing_of_the_preprocessing_that_the_bundle_was_trained_for(
+    kind, trained, told, composed, photos, tmp_path
+):
+    chosen = photos if kind == "photos" else []
+    path = trained_on(composed(*chosen, *trained), tmp_path / "student")
+    given = (*chosen, f"student.checkpoint={path}")
+    with pytest.raises(ValueError, match=told) as refused:
+        load(composed(*given))
+    assert "\n" not in str(refused.value)
+    missing = str(refused.value).partition(": add ")[2].split()
+    job = load(composed(*given, *missing))
+    expected = config.build_data(composed(*chosen, *trained)).preprocessing
+    assert job.facts["input"]["shape"][1:] == list(expected.pop("input_size"))
+    assert expected.items() <= job.facts["input"].items()
+
+
+def test_an_evaluation_at_another_resolution_goes_on_and_says_so(
+    bundle, composed, tmp_path, caplog
+):
+    caplog.set_level(logging.INFO, "distill")
+    options = ("trainer.accelerator=cpu", f"student.checkpoint={bundle}")
+    evaluate_run(composed(*options, name="eval"))
+    assert "was trained for" not in caplog.text
+    evaluate_run(composed(*options, "data.image_size=48", name="eval"))
+    assert "add data.image_size=32 to judge it as it was trained" in caplog.text
+    assert (tmp_path / "summary.json").is_file()

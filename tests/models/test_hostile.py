@@ -13,7 +13,7 @@ import torch
 import distill
 from distill import save_student
 from distill.models.build import ModelSpec, build_model
-from distill.models.checkpoint import read_checkpoint
+from distill.models.checkpoint import INTERPOLATIONS, read_checkpoint
 from distill.models.weights import DataShape
 from tests.fuzz import fuzz, watched
 
@@ -148,6 +148,8 @@ HOSTILE = {
     "size": (in_config(lambda c: c["pretrained_cfg"].update(input_size=[1, -3, 3])), "input_size"),
     "mean": (in_config(lambda c: c["pretrained_cfg"].update(mean="0.5")), "mean cannot be"),
     "std": (in_config(lambda c: c["pretrained_cfg"].update(std=[0])), "std cannot be"),
+    "mean and std": (in_config(lambda c: c["pretrained_cfg"].update(std=[1, 1])), "mean and"),
+    "resizing": (in_config(lambda c: c["pretrained_cfg"].update(interpolation="x")), "tion cannot"),
     "crop": (in_config(lambda c: c["pretrained_cfg"].update(crop_pct=1e9)), "crop_pct cannot"),
     "temperature in words": (in_facts(temperature="2"), "no temperature"),
     "temperature zero": (in_facts(temperature=0), "no temperature"),
@@ -169,6 +171,10 @@ def test_a_hostile_bundle_ends_in_one_line(bundle, name):
     with watched(), pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
         distill.load_student(bundle, calibrated=True)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_every_interpolation_that_timm_knows_is_taken():
+    assert set(timm.data.transforms._str_to_torch_interpolation) == set(INTERPOLATIONS)
 
 
 @pytest.mark.parametrize("role", ["student", "teacher"])
