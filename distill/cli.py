@@ -269,7 +269,8 @@ def noted(function: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     """Run, and note of a job of a sweep that left no numbers that it has not failed."""
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         return function(cfg)
-    folder, files = Path(HydraConfig.get().runtime.output_dir), importlib.import_module("distill.report.reading")
+    files = importlib.import_module("distill.report.reading")
+    folder = Path(HydraConfig.get().runtime.output_dir)
     ended = folder / files.ENDED
     ended.unlink(missing_ok=True)
     found = function(cfg)
