@@ -63,7 +63,10 @@ def slurm(monkeypatch, spawn):
     for name in ("state", "spool"):
         (folder / name).mkdir()
     for number in range(2):  # Slurm takes devices only: these are called null elsewhere
-        os.mknod(folder / f"gpu{number}", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+        try:
+            os.mknod(folder / f"gpu{number}", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+        except PermissionError:
+            pytest.skip("this container may not make devices")
     (folder / "slurm.conf").write_text(CONF.format(**facts))
     (folder / "gres.conf").write_text(GPUS.format(**facts))
     (folder / "key").touch(mode=0o600)
