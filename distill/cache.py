@@ -129,7 +129,7 @@ def fit_key(cfg: DictConfig, data: DataModule, teacher: Teacher | None = None) -
         decided |= {key: values[key] for key in ("objective", "annealing")}
         kept = ("mode", "dtype", "topk", "max_gb")  # which decide whether answers are rounded
         decided["store"] = {key: values["store"].get(key) for key in kept}
-        decided["teacher"] = [identity(teacher.model), identity(teacher.normalize)]
+        decided["teacher"] = identity_of(teacher)
     decided["versions"] = report.versions()
     text = json.dumps(decided, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -147,6 +147,11 @@ def digest(tensors: Mapping[str, Tensor], about: str = "") -> str:
 def identity(module: nn.Module) -> str:
     """Return a hash of all that decides a module's answers."""
     return digest(module.state_dict(), repr(module))
+
+
+def identity_of(teacher: Teacher) -> list[str]:
+    """Return hashes of all that decides a teacher's answers: its model and its normalisation."""
+    return [identity(teacher.model), identity(teacher.normalize)]
 
 
 def open_recall(

@@ -166,17 +166,21 @@ def check_same(path: Path, content: dict[str, Any], cfg: DictConfig) -> None:
     )
 
 
-def check_unchanged(cfg: DictConfig, learned_from: dict[str, Any]) -> None:
+def left_behind(cfg: DictConfig) -> dict[str, Any]:
+    """Return the checkpoint that a run which may go on goes on from; empty if it begins."""
+    return read_lightning(Path(cfg.ckpt_path)) if cfg.ckpt_path and asked(cfg) else {}
+
+
+def check_unchanged(cfg: DictConfig, left: dict[str, Any], learned_from: dict[str, Any]) -> None:
     """Refuse to go on under a teacher, or from images, that have changed since.
 
     Args:
         cfg: of the run.
+        left: see `left_behind`.
         learned_from: what its student learns from → a hash of what that is now.
     """
-    if not cfg.ckpt_path or not asked(cfg):
-        return
-    before = as_object(read_lightning(Path(cfg.ckpt_path)).get("distill"))
-    for source, then in as_object(before.get("learned_from")).items():
+    before = as_object(as_object(left.get("distill")).get("learned_from"))
+    for source, then in before.items():
         if then != learned_from.get(source):
             raise ValueError(
                 f"{asked(cfg)}: the {source} changed since {cfg.ckpt_path} was written: "
@@ -184,8 +188,6 @@ def check_unchanged(cfg: DictConfig, learned_from: dict[str, Any]) -> None:
             )
 
 
-def is_over(cfg: DictConfig) -> bool:
-    """Return whether the checkpoint to go on from has nothing left to train, only to judge."""
-    if not cfg.ckpt_path or not asked(cfg):
-        return False
-    return nothing_left(read_lightning(Path(cfg.ckpt_path)), cfg.trainer.max_epochs)
+def is_over(cfg: DictConfig, left: dict[str, Any]) -> bool:
+    """Return whether what was left behind has nothing left to train, only to judge."""
+    return bool(left) and nothing_left(left, cfg.trainer.max_epochs)

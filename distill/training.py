@@ -15,7 +15,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from distill import config, resume, signals
-from distill.cache import identity, keep_history, open_recall, trained_once
+from distill.cache import identity_of, keep_history, open_recall, trained_once
 from distill.callbacks.checkpoints import LatestCheckpoint
 from distill.callbacks.loggers import begin
 from distill.callbacks.speed import Speed
@@ -35,7 +35,10 @@ def fit(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> tuple[Dis
     """Build the student from its seed and train it."""
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     student = untrained(cfg, data, teacher)
-    resume.check_unchanged(cfg, student.about["learned_from"])
+    left = resume.left_behind(cfg)
+    resume.check_unchanged(cfg, left, student.about["learned_from"])
+    over = resume.is_over(cfg, left)
+    left = left if over else {}  # no copy of it in memory while the student trains
     trainer = config.build_trainer(cfg, student.objective)
     own, *others = trainer.loggers
     own.log_hyperparams(config.plain(cfg))
@@ -44,7 +47,6 @@ def fit(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> tuple[Dis
     compiled(cfg, student.student)
     student.recall = open_recall(cfg, data, teacher, student.objective, trainer.global_rank)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    over = resume.is_over(cfg)
     keeps = any(isinstance(c, LatestCheckpoint) for c in trainer.checkpoint_callbacks)
     try:
         with signals.deferred(keeps):
@@ -64,7 +66,7 @@ def fit(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> tuple[Dis
             if isinstance(logger, WandbLogger):  # else the next job of a sweep would log to its run
                 logger.experiment.finish()
     if over:  # nothing was trained, so that no callback has left its average there
-        student.student.load_state_dict(student_weights(read_lightning(Path(cfg.ckpt_path))))
+        student.student.load_state_dict(student_weights(left))
     if "16-true" in str(cfg.trainer.precision):
         student.float()  # what is judged and saved is what a user will load
     return student, trainer
@@ -88,7 +90,7 @@ def untrained(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> Dis
         "job": resume.fingerprint(cfg),
         "learned_from": {
             "data": data.fingerprint,
-            "teacher": teacher and [identity(teacher.model), identity(teacher.normalize)],
+            "teacher": teacher and identity_of(teacher),
         },
         "config": config.plain(cfg),
         "student_model": asdict(replace(spec, checkpoint=None, pretrained=False)),

@@ -89,7 +89,8 @@ def test_a_run_does_not_go_on_under_another_teacher_or_other_images(composed, tm
     now = {"data": "a", "teacher": ["b", "c"]} | ({changed: "d"} if changed else {})
     refused = pytest.raises(ValueError, match=f"the {changed} changed since")
     with refused if changed else nullcontext():
-        resume.check_unchanged(composed(f"ckpt_path={checkpoint}"), now)
+        cfg = composed(f"ckpt_path={checkpoint}")
+        resume.check_unchanged(cfg, resume.left_behind(cfg), now)
 
 
 def test_jobs_of_a_resumed_sweep_are_of_one_setting(composed):

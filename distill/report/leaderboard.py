@@ -210,9 +210,9 @@ def over_seeds(rows: Sequence[Row]) -> list[Row]:
             known = [value for value in values if value is not None]
             complete = len(known) == len(values)
             averaged[-1][name] = mean_and_deviation(known) if complete else None
-    means = [(row[decisive] or (None,))[0] for row in averaged]
-    order = sorted(range(len(means)), key=lambda k: merit(means[k], metric), reverse=True)
-    return [averaged[k] for k in order]
+    return sorted(
+        averaged, key=lambda row: merit((row[decisive] or (None,))[0], metric), reverse=True
+    )
 
 
 def title_of(row: Row, names: Sequence[str], taken: Collection[str]) -> str:

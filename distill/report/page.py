@@ -156,9 +156,12 @@ def sweep_content(paths: Sequence[Path], output: Path) -> dict[str, Any]:
     rows = gathered(paths)
     done = [row for row in rows if row["status"] == "done"]
     metric = decider(done)
-    merits = [merit(row["validation"].get(metric), metric) for row in done]
-    best = max(merits, default=-math.inf)
-    ranked = [done[k] for k in sorted(range(len(done)), key=merits.__getitem__, reverse=True)]
+
+    def worth(row: Row) -> float:
+        return merit(row["validation"].get(metric), metric)
+
+    ranked = sorted(done, key=worth, reverse=True)
+    best = max(map(worth, done), default=-math.inf)
     averaged, axis = over_seeds(done), axis_of(done)
     goals = list(dict.fromkeys(name for row in done for name in goals_of(row)))
     on_front = [row["job"] for row in done if row.get("front")]
@@ -169,7 +172,7 @@ def sweep_content(paths: Sequence[Path], output: Path) -> dict[str, Any]:
         "metric": metric,
         "order": "descending" if higher_is_better(f"val/{metric}") else "ascending",
         "decided": best > -math.inf,
-        "ties": merits.count(best),
+        "ties": sum(worth(row) == best for row in ranked),
         "failed": [row for row in rows if row["status"] == "failed"],
         "seeds": max((row["seeds"] for row in averaged), default=1),
         "averaged": averaged,

@@ -55,9 +55,16 @@ GPUS = "NodeName={host} Name=gpu Count=2 File={folder}/gpu[0-1]\n"
 
 
 @pytest.fixture
-def slurm(monkeypatch, spawn):
+def short_folder():
+    """A folder of few letters: the names of sockets have a limit."""
+    with tempfile.TemporaryDirectory(prefix="slurm-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def slurm(monkeypatch, spawn, short_folder):
     """A cluster of this machine: daemons that run until the test ends."""
-    folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # the names of sockets have a limit
+    folder = short_folder
     facts = {"folder": folder, "host": socket.gethostname().partition(".")[0],
              "control": free_port(), "node": free_port()}  # fmt: skip
     for name in ("state", "spool"):
@@ -86,7 +93,6 @@ def slurm(monkeypatch, spawn):
     for daemon in (node, control, munged):
         daemon.terminate()
         daemon.wait(timeout=30)
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def ask(*arguments):
