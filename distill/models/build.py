@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,12 +11,23 @@ import timm
 import torch
 from torch import Tensor, nn
 
-import distill.models.cifar  # noqa: F401  (registers its families with timm)
+import distill.models.cifar
+import distill.models.slim  # noqa: F401  (both register their families with timm)
 from distill.errors import first_line
 from distill.models.checkpoint import Checkpoint, read_checkpoint
-from distill.models.weights import DataShape, check_tensors_fit, load_weights
+from distill.models.weights import (
+    DataShape,
+    KeyMap,
+    check_tensors_fit,
+    fits,
+    renamed,
+    settings_of,
+    size_along,
+    with_own_head,
+)
 
-FROM_DATA = ("num_classes", "in_chans")  # the data decide these, whatever a checkpoint recorded
+# The data decide these, whatever a checkpoint recorded.
+FROM_DATA = ("num_classes", "in_chans", "img_size")
 LARGEST_HEAD = 2**25  # numbers that a last layer for other classes may have
 LARGEST_BUFFERS = 2**28  # numbers: what positions need of a model for images of 4,096 pixels
 VECTOR = 16  # float32 values in the widest CPU register
@@ -32,12 +43,15 @@ class ModelSpec:
         pretrained: whether timm fetches its published weights.
         checkpoint: a student bundle, a Lightning checkpoint of this project (both bring their own
             architecture), `.pth` or `.safetensors`.
+        key_map: where a file has other names for its tensors: `order`, or a mapping of regular
+            expressions to their replacements; see `distill.models.weights.renamed`.
     """
 
     name: str | None = None
     args: Mapping[str, Any] = field(default_factory=dict)
     pretrained: bool = False
     checkpoint: str | None = None
+    key_map: KeyMap | None = None
 
 
 class Normalize(nn.Module):
@@ -61,16 +75,24 @@ class Normalize(nn.Module):
 
 
 def build_model(
-    spec: ModelSpec, shape: DataShape, role: str, any_classes: bool = False
+    spec: ModelSpec,
+    shape: DataShape,
+    role: str,
+    any_classes: bool = False,
+    note: Callable[[str], None] | None = None,
 ) -> nn.Module:
     """Return a timm model that fits the data, with its weights loaded, in channels-last layout.
+
+    Weights for other channels or other image sizes are adapted as timm adapts its own: the first
+    layer is folded or repeated, position embeddings are resampled.
 
     Args:
         spec: which model.
         shape: what the data ask of it.
         role: `teacher` or `student`, for messages.
-        any_classes: whether a checkpoint of other classes will do, of which the last layer is left
-            out: it is to be trained.
+        any_classes: whether weights of other classes will do, of which the last layer is left out:
+            it is to be trained.
+        note: takes in one line each what of the weights was adapted to the data.
 
     Raises:
         ValueError: if the name is unknown, the weights do not fit, or the model refuses the images.
@@ -79,22 +101,119 @@ def build_model(
     name, args = architecture(spec, checkpoint)
     if not name:
         raise ValueError(f"give {role}.name: a timm model, or {role}.checkpoint: a student bundle")
-    published = published_classes(name) if spec.pretrained and checkpoint is None else None
-    if published not in (None, shape.num_classes):
-        raise ValueError(
-            f"the published weights of {role} {name} know {published} classes and the data have "
-            f"{shape.num_classes}: fine-tune it first and give {role}.checkpoint, or set "
-            f"{role}.pretrained=false"
-        )
     if checkpoint is not None and checkpoint.architecture:
-        check_proportion(checkpoint, name, {**args, **asked_by(shape)})
-    model = create(name, args, shape, spec.pretrained and checkpoint is None, role)
+        check_proportion(checkpoint, name, {**args, **asked_by(shape, name)})
+    origin = None
+    if checkpoint is None and spec.pretrained:
+        origin = published(name, role)
+        check_classes(origin, shape, any_classes)
+    model = create(name, args, shape, origin is not None, role)
     if checkpoint is not None:
-        origin = f"{role}.checkpoint={spec.checkpoint}"
-        load_weights(model, checkpoint, shape, origin, any_classes)
-        take_preprocessing(model, checkpoint)
+        model, origin = started(model, name, args, checkpoint, spec, shape, role, any_classes)
+    if note is not None and origin is not None:
+        for sentence in adaptations(origin, name, shape):
+            note(sentence)
     check_forward(model, shape, f"{role} {name}")
     return channels_last(model)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where weights come from, for people, and what they were made for, where that is known."""
+
+    label: str
+    classes: int | None
+    channels: int | None
+
+
+def published(name: str, role: str) -> Origin:
+    """Return what timm's published weights of an architecture were made for."""
+    settings = published_settings(name)
+    channels = (settings.get("input_size") or (None,))[0]
+    return Origin(f"{role}.pretrained ({name})", settings.get("num_classes"), channels)
+
+
+def check_classes(origin: Origin, shape: DataShape, any_classes: bool) -> None:
+    """Refuse weights of another number of classes, unless a new last layer will do."""
+    if any_classes or origin.classes in (None, shape.num_classes):
+        return
+    raise ValueError(
+        f"{origin.label} has {origin.classes} classes and the data have {shape.num_classes}: "
+        "teacher=finetuned trains a new last layer"
+    )
+
+
+def started(
+    model: Any,
+    name: str,
+    args: Mapping[str, Any],
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    shape: DataShape,
+    role: str,
+    any_classes: bool,
+) -> tuple[nn.Module, Origin]:
+    """Return the model with a checkpoint's weights, and where they come from."""
+    label, settings = f"{role}.checkpoint={spec.checkpoint}", settings_of(model)
+    try:
+        weights = renamed(checkpoint.weights, model, spec.key_map)
+    except ValueError as error:
+        raise ValueError(f"{label}: {error}") from error
+    classes = size_along(weights, settings.get("classifier"), 0)
+    origin = Origin(label, classes, size_along(weights, settings.get("first_conv"), 1))
+    check_classes(origin, shape, any_classes)
+    if any_classes and classes != shape.num_classes:
+        weights = with_own_head(weights, model)
+    if fits(model, weights):
+        model.load_state_dict(weights)
+    else:
+        model = adapted(model, weights, name, {**asked_by(shape, name), **args}, origin)
+    take_preprocessing(model, checkpoint)
+    return model, origin
+
+
+def adapted(
+    model: Any, weights: Mapping[str, Tensor], name: str, options: Mapping[str, Any], origin: Origin
+) -> nn.Module:
+    """Return the model with weights that timm's own loader makes fit.
+
+    Raises:
+        ValueError: if they do not fit even so.
+    """
+    settings = settings_of(model)
+    size = (settings.get("input_size") or (0, 0, 0))[1:]
+    overlay = {
+        "state_dict": dict(weights),
+        "num_classes": options["num_classes"],  # the last layer was exchanged: all must fit
+        "input_size": (origin.channels or options["in_chans"], *size),
+        "label_offset": 0,
+        "custom_load": False,
+    }
+    try:
+        with torch.random.fork_rng(devices=[]):
+            found: Any = timm.create_model(
+                name, pretrained=True, pretrained_cfg_overlay=overlay, **options
+            )
+    except Exception:  # as little says which tensors differ as there are ways to fail
+        check_tensors_fit(model, weights, origin.label)
+        raise
+    found.pretrained_cfg = found.default_cfg = settings
+    return found
+
+
+def adaptations(origin: Origin, name: str, shape: DataShape) -> list[str]:
+    """Return in one line each how weights are adapted to the data."""
+    said = []
+    if origin.classes not in (None, shape.num_classes):
+        said.append(f"{origin.label}: of {origin.classes:,} classes, and the data have "
+                    f"{shape.num_classes:,}; the last layer starts anew")  # fmt: skip
+    if origin.channels not in (None, shape.in_chans):
+        said.append(f"{origin.label}: for {origin.channels} channels, and the data have "
+                    f"{shape.in_chans}; the first layer is adapted as timm does")  # fmt: skip
+    if "img_size" in asked_by(shape, name):
+        size = " × ".join(map(str, shape.image_size))
+        said.append(f"{origin.label}: position embeddings are resampled for {size} pixels")
+    return said
 
 
 def channels_last(model: nn.Module) -> nn.Module:
@@ -176,7 +295,7 @@ def take_preprocessing(model: Any, checkpoint: Checkpoint) -> None:
     """Let a model declare the preprocessing that its checkpoint was trained under."""
     tested = dict.fromkeys(("test_input_size", "test_crop_pct"))  # of timm's own weights
     known = {**tested, **checkpoint.preprocessing} if checkpoint.preprocessing else {}
-    model.pretrained_cfg = {**model.pretrained_cfg, **known}
+    model.pretrained_cfg = {**settings_of(model), **known}
 
 
 def resolved(spec: ModelSpec) -> ModelSpec:
@@ -210,10 +329,10 @@ def normalization(model: nn.Module, in_chans: int) -> Normalize:
     return Normalize(mean, std)
 
 
-def published_classes(name: str) -> int | None:
-    """Return the class count of timm's published weights."""
-    config = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
-    return config.num_classes if config is not None else None
+def published_settings(name: str) -> dict[str, Any]:
+    """Return timm's configuration of an architecture and its published weights."""
+    known = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
+    return known.to_dict() if known is not None else {}
 
 
 def create(
@@ -224,16 +343,20 @@ def create(
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else "; see timm.list_models()"
         raise ValueError(f"timm has no model {name!r} for {role}.name{hint}")
-    options = {**asked_by(shape), **args}
+    options = {**asked_by(shape, name), **args}
     try:
         return call_timm(name, options, pretrained)
     except ValueError as error:
         raise ValueError(f"{role}: {error}") from error
 
 
-def asked_by(shape: DataShape) -> dict[str, int]:
-    """Return the arguments that the data decide."""
-    return {"num_classes": shape.num_classes, "in_chans": shape.in_chans}
+def asked_by(shape: DataShape, name: str) -> dict[str, Any]:
+    """Return the arguments that the data decide; the image size, where a model is made for one."""
+    asked: dict[str, Any] = {"num_classes": shape.num_classes, "in_chans": shape.in_chans}
+    settings = published_settings(name)
+    if settings.get("fixed_input_size") and settings["input_size"][1:] != shape.image_size:
+        asked["img_size"] = shape.image_size
+    return asked
 
 
 def check_forward(model: nn.Module, shape: DataShape, label: str) -> None:

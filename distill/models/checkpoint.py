@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import json
 import math
@@ -13,11 +14,14 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import load as load_safetensors
-from timm.models import build_model_with_cfg, clean_state_dict, load_state_dict
+from timm.models import build_model_with_cfg, clean_state_dict
 from torch import Tensor
 
 WEIGHTS, TIMM_CONFIG = "model.safetensors", "config.json"
 STUDENT_PREFIX = "student."
+# Under which names training scripts wrap their weights: averaged ones first, as timm takes them.
+AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "network", "weights", "checkpoint")
 PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")  # timm's names
 LARGEST_JSON = LARGEST_HEADER = 2**24  # bytes: ImageNet-21k's class names fit a hundred times
@@ -162,6 +166,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 def checkpoint_of_bundle(folder: Path) -> Checkpoint:
     """Read a bundle's weights, its architecture and its preprocessing."""
+    if (folder / WEIGHTS).is_file() and not (folder / TIMM_CONFIG).exists():
+        return Checkpoint(read_weights(inside(folder, WEIGHTS)))  # timm cannot build the model
     known = read_json(folder / TIMM_CONFIG)
     settings = known.get("pretrained_cfg") or {}
     if not isinstance(settings, dict):
@@ -224,15 +230,45 @@ def student_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def read_weights(path: Path) -> Mapping[str, Tensor]:
-    """Read a `.pth` or `.safetensors` file as timm does, never running code from it."""
+    """Read a `.pth` or `.safetensors` file, never running code from it."""
     try:
         if path.suffix == ".safetensors":
             return read_safetensors(path)
-        return load_state_dict(str(path), use_ema=True, device="cpu", weights_only=True)
+        # Scripts often keep their arguments beside the weights: plain values in a named box.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise FileNotFoundError(f"no weights at {path}") from None
     except Exception as error:  # each format fails in its own way
         raise ValueError(f"{path} is not a weights file that can be read safely") from error
+    return clean_state_dict(unwrapped(content))
+
+
+def unwrapped(content: Any) -> dict[str, Tensor]:
+    """Return the state dict in what a training script has saved.
+
+    Raises:
+        ValueError: if there is none, or several and nothing says which is meant.
+    """
+    for _ in range(4):  # {"checkpoint": {"model": {…}}}
+        if not isinstance(content, dict):
+            break
+        if any(isinstance(value, Tensor) for value in content.values()):
+            return content
+        boxes = [name for name, value in content.items() if isinstance(value, dict) and value]
+        known = [name for name in AVERAGED if name in boxes][:1]
+        known = known or [name for name in WRAPPERS if name in boxes]
+        chosen = known or [name for name in boxes if holds_tensors(content[name])]
+        if len(chosen) != 1:
+            found = "several models" if chosen else "no weights"
+            raise ValueError(f"it holds {found}: {', '.join(map(str, chosen or content)):.80}")
+        content = content[chosen[0]]
+    raise ValueError("it holds no weights")
+
+
+def holds_tensors(value: Mapping[str, Any]) -> bool:
+    """Whether a mapping is a state dict: an optimiser's state has other things in it."""
+    return all(isinstance(one, Tensor) for one in value.values())
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

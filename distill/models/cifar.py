@@ -261,6 +261,36 @@ _ARCHITECTURES = {
     "cifar_vgg19": _vgg(2, 2, 4, 4, 4),
 }
 
+
+def _literature_keys(
+    block: Callable[..., nn.Module],
+    depths: Sequence[int],
+    strides: Sequence[int] = (1, 2, 2),
+    **_: Any,
+) -> dict[str, str]:
+    """Return the names of tensors in the literature's checkpoints → those here, by regexes.
+
+    Source: the state dicts of Tian et al., 2020, whose names later repositories keep.
+    """
+    stages = range(len(depths))
+    if block is conv_block:  # there the layers of a stage are counted through, and pool elsewhere
+        layers = {
+            rf"^block{i}\.{3 * j + k}\.": f"stages.{i}.{j}.{k + (strides[i] > 1 and j == 0)}."
+            for i in stages
+            for j in range(depths[i])
+            for k in (0, 1)
+        }
+        return {**layers, r"^classifier\.": "head.fc."}
+    inside = {r"(stages\.\d+\.\d+)\.bn": r"\1.norm", r"^fc\.": "head.fc."}
+    if block is PreActBlock:
+        named = {rf"^block{i + 1}\.layer\.": f"stages.{i}." for i in stages}
+        ends = {r"^conv1\.": "stem.", r"^bn1\.": "norm.0.", r"\.convShortcut\.": ".shortcut."}
+    else:
+        named = {rf"^layer{i + 1}\.": f"stages.{i}." for i in stages}
+        ends = {r"^conv1\.": "stem.0.", r"^bn1\.": "stem.1.", r"\.downsample\.": ".shortcut."}
+    return {**named, **ends, **inside}
+
+
 _FIRST_CONV = {BasicBlock: "stem.0", PreActBlock: "stem", conv_block: "stages.0.0.0"}
 
 
@@ -287,7 +317,9 @@ def _entrypoint(name: str, architecture: dict[str, Any]) -> Callable[..., CifarN
         stages = tuple(range(len(architecture["depths"])))
         features = {"out_indices": stages, "flatten_sequential": True}
         kwargs = {**architecture, **kwargs}
-        return build_model_with_cfg(CifarNet, name, pretrained, feature_cfg=features, **kwargs)
+        model = build_model_with_cfg(CifarNet, name, pretrained, feature_cfg=features, **kwargs)
+        model.literature_keys = _literature_keys(**architecture)
+        return model
 
     create.__name__ = create.__qualname__ = name  # timm registers a function under its own name
     create.__doc__ = f"Build `{name}`, a CifarNet."

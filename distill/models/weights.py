@@ -1,7 +1,10 @@
-"""Whether weights fit a model, and what to say where they do not."""
+"""Whether weights fit a model under some of the names they go by, and what to say where not."""
 
 from __future__ import annotations
 
+import difflib
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +12,11 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
-from distill.models.checkpoint import Checkpoint
-
-SHOWN = 200  # tensors that a message lists
+SHOWN = 3  # tensors that a message names
+COUNTERS = ("total_ops", "total_params")  # what the FLOP counter thop leaves in state dicts
+UNTRACKED = "num_batches_tracked"  # which older files lack, and nothing reads but its counter
+ORDER = "order"
+KeyMap = str | Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -23,33 +28,98 @@ class DataShape:
     image_size: tuple[int, int]
 
 
-def load_weights(
-    model: Any, checkpoint: Checkpoint, shape: DataShape, origin: str, any_classes: bool = False
-) -> None:
-    """Load weights that must fit tensor by tensor, naming both sides where they do not.
+def renamed(weights: Mapping[str, Tensor], model: Any, key_map: KeyMap | None) -> dict[str, Tensor]:
+    """Return weights under the model's own names, where it is plain which is which.
+
+    A prefix that all of the model's tensors share in the file goes, counters of other tools go,
+    and what older files lack is filled in. Names of the literature that the model's family knows
+    (`literature_keys`) are translated.
 
     Args:
-        model: the model.
-        checkpoint: the weights.
-        shape: what the data ask of the model.
-        origin: where the weights come from, for messages.
-        any_classes: whether the last layer of weights for other classes is left out, and stays as
-            the model has it.
+        weights: name → tensor, as the file has them.
+        model: what they are for.
+        key_map: `order` pairs tensors in the order of the file and of the model; a mapping is
+            applied to each name in turn, `{regular expression: replacement}`.
+
+    Raises:
+        ValueError: if the map pairs tensors of other shapes, or is none.
     """
-    config, weights = model.pretrained_cfg, dict(checkpoint.weights)
-    for key, axis, wanted, noun in (
-        (config.get("classifier"), 0, shape.num_classes, "classes"),
-        (config.get("first_conv"), 1, shape.in_chans, "input channels"),
-    ):
-        found = size_along(weights, key, axis)
-        if found in (None, wanted):
-            continue
-        if not any_classes or noun != "classes":
-            raise ValueError(f"{origin} has {found} {noun} and the data have {wanted}")
-        own = model.state_dict()
-        weights |= {name: own[name] for name in own if name.startswith(prefixes(key))}
-    check_tensors_fit(model, weights, origin)
-    model.load_state_dict(weights)
+    own = model.state_dict()
+    weights = {k: v for k, v in weights.items() if not k.endswith(COUNTERS) or k in own}
+    if key_map == ORDER:
+        return in_order(weights, own)
+    if key_map is not None:
+        weights = mapped(weights, key_map)
+    prefix = shared_prefix(weights, own)
+    weights = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+    rules = getattr(model, "literature_keys", None)
+    if rules and key_map is None and not own.keys() & weights.keys():
+        weights = mapped(weights, rules)
+    untracked = {k: v for k, v in own.items() if k.endswith(UNTRACKED) and k not in weights}
+    return {**untracked, **weights}
+
+
+def in_order(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights paired with a model's tensors by their order alone."""
+    names = list(own)
+    if not any(name.endswith(UNTRACKED) for name in weights):
+        names = [name for name in names if not name.endswith(UNTRACKED)]
+    if len(names) != len(weights):
+        raise ValueError(
+            f"key_map=order pairs {len(weights)} tensors with the model's {len(names)}"
+        )
+    paired = dict(zip(names, weights.values(), strict=True))
+    return {**{name: value for name, value in own.items() if name not in paired}, **paired}
+
+
+def mapped(weights: Mapping[str, Tensor], rules: Mapping[str, str]) -> dict[str, Tensor]:
+    """Return weights with each name changed by every `{regular expression: replacement}`."""
+    found: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        new = name
+        for pattern, replacement in rules.items():
+            try:
+                new = re.sub(pattern, replacement, new)
+            except re.error as error:
+                raise ValueError(f"key_map: {pattern!r} → {replacement!r}: {error}") from error
+        if new in found:
+            raise ValueError(f"key_map gives two tensors the name {new}, the second is {name}")
+        found[new] = value
+    return found
+
+
+def shared_prefix(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """Return what stands before the model's names in the file, such as `student.`.
+
+    Raises:
+        ValueError: if the file holds several models that would do.
+    """
+    found: Counter[str] = Counter()
+    for name in weights:
+        parts = name.split(".")
+        for cut in range(len(parts)):
+            if ".".join(parts[cut:]) in own:
+                found["".join(f"{part}." for part in parts[:cut])] += 1
+    if not found:
+        return ""
+    most = max(found.values())
+    best = [prefix for prefix, count in found.items() if count == most]
+    if len(best) > 1 and most > len(own) // 2:
+        raise ValueError(f"it holds several such models: {', '.join(best)}")
+    return "" if found[""] == most or most <= len(own) // 4 else best[0]
+
+
+def with_own_head(weights: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
+    """Return weights with the model's own last layer in the place of theirs."""
+    head = prefixes(settings_of(model).get("classifier"))
+    kept = {name: value for name, value in weights.items() if not name.startswith(head)}
+    own = model.state_dict()
+    return {**kept, **{name: own[name] for name in own if name.startswith(head)}}
+
+
+def settings_of(model: Any) -> Mapping[str, Any]:
+    """Return timm's configuration of a model; an architecture of a user's own may have none."""
+    return getattr(model, "pretrained_cfg", None) or {}
 
 
 def size_along(weights: Mapping[str, Tensor], key: Any, axis: int) -> int | None:
@@ -66,26 +136,37 @@ def prefixes(key: Any) -> tuple[str, ...]:
     return tuple(f"{name}." for name in keys)
 
 
-def classes_of(checkpoint: Checkpoint, name: str) -> int | None:
+def classes_of(weights: Mapping[str, Tensor], name: str) -> int | None:
     """Return how many classes the weights of an architecture tell apart, where they say so."""
     settings = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
-    return size_along(checkpoint.weights, settings.classifier if settings else None, 0)
+    return size_along(weights, settings.classifier if settings else None, 0)
+
+
+def fits(model: nn.Module, weights: Mapping[str, Tensor]) -> bool:
+    """Whether each of the model's tensors is there in its shape, and no other."""
+    own = model.state_dict()
+    return own.keys() == weights.keys() and all(own[k].shape == weights[k].shape for k in own)
 
 
 def check_tensors_fit(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
     """Refuse weights unless each of the model's tensors is there in its shape, and no other."""
     own = model.state_dict()
     differing = [
-        f"{key} ({shape_in(weights, key)} for {shape_in(own, key)})"
-        for key in sorted(own.keys() | weights.keys())
+        key
+        for key in [*own, *sorted(weights.keys() - own.keys())]
         if shape_in(weights, key) != shape_in(own, key)
     ]
-    if differing:
-        raise ValueError(
-            f"{origin} does not fit the architecture: {len(differing)} of {len(own)} tensors "
-            f"differ: {', '.join(differing[:SHOWN])}"
-            f"{f' and {len(differing) - SHOWN} more' if len(differing) > SHOWN else ''}"
-        )
+    if not differing:
+        return
+    named = [f"{k} ({shape_in(weights, k)} for {shape_in(own, k)})" for k in differing[:SHOWN]]
+    more = " …" if len(differing) > SHOWN else ""
+    spare = sorted(weights.keys() - own.keys())
+    near = difflib.get_close_matches(differing[0], spare, n=1, cutoff=0.3)
+    nearest = f"; nearest to {differing[0]} is {near[0]}" if near else ""
+    raise ValueError(
+        f"{origin} does not fit the architecture: {len(differing)} of {len(own)} tensors "
+        f"differ: {', '.join(named)}{more}{nearest}"
+    )
 
 
 def shape_in(tensors: Mapping[str, Tensor], key: str) -> str:

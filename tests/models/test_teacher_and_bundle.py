@@ -145,16 +145,9 @@ def test_every_kind_of_checkpoint_gives_the_same_model(student, bundle, images, 
         assert torch.equal(model(images), student(images))
 
 
-@pytest.mark.parametrize(
-    ("shape", "message"),
-    [
-        (DataShape(10, 1, (32, 32)), "has 7 classes and the data have 10"),
-        (DataShape(7, 3, (32, 32)), "has 1 input channels and the data have 3"),
-    ],
-)
-def test_a_mismatch_names_both_numbers(bundle, shape, message):
-    with pytest.raises(ValueError, match=message):
-        build_model(ModelSpec(checkpoint=str(bundle)), shape, "teacher")
+def test_a_mismatch_names_both_numbers(bundle):
+    with pytest.raises(ValueError, match="has 7 classes and the data have 10"):
+        build_model(ModelSpec(checkpoint=str(bundle)), DataShape(10, 1, (32, 32)), "teacher")
 
 
 def test_a_student_of_other_classes_keeps_the_backbone_of_its_checkpoint(student, bundle):
@@ -175,7 +168,7 @@ def test_a_student_of_other_classes_keeps_the_backbone_of_its_checkpoint(student
 
 
 def test_published_weights_of_other_classes_are_no_teacher():
-    with pytest.raises(ValueError, match=r"know 1000 classes and the data have\s+7"):
+    with pytest.raises(ValueError, match=r"has 1000 classes and the data have\s+7"):
         build_model(ModelSpec("resnet18", pretrained=True), SHAPE, "teacher")
 
 
@@ -186,7 +179,7 @@ def test_published_weights_of_other_classes_are_no_teacher():
         (ModelSpec(None), r"give student\.name"),
         (ModelSpec("resnet18", {"layrs": [1]}), "student: timm cannot build resnet18"),
         (ModelSpec("resnet34", ARGS | {"channels": [4, 8, 8, 8]}, checkpoint="BUNDLE"), None),
-        (ModelSpec("vit_tiny_patch16_224"), "does not take 1×32×32 images"),
+        (ModelSpec("tnt_s_legacy_patch16_224", {"img_size": 224}), "does not take 1×32×32 images"),
     ],
 )
 def test_wrong_models_are_explained(spec, message, bundle):
@@ -205,10 +198,12 @@ def test_weights_of_another_architecture_are_refused(bundle, tmp_path):
     with pytest.raises(ValueError, match=r"does not fit the architecture: \d+ of \d+ t") as caught:
         build_model(spec, SHAPE, "student")
     own = build_model(SPEC, SHAPE, "student").state_dict()
-    for name, value in own.items():  # every tensor that differs is named, with both shapes
-        differs = value.shape != other.state_dict()[name].shape
-        assert (f"{name} (" in str(caught.value)) == differs
-    assert "conv1.0.weight (8×1×3×3 for 4×1×3×3)" in str(caught.value)
+    differing = [k for k, v in own.items() if v.shape != other.state_dict()[k].shape]
+    said = str(caught.value).partition("does not fit")[2]
+    assert f"{len(differing)} of {len(own)} tensors" in said
+    assert [name for name in own if f"{name} (" in said] == differing[:3]  # the first ones
+    assert "conv1.0.weight (8×1×3×3 for 4×1×3×3)" in said
+    assert len(said) <= 200
 
 
 class Payload:
