@@ -90,6 +90,13 @@ MODEL = {
     "args": OBJECT.or_(None),
     "pretrained": SWITCH,
     "checkpoint": PATH.or_(None),
+    "key_map": Kind(
+        "order, or patterns with their replacements",
+        lambda v: (
+            v == "order"
+            or (isinstance(v, dict) and all(isinstance(x, str) for x in (*v, *v.values())))
+        ),
+    ).or_(None),
     "lr": POSITIVE,
 }
 TRAINING = {
@@ -147,6 +154,11 @@ KINDS: dict[str, Kind] = {
     "teacher.fit.max_epochs": whole(1),
     "teacher.fit.batch_size": whole(1),
     "teacher.fit.seed": SEED,
+    "teacher.fit.from_weights": SWITCH,
+    "teacher.fit.head_epochs": whole(0),
+    "teacher.fit.patience": whole(1).or_(None),
+    "teacher.fit.ema": SHARE.or_(None),
+    "imports": listed(WORD),
     **under("teacher.fit", TRAINING),
     "condition.seed": SEED,
     "objective.temperature": POSITIVE.or_("auto"),

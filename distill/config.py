@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import math
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -44,9 +46,10 @@ from distill.models.checkpoint import (
     read_lightning,
     student_weights,
 )
-from distill.models.weights import DataShape, classes_of
+from distill.models.weights import DataShape
 from distill.module import create_optimizer, create_schedule, evaluation_metrics, resolve_topk
 from distill.objectives import Objective
+from distill.resolvers import higher_is_better, recommended_lr
 from distill.sharing import once
 
 log = logging.getLogger(__name__)
@@ -58,6 +61,7 @@ OF_THE_RUN = (
     *("overfit_batches", "max_steps", "barebones", "enable_model_summary", "enable_checkpointing"),
     "enable_progress_bar",
 )
+STOPPED_EARLY = "early_stopping"
 SEEDS_APART = 1000  # of the weights of a student and of its assistants
 SUPERVISED = {
     "_target_": "distill.objectives.Objective",
@@ -308,18 +312,33 @@ def present(group: DictConfig | None) -> Iterable[tuple[str, Any]]:
 def model_spec(node: DictConfig) -> ModelSpec:
     """Return which model a teacher or student node names."""
     values = {key: node.get(key) for key in ("name", "pretrained", "checkpoint")}
-    return ModelSpec(args=plain(node.get("args")) or {}, **values)
+    key_map = plain(node.get("key_map"))
+    return ModelSpec(args=plain(node.get("args")) or {}, key_map=key_map, **values)
 
 
-def resolve_student(cfg: DictConfig, data: DataModule) -> None:
+def resolve_student(cfg: DictConfig) -> None:
     """Write into the configuration the architecture that `student.checkpoint` brings."""
     spec = resolved(model_spec(cfg.student))
+    cfg.student.lr = cfg.student.lr  # as recommended for what was named
     cfg.student.name, cfg.student.args = spec.name, dict(spec.args)
-    if spec.checkpoint and spec.name:
-        known = classes_of(read_checkpoint(spec.checkpoint), spec.name)
-        if known not in (None, data.num_classes):
-            log.info("student.checkpoint=%s knows %d classes and the data have %d: its last layer "
-                     "starts anew", spec.checkpoint, known, data.num_classes)  # fmt: skip
+
+
+def run_imports(cfg: DictConfig) -> None:
+    """Import the user's own modules, which register what they have with timm.
+
+    Raises:
+        ValueError: if there is no such module, or it cannot be imported.
+    """
+    names = plain(cfg.get("imports")) or []
+    if names and "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # a module beside where the command was typed
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # their code raises anything
+            raise ValueError(
+                f"imports={name}: {type(error).__name__}: {first_line(error)}"
+            ) from error
 
 
 def check_classes(cfg: DictConfig, data: DataModule) -> None:
@@ -539,7 +558,9 @@ def assistant(cfg: DictConfig, number: int) -> DictConfig:
         raise ValueError(
             f"assistants: {own} is not a change of `student`, which has {', '.join(cfg.student)}"
         )
-    derived.student = {**plain(cfg.student), "checkpoint": None, "pretrained": False, **own}
+    start = {"checkpoint": None, "pretrained": False, "key_map": None}
+    rate = {"lr": recommended_lr(own["name"])} if own.get("name") else {}
+    derived.student = {**plain(cfg.student), **start, **rate, **own}
     derived.data.seed = cfg.data.seed
     derived.seed = cfg.seed + SEEDS_APART * number
     spec = resolved(model_spec(derived.student))  # a checkpoint brings its own
@@ -556,14 +577,38 @@ def alone(cfg: DictConfig, role: str) -> DictConfig:
         derived.optimized_metric = "val/top1"  # the run's own may compare with a teacher
     if role == "teacher":
         recipe = cfg.teacher.fit
-        derived.student = {key: cfg.teacher[key] for key in ("name", "args", "pretrained")}
-        derived.student.checkpoint = None
+        start = ("name", "args", "pretrained", "checkpoint", "key_map")
+        derived.student = {key: cfg.teacher.get(key) for key in start}
+        spec = resolved(model_spec(derived.student))  # a checkpoint brings its own
+        derived.student.name, derived.student.args = spec.name, dict(spec.args)
         derived.optimizer, derived.scheduler = plain(recipe.optimizer), plain(recipe.scheduler)
         derived.trainer.max_epochs = recipe.max_epochs
         derived.seed = derived.data.seed = recipe.seed
         derived.data.batch_size = recipe.batch_size
         derived.data.views = None  # its answers are kept for the student, not for itself
-        derived.callbacks = {
-            name: node for name, node in present(cfg.callbacks) if name == "progress"
-        }
+        progress = {name: node for name, node in present(cfg.callbacks) if name == "progress"}
+        derived.callbacks = {**teacher_callbacks(recipe, derived.optimized_metric), **progress}
     return OmegaConf.create(plain(derived))
+
+
+def teacher_callbacks(recipe: DictConfig, metric: str) -> dict[str, Any]:
+    """Return the callbacks that a recipe for training a teacher asks for."""
+    found: dict[str, Any] = {}
+    if epochs := recipe.get("head_epochs"):
+        found["head_first"] = {
+            "_target_": "distill.callbacks.head_first.HeadFirst",
+            "epochs": epochs,
+        }
+    if decay := recipe.get("ema"):
+        found["ema"] = {
+            "_target_": "pytorch_lightning.callbacks.EMAWeightAveraging",
+            "decay": decay,
+        }
+    if patience := recipe.get("patience"):
+        found[STOPPED_EARLY] = {
+            "_target_": "pytorch_lightning.callbacks.EarlyStopping",
+            "patience": patience,
+            "monitor": metric,
+            "mode": "max" if higher_is_better(metric) else "min",
+        }
+    return found

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from distill import config, judge, report, resume, signals
 from distill.cache import check_store, fill, open_recall
+from distill.callbacks.head_first import classifier_parameters
 from distill.checks import check_folder, check_values
 from distill.data import DataModule
 from distill.data.image_corruptions import chosen
@@ -65,6 +66,7 @@ def train(cfg: DictConfig) -> float | list[float] | None:
     try:
         config.check_multirun(cfg)
         check_values(cfg)
+        config.run_imports(cfg)
         resume.check(cfg)
     except (ValueError, OmegaConfBaseException):
         if config.swept():
@@ -86,7 +88,7 @@ def trained(cfg: DictConfig) -> float | list[float] | None:
         preview(cfg, data)
         return None
     objective = config.build_objective(cfg, data)
-    config.resolve_student(cfg, data)
+    config.resolve_student(cfg)
     check_early(cfg, data, objective)
 
     *chain, teacher = prepare_teachers(cfg, data, objective)
@@ -121,6 +123,7 @@ def trained(cfg: DictConfig) -> float | list[float] | None:
 def evaluate(cfg: DictConfig) -> None:
     """Judge a trained student on the test split, print the numbers and write `summary.json`."""
     check_values(cfg)
+    config.run_imports(cfg)
     if not cfg.student.checkpoint and not cfg.student.pretrained:
         raise ValueError("give student.checkpoint=PATH: a student bundle or a checkpoint")
     data = config.build_data(cfg)
@@ -131,7 +134,7 @@ def evaluate(cfg: DictConfig) -> None:
         log.info("%s to judge it as it was trained", differing)
     corruptions = chosen(config.plain(cfg.corruptions))
     shape = config.data_shape(data)
-    model = build_model(config.model_spec(cfg.student), shape, "student")
+    model = build_model(config.model_spec(cfg.student), shape, "student", note=log.info)
     teacher = load_teacher(cfg, data)
     student = Distiller(model, teacher, normalize=normalization(model, data.in_chans))
     students = {"student": student, "baseline": load_baseline(cfg, data)}
@@ -151,11 +154,12 @@ def evaluate(cfg: DictConfig) -> None:
 def fill_store(cfg: DictConfig) -> None:
     """Keep the teacher's answers ahead of the runs that will ask for them."""
     check_values(cfg)
+    config.run_imports(cfg)
     if not config.teacher_name(cfg):
         raise ValueError("there is no teacher whose answers could be kept")
     data = config.build_data(cfg)
     objective = config.build_objective(cfg, data)
-    config.resolve_student(cfg, data)
+    config.resolve_student(cfg)
     check_teacher(cfg, data)
     check_store(cfg, data, objective)
     check_folder("store.path", cfg.store.path)
@@ -283,18 +287,18 @@ def check_early(cfg: DictConfig, data: DataModule, objective: Objective) -> None
     config.check_objective(cfg, data, objective)
     config.check_monitor(cfg, data, objective)
     spec, shape = config.model_spec(cfg.student), config.data_shape(data)
-    student = build_model(spec, shape, "student", any_classes=True)
+    student = build_model(spec, shape, "student", any_classes=True, note=log.info)
     config.check_border(cfg, data, student)
     config.check_optimizer(cfg, student)
     compiled(cfg, student)
     if objective.needs_features:
         feature_channels(student, objective.stages, "student")
     config.build_trainer(cfg, objective)
+    check_teacher(cfg, data)
     if objective.needs_teacher and not config.teacher_name(cfg):
         raise ValueError(
             "this objective compares with a teacher: give one, or objective=supervised"
         )
-    check_teacher(cfg, data)
     check_assistants(cfg, data, objective)
     if cfg.ckpt_path and not Path(cfg.ckpt_path).is_file():
         raise FileNotFoundError(f"ckpt_path={cfg.ckpt_path} does not exist")
@@ -308,6 +312,8 @@ def check_early(cfg: DictConfig, data: DataModule, objective: Objective) -> None
 
 def check_teacher(cfg: DictConfig, data: DataModule) -> None:
     """Refuse a teacher that is to be trained and could not be."""
+    if not config.teacher_name(cfg) and cfg.teacher.get("fit"):
+        raise ValueError("give teacher.name=NAME, a timm model, or teacher.checkpoint=PATH")
     if not to_be_trained(cfg.teacher):
         return
     own = config.alone(cfg, "teacher")
@@ -317,7 +323,15 @@ def check_teacher(cfg: DictConfig, data: DataModule) -> None:
             f"teacher.fit.batch_size={own.data.batch_size} is larger than the {len(data.train)} "
             "training images"
         )
-    config.check_optimizer(own, build_model(spec, shape, "teacher"), "teacher.fit.")
+    model = build_model(spec, shape, "teacher", any_classes=True, note=log.info)
+    config.check_optimizer(own, model, "teacher.fit.")
+    if cfg.teacher.fit.get("head_epochs"):
+        classifier_parameters(model)
+        if cfg.teacher.fit.head_epochs >= own.trainer.max_epochs:
+            raise ValueError(
+                f"teacher.fit.head_epochs={cfg.teacher.fit.head_epochs} leaves none of "
+                f"{own.trainer.max_epochs} epochs to the other layers"
+            )
 
 
 def check_assistants(cfg: DictConfig, data: DataModule, objective: Objective) -> None:

@@ -50,8 +50,11 @@ def prepare_teacher(cfg: DictConfig, data: DataModule) -> Teacher | None:
 
 
 def to_be_trained(source: DictConfig) -> bool:
-    """Whether a teacher has no weights yet, but a recipe."""
-    return bool(source.name and source.fit and not source.checkpoint and not source.pretrained)
+    """Whether a teacher has a recipe, and no weights yet or such as are only its start."""
+    given = bool(source.checkpoint or source.pretrained)
+    if not source.fit or not (source.name or source.checkpoint):
+        return False
+    return not given or bool(source.fit.get("from_weights"))
 
 
 def load_teacher(cfg: DictConfig, data: DataModule) -> Teacher | None:
@@ -64,9 +67,10 @@ def load_teacher(cfg: DictConfig, data: DataModule) -> Teacher | None:
     if not source.pretrained and not source.checkpoint:
         raise ValueError(
             f"teacher {source.name} would have random weights: give teacher.pretrained=true, "
-            "teacher.checkpoint=PATH, or teacher=trained"
+            "teacher.checkpoint=PATH, teacher=finetuned, or teacher=trained"
         )
-    model = build_model(config.model_spec(source), config.data_shape(data), "teacher")
+    spec, shape = config.model_spec(source), config.data_shape(data)
+    model = build_model(spec, shape, "teacher", note=log.info)
     return as_teacher(model, data)
 
 

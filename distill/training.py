@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,14 @@ from distill.data import DataModule
 from distill.errors import first_line
 from distill.models.build import ModelSpec, Normalize, build_model, normalization
 from distill.models.bundle import save_student
-from distill.models.checkpoint import read_lightning, student_weights
+from distill.models.checkpoint import epochs_done, read_lightning, student_weights
 from distill.models.teacher import Teacher
 from distill.module import Distiller
 from distill.pruning import pruned
 
 log = logging.getLogger(__name__)
+
+BEST = "best"  # the callback that keeps a teacher's best epoch
 
 
 def fit(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> tuple[Distiller, pl.Trainer]:
@@ -158,16 +161,57 @@ def load_baseline(cfg: DictConfig, data: DataModule) -> Distiller | None:
 def train_and_keep(
     cfg: DictConfig, data: DataModule, role: str, kept: Path, teacher: Teacher | None
 ) -> None:
-    """Train a model, on labels or under a teacher, and put it into the cache."""
-    log.info("%s: training %s for %d epochs", role, cfg.student.name, cfg.trainer.max_epochs)
-    student, trainer = fit(cfg, data, teacher)
+    """Train a model, on labels or under a teacher, and put it into the cache.
+
+    While it trains its checkpoints lie beside its place there: whoever needs the same model after
+    an interruption goes on from them.
+    """
+    work = kept.with_name(f"{kept.name}.training")
+    own = with_checkpoints(cfg, work, keep_best=role == "teacher")
+    begun = resume.latest(work / resume.CHECKPOINTS)
+    if begun is None:
+        log.info("%s: training %s for %d epochs", role, own.student.name, own.trainer.max_epochs)
+    else:
+        path, content = begun
+        own.ckpt_path, own.resume = str(path), "auto"
+        log.info("%s: going on from %s, %d epochs done", role, path, epochs_done(content, path))
+    student, trainer = fit(own, data, teacher)
     if trainer.is_global_zero:
-        student, _ = pruned(cfg, data, student, trainer)
+        if BEST in own.callbacks and (best := best_epoch(trainer, student)):
+            log.info("%s: the best epoch was %d, which is kept", role, best[0])
+            student = best[1]
+        student, _ = pruned(own, data, student, trainer)
         facts = {"role": role, "config": config.plain(cfg), "data": data.fingerprint}
         save_bundle(student, data, kept, facts)
-        keep_history(cfg, kept)
+        keep_history(own, kept)
+        shutil.rmtree(work, ignore_errors=True)
         log.info("%s: kept in %s", role, kept)
     trainer.strategy.barrier()
+
+
+def with_checkpoints(cfg: DictConfig, work: Path, keep_best: bool) -> DictConfig:
+    """Return the configuration of an auxiliary run that leaves its checkpoints in a folder.
+
+    Args:
+        cfg: the run's.
+        work: the folder.
+        keep_best: whether, where training may stop early, the best epoch is kept too.
+    """
+    derived = cfg.copy()
+    derived.paths.output_dir = str(work)
+    folder = str(work / resume.CHECKPOINTS)
+    callbacks = config.plain(cfg.callbacks) or {}
+    last = {"_target_": "distill.callbacks.checkpoints.LatestCheckpoint", "dirpath": folder}
+    if keep_best and (stop := callbacks.get(config.STOPPED_EARLY)):
+        callbacks[BEST] = {
+            "_target_": "pytorch_lightning.callbacks.ModelCheckpoint",
+            "filename": "best",
+            "enable_version_counter": False,
+            "dirpath": folder,
+            **{key: stop[key] for key in ("monitor", "mode")},
+        }
+    derived.callbacks = {**callbacks, "last": last}
+    return derived
 
 
 def prepare_baseline(cfg: DictConfig, data: DataModule) -> Distiller:

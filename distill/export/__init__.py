@@ -89,6 +89,7 @@ def export(cfg: DictConfig) -> None:
         ValueError: for what a person can put right.
     """
     check_values(cfg)
+    config.run_imports(cfg)
     check(cfg)
     job = load(cfg)
     for name in (*FILES.values(), RECORD):  # of an earlier export, which would pass for this one's
