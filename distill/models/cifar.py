@@ -146,6 +146,7 @@ class CifarNet(nn.Module):
         self.norm = nn.Sequential(nn.BatchNorm2d(chs), nn.ReLU()) if preact else nn.Identity()
         self.head = ClassifierHead(chs, num_classes, pool_type=global_pool, drop_rate=drop_rate)
         self.head_hidden_size = self.head.num_features
+        self.literature_keys: dict[str, str] = {}  # names in others' files → those here
         self.apply(_init_he)
 
     def get_classifier(self) -> nn.Module:

@@ -46,7 +46,9 @@ def renamed(weights: Mapping[str, Tensor], model: Any, key_map: KeyMap | None) -
     """
     own = model.state_dict()
     weights = {k: v for k, v in weights.items() if not k.endswith(COUNTERS) or k in own}
-    if key_map == ORDER:
+    if isinstance(key_map, str):
+        if key_map != ORDER:
+            raise ValueError(f"key_map={key_map} is neither order nor a mapping of patterns")
         return in_order(weights, own)
     if key_map is not None:
         weights = mapped(weights, key_map)
