@@ -38,8 +38,9 @@ from distill.data.views import StreamedView, is_range
 from distill.errors import first_line
 from distill.losses import dist
 from distill.models.build import ModelSpec, normalization, resolved
-from distill.models.bundle import FACTS, read_facts
+from distill.models.bundle import read_facts
 from distill.models.checkpoint import (
+    FACTS,
     as_object,
     epochs_done,
     read_checkpoint,

@@ -7,8 +7,8 @@ from pathlib import Path
 from huggingface_hub import HfApi, ModelCard, get_token
 
 from distill.data.errors import reason
-from distill.models.bundle import CARD, FACTS, load_student, read_facts
-from distill.models.checkpoint import TIMM_CONFIG, WEIGHTS, inside
+from distill.models.bundle import CARD, load_student, read_facts
+from distill.models.checkpoint import FACTS, TIMM_CONFIG, WEIGHTS, inside
 
 
 def push_student(

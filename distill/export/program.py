@@ -17,7 +17,7 @@ from torch.export import Dim, ExportedProgram
 
 from distill.errors import first_line
 from distill.files import writing
-from distill.models.bundle import FACTS
+from distill.models.checkpoint import FACTS
 
 Runtime = Callable[[Tensor], Tensor]  # images [N, C, H, W] → logits [N, K], both on the CPU
 

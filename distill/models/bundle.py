@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,13 +12,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
+from distill.errors import first_line
 from distill.files import under_construction
 from distill.models.build import rebuilt
 from distill.models.checkpoint import (
+    FACTS,
     TIMM_CONFIG,
+    WEIGHTS,
     inside,
     is_finite,
     is_list,
@@ -25,7 +30,13 @@ from distill.models.checkpoint import (
     read_json,
 )
 
-FACTS, CARD = "distill.json", "README.md"
+log = logging.getLogger(__name__)
+
+CARD = "README.md"
+WEIGHTS_ALONE = (
+    "timm cannot build this model, so that its weights alone are saved: build it and load the "
+    "state dict, or register it with timm through build_model_with_cfg"
+)
 
 
 class Calibrated(nn.Module):
@@ -74,7 +85,7 @@ def save_student(
     """Write a student bundle, whole or not at all.
 
     Args:
-        model: a timm model.
+        model: a timm model; of another module the weights alone are written, with a note.
         path: the folder; one that is there is replaced.
         classes: class names in label order.
         input_size: `(C, H, W)` the model was trained on.
@@ -88,11 +99,8 @@ def save_student(
         card: the model card's text.
 
     Raises:
-        ValueError: if the model is not timm's.
         OSError: if the folder cannot be written.
     """
-    if not getattr(model, "pretrained_cfg", None):
-        raise ValueError("only a model made by timm can be saved for timm")
     target = Path(path)
     building = under_construction(target)
     shutil.rmtree(building, ignore_errors=True)
@@ -100,8 +108,12 @@ def save_student(
     given |= {"interpolation": interpolation, "crop_pct": crop_pct, "crop_mode": crop_mode}
     preprocessing = {key: value for key, value in given.items() if value is not None}
     try:
-        write_timm_files(model, building, classes, preprocessing)
-        text = json.dumps({"classes": list(classes), **(facts or {})}, indent=2, ensure_ascii=False)
+        known = {"classes": list(classes), **(facts or {})}
+        if why := write_timm_files(model, building, classes, preprocessing):
+            log.warning("%s: %s (%s)", target, WEIGHTS_ALONE, why)
+            write_weights(model, building)
+            known |= {"note": WEIGHTS_ALONE, "preprocessing": preprocessing}
+        text = json.dumps(known, indent=2, ensure_ascii=False)
         (building / FACTS).write_text(text + "\n", encoding="utf-8")
         (building / CARD).write_text(card, encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
@@ -113,23 +125,44 @@ def save_student(
     return target
 
 
+def write_weights(model: nn.Module, folder: Path) -> None:
+    """Write a model's state dict alone."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    # safetensors writes no memory twice: layers may share theirs
+    weights = {name: value.cpu().contiguous().clone() for name, value in model.state_dict().items()}
+    save_file(weights, folder / WEIGHTS)
+
+
 def write_timm_files(
     model: nn.Module,
     folder: Path,
     classes: Sequence[str],
     preprocessing: Mapping[str, Any],
-) -> None:
-    """Write weights and timm's configuration, without the licence and papers of other weights."""
+) -> str | None:
+    """Write weights and timm's configuration, without the licence and papers of other weights.
+
+    Returns:
+        None, or of a model that timm could not build again why that is so.
+    """
+    if not getattr(model, "pretrained_cfg", None):
+        return "it has no pretrained_cfg"
     inherited = dict.fromkeys(("license", "paper_ids", "paper_name", "origin_url", "notes"))
     config: dict[str, Any] = {"pretrained_cfg": {"tag": "", **inherited}}
     if classes:
         config["label_names"] = list(classes)
     # safetensors stores dense tensors; channels-last is a matter of the machine, not of the file
     model = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    save_for_hf(
-        model, str(folder), safe_serialization=True, model_config=config,
-        data_config=dict(preprocessing),
-    )  # fmt: skip
+    if not hasattr(model, "in_chans") and "input_size" in preprocessing:
+        model.in_chans = preprocessing["input_size"][0]  # which timm asks every model for
+    try:
+        save_for_hf(
+            model, str(folder), safe_serialization=True, model_config=config,
+            data_config=dict(preprocessing),
+        )  # fmt: skip
+    except (ValueError, TypeError, AttributeError) as error:  # of arguments that are no JSON, say
+        return first_line(error)
+    return None
 
 
 def load_student(path: str | Path, calibrated: bool | str = False) -> nn.Module:
@@ -148,6 +181,8 @@ def load_student(path: str | Path, calibrated: bool | str = False) -> nn.Module:
         `load_student("runs/first/student", calibrated=True)(images).softmax(1)`
     """
     folder = Path(path).expanduser()
+    if (folder / WEIGHTS).is_file() and not (folder / TIMM_CONFIG).exists():
+        raise ValueError(f"{folder}: {WEIGHTS_ALONE}")
     inside(folder, TIMM_CONFIG)
     checkpoint = read_checkpoint(folder)
     try:

@@ -17,7 +17,7 @@ from safetensors.torch import load as load_safetensors
 from timm.models import build_model_with_cfg, clean_state_dict
 from torch import Tensor
 
-WEIGHTS, TIMM_CONFIG = "model.safetensors", "config.json"
+WEIGHTS, TIMM_CONFIG, FACTS = "model.safetensors", "config.json", "distill.json"
 STUDENT_PREFIX = "student."
 # Under which names training scripts wrap their weights: averaged ones first, as timm takes them.
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
@@ -167,14 +167,17 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 def checkpoint_of_bundle(folder: Path) -> Checkpoint:
     """Read a bundle's weights, its architecture and its preprocessing."""
     if (folder / WEIGHTS).is_file() and not (folder / TIMM_CONFIG).exists():
-        return Checkpoint(read_weights(inside(folder, WEIGHTS)))  # timm cannot build the model
+        # Of a model that timm cannot build, whose architecture is for the configuration to name.
+        facts = read_json(folder / FACTS) if (folder / FACTS).exists() else {}
+        preprocessing = preprocessing_in(facts.get("preprocessing"))
+        return Checkpoint(read_weights(inside(folder, WEIGHTS)), preprocessing=preprocessing)
     known = read_json(folder / TIMM_CONFIG)
     settings = known.get("pretrained_cfg") or {}
     if not isinstance(settings, dict):
         raise ValueError(f"{folder / TIMM_CONFIG}: pretrained_cfg is not an object")
     if known.get("architecture") is None:
         raise ValueError(f"{folder / TIMM_CONFIG} names no architecture")
-    preprocessing = {key: settings[key] for key in PREPROCESSING if settings.get(key) is not None}
+    preprocessing = preprocessing_in(settings)
     args = known.get("model_args") or {}
     if isinstance(args, dict) and "num_classes" in known:
         args = {"num_classes": known["num_classes"], **args}
@@ -208,11 +211,16 @@ def student_of(content: Mapping[str, Any]) -> Checkpoint:
     """Return the student in a Lightning checkpoint's content."""
     known = as_object(content.get("distill"))
     spec = as_object(known.get("student_model"))
-    settings = as_object(known.get("preprocessing"))
-    preprocessing = {key: settings[key] for key in PREPROCESSING if settings.get(key) is not None}
+    preprocessing = preprocessing_in(known.get("preprocessing"))
     return Checkpoint(
         student_weights(content), spec.get("name"), spec.get("args") or {}, preprocessing
     )
+
+
+def preprocessing_in(settings: Any) -> dict[str, Any]:
+    """Return of a configuration what says how images become a model's input."""
+    known = as_object(settings)
+    return {key: known[key] for key in PREPROCESSING if known.get(key) is not None}
 
 
 def as_object(value: Any) -> dict[str, Any]:
