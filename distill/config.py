@@ -559,9 +559,10 @@ def assistant(cfg: DictConfig, number: int) -> DictConfig:
         raise ValueError(
             f"assistants: {own} is not a change of `student`, which has {', '.join(cfg.student)}"
         )
-    start = {"checkpoint": None, "pretrained": False, "key_map": None}
-    rate = {"lr": recommended_lr(own["name"])} if own.get("name") else {}
-    derived.student = {**plain(cfg.student), **start, **rate, **own}
+    start: dict[str, Any] = {"checkpoint": None, "pretrained": False, "key_map": None}
+    if name := own.get("name"):  # a named model is that model, and learns as it should
+        start |= {"args": {}, "lr": recommended_lr(name)}
+    derived.student = {**plain(cfg.student), **start, **own}
     derived.data.seed = cfg.data.seed
     derived.seed = cfg.seed + SEEDS_APART * number
     spec = resolved(model_spec(derived.student))  # a checkpoint brings its own

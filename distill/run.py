@@ -312,7 +312,7 @@ def check_early(cfg: DictConfig, data: DataModule, objective: Objective) -> None
 
 def check_teacher(cfg: DictConfig, data: DataModule) -> None:
     """Refuse a teacher that is to be trained and could not be."""
-    if not config.teacher_name(cfg) and cfg.teacher.get("fit"):
+    if not config.teacher_name(cfg) and (cfg.teacher.get("fit") or {}).get("from_weights"):
         raise ValueError("give teacher.name=NAME, a timm model, or teacher.checkpoint=PATH")
     if not to_be_trained(cfg.teacher):
         return

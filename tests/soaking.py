@@ -33,7 +33,7 @@ TINY = (
     "trainer.accelerator=cpu", "trainer.limit_train_batches=3", "trainer.limit_val_batches=2",
 )  # fmt: skip
 TAUGHT, ALONE = ("teacher.fit.max_epochs=1",), ("teacher=none",)
-ASSISTED = ("assistants=[{name:resnet18,args:{layers:[1,1,1,1],channels:[8,16,32,64]}}]",)
+ASSISTED = ("assistants=[{name:slim_resnet10_8}]",)
 TEACHERLESS = ("supervised", "one_vs_rest_hinge", "crammer_singer", "weston_watkins",
                "class_balanced", "ldam", "ldam_drw", "logit_adjusted", "gce", "sce", "ramp_hinge",
                "smooth_topk", "hard_topk")  # fmt: skip
@@ -45,7 +45,7 @@ CHOICES = (
      ("condition=few_shot", "data.batch_size=16"), ("condition.drop=[3]",)),
     ((), ("data.view.flip=true",), ("data.view.rotate=10", "data.view.zoom=[0.8,1.2]"),
      ("data.view.crop_scale=[0.5,1]",), ("data.view.erase=0.5",)),
-    ((), ("student.args.stem_width=8",), ("+student.args.drop_rate=0.2",),
+    ((), ("+student.args.stem_width=8",), ("+student.args.drop_rate=0.2",),
      ("student=timm", "student.name=cifar_resnet8")),
     (("store=auto",), ("store=off",), ("store=disk",), ("store=disk", "store.dtype=float32"),
      ("store=disk", "store.topk=3"), ("store=auto", "store.views=1")),

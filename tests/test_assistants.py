@@ -76,7 +76,7 @@ def test_a_chain_is_trained_once_for_all_that_learn_from_it(composed, tmp_path):
         path.parent.name for path in before
     }
     assert {name.rpartition("-")[0] for name in more} == {"assistant-1"}  # its lr is the run's
-    run.train(composed("experiment=assistant", "student.args.channels=[4,8,8,16]", folder="small"))
+    run.train(composed("experiment=assistant", "+student.args.channels=[4,8,8,16]", folder="small"))
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     assert len(list((tmp_path / "cache").glob("assistant-1-*/*.saf*"))) == 2
 
@@ -128,12 +128,14 @@ def test_a_student_of_other_classes_begins_with_the_backbone_and_says_so(
     distill.save_student(model, tmp_path / "four")
     caplog.set_level("INFO", "distill")
     cfg = composed(f"student.checkpoint={tmp_path / 'four'}")
-    config.resolve_student(cfg, config.build_data(cfg))
-    assert "knows 4 classes and the data have 10: its last layer starts anew" in caplog.text
+    data = config.build_data(cfg)
+    config.resolve_student(cfg)
+    run.check_early(cfg, data, config.build_objective(cfg, data))
+    assert "of 4 classes, and the data have 10; the last layer starts anew" in caplog.text
 
 
 def test_an_assistant_from_a_checkpoint_has_its_architecture(composed, tmp_path):
-    spec = composed("student.args.channels=[8,8,8,8]").student
+    spec = composed("+student.args.channels=[8,8,8,8]").student
     model = build_model(config.model_spec(spec), DataShape(10, 1, (32, 32)), "student")
     distill.save_student(model, tmp_path / "eight")
     cfg = composed(f"assistants=[{{checkpoint: {tmp_path / 'eight'}}}]")

@@ -200,7 +200,7 @@ def test_what_decides_a_cached_model_is_in_its_key_and_nothing_else(composed, tm
     assert key("teacher") == key("teacher", "trainer.limit_val_batches=0.5")
     for role, other in (
         ("baseline", "seed=1"), ("baseline", "data.seed=1"), ("baseline", "optimizer.lr=0.1"),
-        ("baseline", "student.args.stem_width=8"), ("teacher", "teacher.fit.max_epochs=3"),
+        ("baseline", "+student.args.stem_width=8"), ("teacher", "teacher.fit.max_epochs=3"),
         ("teacher", "data.view.pad=2"), ("teacher", "data.split_seed=1"),
     ):  # fmt: skip
         assert key(role) != key(role, other), (role, other)
@@ -224,7 +224,7 @@ def test_a_checkpoint_of_another_run_is_refused(composed, tmp_path):
     path = tmp_path / "checkpoints" / "last.ckpt"
     for overrides, message in (
         ((), "nothing left to do"),
-        (("trainer.max_epochs=2", "student.args.stem_width=8"), "another student"),
+        (("trainer.max_epochs=2", "+student.args.stem_width=8"), "another student"),
         (
             ("trainer.max_epochs=2", "objective.temperature=2"),
             "trained at objective.temperature=1.0",
@@ -243,7 +243,7 @@ def test_a_students_checkpoint_names_the_architecture_of_the_run(composed, tmp_p
     model = timm.create_model("cifar_resnet8", num_classes=10, in_chans=1)
     save_student(model, tmp_path / "start")
     cfg = composed(f"student.checkpoint={tmp_path / 'start'}")
-    config.resolve_student(cfg, config.build_data(cfg))
+    config.resolve_student(cfg)
     assert cfg.student.name == "cifar_resnet8"
 
 

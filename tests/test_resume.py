@@ -34,7 +34,7 @@ CHANGES = [
     ("callbacks=[checkpoints,progress,sparsity]",),
     ("assistants=[{}]",),
     ("student=timm", "student.name=resnet10t"),
-    ("~student.args.stem_width",),
+    ("+student.args.stem_width=8",),
     ("objective.temperature=3",),
 ]
 
