@@ -96,6 +96,11 @@ def endings() -> tuple[str, ...]:
     return IMG_EXTENSIONS
 
 
+def folders_in(path: Path) -> list[Path]:
+    """Return the folders in a folder that are not hidden."""
+    return [inside for inside in path.iterdir() if not hidden(inside.name) and inside.is_dir()]
+
+
 def loose_images(folder: Path) -> list[Path]:
     """Return the images in a folder itself."""
     wanted = endings()

@@ -93,6 +93,16 @@ def test_timm_folders_are_read_without_what_is_hidden_or_links_back(tmp_path):
     assert any("hidden" in note for note in source.notes)
 
 
+def test_folders_that_timm_does_not_open_are_named(tmp_path):
+    write_folder(tmp_path, ("train", "valid", "test", ".cache"))
+    splits = {"train": "train", "test": "test"}
+    assert timm_dataset(root=str(tmp_path), splits=splits).notes == [
+        "beside the splits, and not used: valid; data.splits names what is"
+    ]
+    write_folder(tmp_path / "flat", ("",))
+    assert timm_dataset(root=str(tmp_path / "flat")).notes == []
+
+
 @pytest.mark.parametrize("kind", ["folder", "tar"])
 def test_timm_folders_and_tars_are_known_by_what_they_hold(tmp_path, kind):
     def opened(root):
