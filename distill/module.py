@@ -113,7 +113,7 @@ class Distiller(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the objective's loss on one batch."""
         answers = self._answers(batch, self.global_step)
-        losses = self.objective(*answers)
+        losses = self.objective(*answers, labelled=self._labelled(batch))
         self.teacher_logits = answers[1]
         self.losses = {name: value.detach() for name, value in losses.items()}
         values = {f"train/{name}": value for name, value in self.losses.items()}
@@ -195,6 +195,12 @@ class Distiller(pl.LightningModule):
         student, ours = forward_with_features(self.student, self._images(view), stages)
         teacher, theirs = self.teacher.with_features(view, stages)
         return student, teacher, target, (ours, theirs)
+
+    def _labelled(self, batch: Batch) -> int | None:
+        """Return how many samples of a training batch have labels, None where all have."""
+        data = getattr(self.trainer, "datamodule", None)
+        beside: int = getattr(data, "unlabeled_per_batch", 0)
+        return len(batch[0]) - beside if beside else None
 
     def _teacher_logits(self, view: Tensor, step: int | None, known: Known | None) -> Tensor:
         assert self.teacher is not None
