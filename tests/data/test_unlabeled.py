@@ -130,7 +130,7 @@ def test_a_folder_is_read_to_any_depth_without_labels_and_beside_train(tmp_path)
     assert greens == set(range(10))
     assert data.class_counts == [20, 20]
     loader = data.train_dataloader()
-    views, target, index, number = next(iter(loader))
+    views, target, index, _ = next(iter(loader))
     assert views.shape == (8, 3, 8, 8)
     assert (target[:4] >= 0).all()
     assert target[4:].tolist() == [-1] * 4
