@@ -22,9 +22,10 @@ from distill.checks import is_number
 from distill.data.corrupt import CUT, OWN, Altered, altered, build_condition
 from distill.data.image_corruptions import ImageCorruption
 from distill.data.images import MODES
+from distill.data.listing import some
 from distill.data.order import endless_order, epoch_order
 from distill.data.splits import Resident, Source, Split, Streamed, stratified
-from distill.data.unlabeled import check_share, joined, per_batch, read, without
+from distill.data.unlabeled import Reading, check_share, joined, per_batch, read, without
 from distill.data.views import CLEAN, ResidentView, StreamedView, is_range
 from distill.sharing import Recent, Streams
 
@@ -75,7 +76,11 @@ class DataModule(pl.LightningDataModule):
             or a source, whose train split is taken. An epoch stays one pass over the labelled
             images; beside them the unlabelled are drawn from an endless row of permutations.
         unlabeled_share: the share of each batch that is unlabelled; None is that of all pictures.
-        verify: whether each file of an unlabelled folder is opened once to find broken ones.
+        verify: whether each picture of an unlabelled folder is decoded once to find broken ones.
+        broken: `refuse` broken pictures of such a folder, or `skip` them.
+        cache: where to keep what its files hold; None reads them anew each time.
+        duplicates: what becomes of training images that are in validation or test, too: `keep` or
+            `drop`. Both are said.
     """
 
     def __init__(
@@ -95,6 +100,9 @@ class DataModule(pl.LightningDataModule):
         unlabeled: str | Source | None = None,
         unlabeled_share: float | None = 0.5,
         verify: bool = True,
+        broken: str = "refuse",
+        cache: str | None = None,
+        duplicates: str = "keep",
     ) -> None:
         super().__init__()
         check_numbers(batch_size, num_workers, image_size, val_fraction, test_fraction)
@@ -105,10 +113,13 @@ class DataModule(pl.LightningDataModule):
         self.train, self.val, self.test, self.notes = cut_splits(
             source, val_fraction, test_fraction, split_seed
         )
+        self.train, told = apart(self.train, self.val, self.test, duplicates)
+        self.notes += told
         check_labels(self)
+        self.notes += absent_classes(self)
         check_share(unlabeled_share)
         self.unlabeled_share, self.left_out = unlabeled_share, 0
-        self.unlabeled = self._unlabeled(unlabeled, image_size, verify)
+        self.unlabeled = self._unlabeled(unlabeled, image_size, Reading(verify, broken, cache))
         self.condition = build_condition(condition)
         self.altered = self._altered()
         for name, one in self.altered.items():
@@ -133,11 +144,12 @@ class DataModule(pl.LightningDataModule):
             found["val"] = altered(self.val, condition, self.classes, where, training=False)
         return found
 
-    def _unlabeled(self, where: str | Source | None, size: int, verify: bool) -> Split | None:
+    def _unlabeled(self, where: str | Source | None, size: int, reading: Reading) -> Split | None:
         """Return the unlabelled pictures but for those held out, and say how many those are."""
         if where is None:
             return None
-        found = read(where, self.source, size, verify)
+        found, notes = read(where, self.source, size, reading)
+        self.notes += [f"data.unlabeled: {note}" for note in notes]
         found, left_out = without(found, (self.val, self.test))
         if left_out is None:
             self.notes.append(
@@ -616,20 +628,87 @@ def class_probabilities(target: Tensor, other: Tensor, share: Tensor, classes: i
 def cut_splits(
     source: Source, val_fraction: float, test_fraction: float, seed: int
 ) -> tuple[Split, Split, Split, list[str]]:
-    """Return train, validation and test, cutting from train what the source lacks."""
+    """Return train, validation and test, cutting from train what the source lacks.
+
+    Classes of too few images to be in each of them stay in train.
+    """
     train, val, test = source.train, source.val, source.test
     notes = list(source.notes)
-    if test is None or val is None:
-        check_cuttable(source)
+    rare = [] if test is not None and val is not None else too_rare(source)
     if test is None:
-        positions, rest = stratified(train.labels, test_fraction, seed)
+        positions, rest = stratified(train.labels, test_fraction, seed, rare)
         train, test = train.subset(rest), train.subset(positions)
         notes.append(f"no test split: {len(test)} images cut from train (split_seed={seed})")
     if val is None:
-        positions, rest = stratified(train.labels, val_fraction, seed)
+        positions, rest = stratified(train.labels, val_fraction, seed, rare)
         train, val = train.subset(rest), train.subset(positions)
         notes.append(f"no validation split: {len(val)} images cut from train (split_seed={seed})")
+    if rare:
+        names = some((source.classes[k] for k in rare), 5)
+        notes.append(f"too few images to be in each split, and so only in train: {names}")
     return train, val, test, notes
+
+
+def too_rare(source: Source) -> list[int]:
+    """Return the classes with too few images to be in train and in each split cut from it.
+
+    Raises:
+        ValueError: if no class has enough.
+    """
+    needed = 1 + (source.val is None) + (source.test is None)
+    labels = source.train.labels
+    labels = labels[(labels >= 0) & (labels < len(source.classes))]
+    found = torch.bincount(labels, minlength=len(source.classes))
+    if not bool((found >= needed).any()):
+        raise ValueError(
+            f"{source.name}: train has {int(found.max())} images of a class at most, and {needed} "
+            "are needed where splits are cut from it"
+        )
+    return torch.nonzero((found > 0) & (found < needed)).flatten().tolist()
+
+
+def apart(train: Split, val: Split, test: Split, duplicates: str) -> tuple[Split, list[str]]:
+    """Return train, if asked without the images that are held out too, and what is to be said.
+
+    Images are the same if they hold the same bytes: files byte for byte, images in memory pixel for
+    pixel. Where a source does not know what its images hold, nothing is found.
+
+    Args:
+        train: the training split.
+        val: the validation split.
+        test: the test split.
+        duplicates: `keep` or `drop`.
+    """
+    if duplicates not in ("keep", "drop"):
+        raise ValueError(f"data.duplicates must be keep or drop, got {duplicates!r}")
+    learned, notes = train.contents(), []
+    held_out = {"val": set(val.contents()), "test": set(test.contents())}
+    both = sum(content in held_out["val"] for content in test.contents())
+    if both:
+        notes.append(f"{images(both)} of test {are(both)} in val, too")
+    twice = {name: sum(c in found for c in learned) for name, found in held_out.items()}
+    among = torch.tensor([content in held_out["val"] | held_out["test"] for content in learned])
+    if not bool(among.any()):
+        return train, notes
+    where = " and ".join(f"{count} of them in {name}" for name, count in twice.items() if count)
+    count = int(among.sum())
+    told = f"{images(count)} of train {are(count)} held out, too ({where})"
+    if duplicates == "keep":
+        return train, [*notes, f"{told}; data.duplicates=drop takes them out of train"]
+    return train.subset(torch.nonzero(~among).flatten()), [
+        *notes,
+        f"{told}, and dropped from train",
+    ]
+
+
+def images(count: int) -> str:
+    """Return so many images in words."""
+    return f"{count} image{'' if count == 1 else 's'}"
+
+
+def are(count: int) -> str:
+    """Return the verb of so many things."""
+    return "is" if count == 1 else "are"
 
 
 def build_view(
@@ -772,19 +851,6 @@ def check_mixing(data: DataModule) -> None:
         )
 
 
-def check_cuttable(source: Source) -> None:
-    """Refuse to cut splits from classes that have too few images to be in each of them."""
-    needed = 1 + (source.val is None) + (source.test is None)
-    labels = source.train.labels.clamp(0, len(source.classes))
-    found = torch.bincount(labels, minlength=len(source.classes))
-    for name, count in zip(source.classes, found.tolist(), strict=False):
-        if count < needed:
-            raise ValueError(
-                f"{source.name}: train has {count} images of {name}, and {needed} are needed where "
-                "splits are cut from it"
-            )
-
-
 def check_labels(data: DataModule) -> None:
     """Refuse splits whose labels cannot be learned or judged."""
     if data.num_classes < 2:
@@ -798,10 +864,20 @@ def check_labels(data: DataModule) -> None:
                 f"{data.source.name}: {name} has label {low if low < 0 else high}, but labels of "
                 f"{data.num_classes} classes go from 0 to {data.num_classes - 1}"
             )
-        found = torch.bincount(split.labels, minlength=data.num_classes)
-        missing = [data.classes[k] for k in torch.nonzero(found == 0).flatten().tolist()]
-        if missing:
-            more = " …" if len(missing) > 5 else ""
-            raise ValueError(
-                f"{data.source.name}: {name} has no image of {', '.join(missing[:5])}{more}"
-            )
+    if missing := lacking(data, data.train):
+        raise ValueError(f"{data.source.name}: train has no image of {some(missing, 5)}")
+
+
+def lacking(data: DataModule, split: Split) -> list[str]:
+    """Return the names of the classes that a split has no image of."""
+    found = torch.bincount(split.labels, minlength=data.num_classes)
+    return [data.classes[k] for k in torch.nonzero(found == 0).flatten().tolist()]
+
+
+def absent_classes(data: DataModule) -> list[str]:
+    """Return what is to be said of classes that cannot be judged, or that nothing is fitted on."""
+    return [
+        f"{name} has no image of {some(missing, 5)}"
+        for name, split in (("val", data.val), ("test", data.test))
+        if (missing := lacking(data, split))
+    ]

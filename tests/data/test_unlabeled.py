@@ -303,8 +303,13 @@ def test_what_cannot_be_used_is_refused_in_one_line(tmp_path):
     for k in range(5):
         truncated(mine / f"half{k}.png")
         (mine / f"half{k}.png").write_bytes(b"no image")
-    refusal(attempt(), "5 broken images", "half0.png", "half2.png", "and 2 more")
-    assert attempt(verify=False)().unlabeled is not None
+    refusal(attempt(), "5 broken images", *(f"half{k}.png" for k in range(5)), "data.broken=skip")
+    assert len(attempt(verify=False)().unlabeled) == 15
+    data = attempt(broken="skip")()
+    assert len(data.unlabeled) == 10
+    assert any("5 broken images are left out" in note for note in data.notes)
+    assert all(data.pool.load(i) for i in data.pool.index.tolist())
+    assert len(list(data.train_dataloader())) == 10
 
 
 def test_labels_are_not_mixed_with_what_has_none(tmp_path):
