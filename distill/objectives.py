@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.checks import is_number
+from distill.inputs import as_labels, check_targets
 from distill.losses import LOSSES, Loss, class_balanced_weights
 from distill.models.features import feature_channels
 from distill.selection import Selection
@@ -156,6 +157,7 @@ class Objective(nn.Module):
                 "objective.keep and objective.label_smoothing are of terms on labels, and this "
                 "objective has none"
             )
+        self.checked = False  # whether targets were looked at; a look waits for the device
         self.projections = nn.ModuleList()
         if curriculum is not None:
             classes = {"num_classes": len(class_counts)} if class_counts is not None else {}
@@ -285,7 +287,16 @@ class Objective(nn.Module):
             maps: the student's and the teacher's feature maps of `stages`, for the terms on them.
             labelled: how many samples, the first ones, have a label; None is all. The targets of
                 the others are not read.
+
+        Raises:
+            ValueError: if there is no teacher where one is asked, or for targets that are neither
+                labels nor probabilities by their type and shape. Their values are looked at in the
+                first batch, and again once `checked` is set back, as at each epoch's first.
         """
+        target = as_labels(target)
+        if not self.checked:
+            self.checked = True
+            check_targets(target[:labelled], student.shape[-1])
         if teacher is None and self.needs_teacher:
             raise ValueError("this objective asks a teacher, and there is none")
         given: dict[str, Any] = {"student": student, "teacher": teacher, "target": target}
