@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from distill import config, report
 from distill.data import DataModule
+from distill.data.splits import Split
 from distill.data.views import CLEAN, RECIPE
 from distill.files import remove_stale
 from distill.models.build import channels_last
@@ -56,7 +57,7 @@ def trained_once(
         teacher: whom it learns from; None trains it on labels.
     """
     options = {key: cfg.data[key] for key in ("seed", "batch_size", "views")}
-    data = data.with_options(**options)
+    data = data.with_options(**options, unlabeled=cfg.data.get("unlabeled") is not None)
     kept = Path(cfg.paths.cache) / f"{role}-{fit_key(cfg, data, teacher)}"
     kept.parent.mkdir(parents=True, exist_ok=True)
     if kept.is_dir():
@@ -119,6 +120,8 @@ def fit_key(cfg: DictConfig, data: DataModule, teacher: Teacher | None = None) -
     decided |= {"batch_size": data.batch_size, "data": data.fingerprint, "order": data.seed}
     decided |= {"channels": data.in_chans, "classes": data.num_classes, "views": data.views}
     decided["balance"] = data.balance
+    if data.unlabeled is not None:
+        decided["unlabeled_per_batch"] = data.unlabeled_per_batch
     decided["gpu"] = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
     if cfg.student.checkpoint:  # a path may come to hold other weights
         start = read_checkpoint(cfg.student.checkpoint)
@@ -226,7 +229,13 @@ def open_store(
 
 def rows(data: DataModule, split: str) -> int:
     """Return how many rows a split's store has: one for each index up to its largest."""
-    return int(getattr(data, split).index.max()) + 1
+    return int(stored(data, split).index.max()) + 1
+
+
+def stored(data: DataModule, split: str) -> Split:
+    """Return the samples whose answers a split's store keeps."""
+    found: Split = data.pool if split == "train" else getattr(data, split)
+    return found
 
 
 def views(cfg: DictConfig, data: DataModule) -> int:
@@ -237,7 +246,7 @@ def views(cfg: DictConfig, data: DataModule) -> int:
 def expected(cfg: DictConfig, data: DataModule) -> str:
     """Return what a store will hold and how large it will be, for people."""
     kept = (cfg.store.dtype, cfg.store.topk)
-    return describe(len(data.train), data.num_classes, views(cfg, data), *kept)
+    return describe(len(data.pool), data.num_classes, views(cfg, data), *kept)
 
 
 def fill(
@@ -247,9 +256,11 @@ def fill(
     shown = [("val", CLEAN), *(("train", number) for number in range(views(cfg, data)))]
     device = trainer.strategy.root_device
     teacher.to(device)
+    epochs, ranks = int(cfg.trainer.max_epochs), config.processes(cfg)
     for name, number in shown:
-        split = getattr(data, name)
-        batches = torch.arange(len(split)).split(data.batch_size)
+        split = stored(data, name)
+        asked = torch.arange(len(split)) if number == CLEAN else data.shown(number, epochs, ranks)
+        batches = asked.split(data.batch_size)
         missing = [b for b in batches if not recall.read(name, number, split.index[b]).complete]
         for view, index in data.in_order(split, number, missing, device):
             with trainer.precision_plugin.forward_context():

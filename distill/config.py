@@ -252,6 +252,18 @@ def check_objective(cfg: DictConfig, data: DataModule, objective: Objective) -> 
     objective.keep(torch.zeros(2), teacher, target)
 
 
+def check_unlabeled(cfg: DictConfig, data: DataModule, objective: Objective) -> None:
+    """Refuse unlabelled pictures of which no term of the objective makes anything."""
+    if data.unlabeled is None:
+        return
+    moved = {annealing.value for annealing in schedules(cfg, objective)}
+    if not objective.teaches_unlabeled(moved):
+        raise ValueError(
+            "data.unlabeled: no term of this objective that has a weight learns from the teacher "
+            "without reading labels: give one that does, such as objective=kd, or no such pictures"
+        )
+
+
 def schedules(cfg: DictConfig, objective: Objective) -> list[Annealing]:
     """Return what moves the objective's values: `annealing`, and the objective's own schedules.
 
@@ -574,6 +586,7 @@ def alone(cfg: DictConfig, role: str) -> DictConfig:
     """Return the configuration of a run that trains the teacher or the baseline, on labels only."""
     derived = aside(cfg, role)
     derived.objective, derived.annealing = SUPERVISED, {}
+    derived.data.unlabeled = None  # nobody teaches there
     kept = evaluation_metrics((), 2, Objective({"ce": "cross_entropy"}), with_teacher=False)
     if cfg.optimized_metric.removeprefix("val/") not in kept:
         derived.optimized_metric = "val/top1"  # the run's own may compare with a teacher

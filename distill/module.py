@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +16,14 @@ from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 
+from distill.inputs import (
+    as_batch,
+    as_float,
+    as_labels,
+    check_logits,
+    logits_of,
+    number_of_classes,
+)
 from distill.metrics import (
     Agreement,
     BrierScore,
@@ -27,6 +36,8 @@ from distill.models.features import forward_with_features
 from distill.models.teacher import Teacher
 from distill.objectives import Objective
 from distill.recall import Known, Recall
+
+log = logging.getLogger(__name__)
 
 DEFAULT_TOPK = (1, 5)
 # What Lightning does → the split whose teacher's answers a store keeps.
@@ -42,8 +53,10 @@ class Distiller(pl.LightningModule):
     """Train a student under an objective, with or without a teacher.
 
     Batches are `(view, target)` or `(view, target, index)`; an index below zero marks a sampler's
-    padding, which no metric counts. Only the student (and what the objective learns) has
-    parameters, gradients and a place in checkpoints.
+    padding, which no metric counts. Mappings with the usual names (`image`, `label`) will do, too;
+    views of bytes are scaled to [0, 1], and of a model that answers with more the `logits` taken.
+    Only the student (and what the objective learns) has parameters, gradients and a place in
+    checkpoints.
 
     Args:
         student: views `[N, C, H, W]` → logits `[N, K]`.
@@ -78,7 +91,7 @@ class Distiller(pl.LightningModule):
         self.teacher = Teacher(teacher) if isinstance(teacher, nn.Module) else teacher
         self.objective = objective or Objective({"ce": "cross_entropy"})
         self.normalize = normalize or nn.Identity()
-        self.num_classes = num_classes or getattr(student, "num_classes", None) or 0
+        self.num_classes = num_classes or number_of_classes(student)
         self.optimizer_options = {"opt": "adamw", "lr": 1e-3, **(optimizer or {})}
         self.scheduler_options = dict(scheduler) if scheduler else None
         check_parts(self)
@@ -90,10 +103,14 @@ class Distiller(pl.LightningModule):
         self.losses: dict[str, Tensor] = {}
         self.teacher_logits: Tensor | None = None
         self.about: dict[str, Any] = {}  # plain values that checkpoints carry as they are
+        self._said_scaled = False
 
     def forward(self, view: Tensor) -> Tensor:
         """Return the student's logits `[N, K]` for views `[N, C, H, W]` in [0, 1]."""
-        return self.student(self._images(view))
+        images = self._images(view)
+        return check_logits(
+            logits_of(self.student(images), "student"), len(images), self.num_classes
+        )
 
     def setup(self, stage: str) -> None:
         """Move the teacher, which Lightning cannot see, to the student's device."""
@@ -112,8 +129,10 @@ class Distiller(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the objective's loss on one batch."""
+        self.objective.checked &= batch_idx > 0
+        batch = self._taken(batch)
         answers = self._answers(batch, self.global_step)
-        losses = self.objective(*answers)
+        losses = self.objective(*answers, labelled=self._labelled(batch))
         self.teacher_logits = answers[1]
         self.losses = {name: value.detach() for name, value in losses.items()}
         values = {f"train/{name}": value for name, value in self.losses.items()}
@@ -125,17 +144,19 @@ class Distiller(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Update the validation metrics."""
+        self.objective.checked &= batch_idx > 0
         self._evaluate("val", batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Update the test metrics."""
+        self.objective.checked &= batch_idx > 0
         self._evaluate("test", batch)
 
     def predict_step(
         self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> dict[str, Tensor]:
         """Return student (and teacher) logits `[N, K]`, targets and indices `[N]` of one batch."""
-        view, target, *rest = batch
+        view, target, *rest = self._taken(batch)
         answers = {"student": self(view).float(), "target": target}
         if self.teacher is not None:
             answers["teacher"] = self.teacher(view).float()
@@ -181,7 +202,16 @@ class Distiller(pl.LightningModule):
 
     def _images(self, view: Tensor) -> Tensor:
         # Under bf16-true, views made after Lightning's own conversion are wider than the weights.
-        return self.normalize(view.to(self.dtype))
+        return self.normalize(as_float(view).to(self.dtype))
+
+    def _taken(self, batch: Any) -> Batch:
+        """Return a batch with its views as floating-point numbers and its labels as int64."""
+        view, target, *rest = as_batch(batch)
+        shown = as_float(view)
+        if shown is not view and not self._said_scaled:
+            self._said_scaled = True
+            log.info("images are bytes: they are scaled from 0 … 255 to 0 … 1")
+        return [shown, as_labels(target), *rest]
 
     def _answers(self, batch: Batch, step: int | None = None) -> tuple[Any, ...]:
         """Return what the objective is called with."""
@@ -196,6 +226,12 @@ class Distiller(pl.LightningModule):
         teacher, theirs = self.teacher.with_features(view, stages)
         return student, teacher, target, (ours, theirs)
 
+    def _labelled(self, batch: Batch) -> int | None:
+        """Return how many samples of a training batch have labels, None where all have."""
+        data = getattr(self.trainer, "datamodule", None)
+        beside: int = getattr(data, "unlabeled_per_batch", 0)
+        return len(batch[0]) - beside if beside else None
+
     def _teacher_logits(self, view: Tensor, step: int | None, known: Known | None) -> Tensor:
         assert self.teacher is not None
         if known is None or self.recall is None:
@@ -205,6 +241,12 @@ class Distiller(pl.LightningModule):
         return self.recall.complete(known, self.teacher(view, step))
 
     def _evaluate(self, stage: str, batch: Batch) -> None:
+        batch = self._taken(batch)
+        if batch[1].ndim > 1:
+            raise ValueError(
+                f"{stage}: targets are class probabilities {list(batch[1].shape)}, and a student "
+                "is judged by class indices [N]"
+            )
         answers = self._answers(batch)
         if len(batch) > 2 and self.trainer.world_size > 1:
             real = batch[2] >= 0
@@ -253,8 +295,11 @@ def evaluation_metrics(
 def check_parts(module: Distiller) -> None:
     """Refuse parts that cannot work together."""
     teacher, classes = module.teacher, module.num_classes
-    if classes < 2:
-        raise ValueError("the student does not say how many classes it has: give num_classes")
+    if not isinstance(classes, int) or classes < 2:
+        raise ValueError(
+            "the student does not say how many classes it has: give num_classes, a whole number of "
+            f"at least 2{f', not {classes!r}' if classes else ''}"
+        )
     if module.objective.needs_teacher and teacher is None:
         raise ValueError("this objective compares with a teacher: give one, or use supervised")
     if teacher is not None and teacher.num_classes not in (None, classes):

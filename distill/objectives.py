@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.checks import is_number
+from distill.inputs import as_labels, check_targets
 from distill.losses import LOSSES, Loss, class_balanced_weights
 from distill.models.features import feature_channels
 from distill.selection import Selection
@@ -55,6 +56,11 @@ class Term:
         return "target" in self.loss.inputs
 
     @property
+    def teaches_unlabeled(self) -> bool:
+        """Whether it uses the teacher alone: neither the loss nor its weights read labels."""
+        return self.uses_teacher and not self.uses_labels and self.reweight is None
+
+    @property
     def needs_class_counts(self) -> bool:
         """Whether the term corrects an imbalance that nobody has told it of."""
         asks = self.takes("class_counts") and "class_counts" not in self.options
@@ -89,6 +95,10 @@ class Objective(nn.Module):
     use the teacher see all samples, and labels as they are. The terms on labels then are means
     over the samples kept, `Σ_n m_n·ℓ_i(n)/Σ_n m_n` with m_n ∈ {0, 1}, or 0 where none is. In eval
     mode none is left out.
+
+    Where only some samples have labels, the terms that use the teacher alone are means over all of
+    them; the others, those that use the teacher and read labels included, see the samples with
+    labels and are means over these.
 
     Args:
         terms: name → loss, given as a name in `distill.losses.LOSSES`, the dotted path of a
@@ -147,6 +157,7 @@ class Objective(nn.Module):
                 "objective.keep and objective.label_smoothing are of terms on labels, and this "
                 "objective has none"
             )
+        self.checked = False  # whether targets were looked at; a look waits for the device
         self.projections = nn.ModuleList()
         if curriculum is not None:
             classes = {"num_classes": len(class_counts)} if class_counts is not None else {}
@@ -191,6 +202,15 @@ class Objective(nn.Module):
     def needs_features(self) -> bool:
         """Whether any term compares feature maps."""
         return any("teacher_maps" in term.loss.inputs for term in self.terms.values())
+
+    def teaches_unlabeled(self, moved: Collection[str] = ()) -> bool:
+        """Whether a sample without a label teaches anything, now or once annealing moves these."""
+        if self.alpha == 0 and "alpha" not in moved:
+            return False
+        return any(
+            term.teaches_unlabeled and (self.weights[name] or f"terms.{name}.weight" in moved)
+            for name, term in self.terms.items()
+        )
 
     @property
     def annealed(self) -> list[str]:
@@ -256,6 +276,7 @@ class Objective(nn.Module):
         teacher: Tensor | None,
         target: Tensor,
         maps: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
+        labelled: int | None = None,
     ) -> dict[str, Tensor]:
         """Return `loss`, each term's unweighted mean, and of a selection the share `kept`.
 
@@ -264,7 +285,18 @@ class Objective(nn.Module):
             teacher: logits `[N, K]`, or None where no term uses a teacher.
             target: labels `[N]`, or class probabilities `[N, K]` for the losses that take them.
             maps: the student's and the teacher's feature maps of `stages`, for the terms on them.
+            labelled: how many samples, the first ones, have a label; None is all. The targets of
+                the others are not read.
+
+        Raises:
+            ValueError: if there is no teacher where one is asked, or for targets that are neither
+                labels nor probabilities by their type and shape. Their values are looked at in the
+                first batch, and again once `checked` is set back, as at each epoch's first.
         """
+        target = as_labels(target)
+        if not self.checked:
+            self.checked = True
+            check_targets(target[:labelled], student.shape[-1])
         if teacher is None and self.needs_teacher:
             raise ValueError("this objective asks a teacher, and there is none")
         given: dict[str, Any] = {"student": student, "teacher": teacher, "target": target}
@@ -275,8 +307,12 @@ class Objective(nn.Module):
             given["student_maps"], given["teacher_maps"] = maps
             pairs = zip(self.projections, maps[0], strict=False)
             given["projected_maps"] = [project(ours) for project, ours in pairs]
-        values = {name: self.values(name, given) for name in self.terms}
-        kept = self._select(values, given) if self.keep and self.training else {}
+        known = given if labelled is None else first(given, labelled)
+        values = {
+            name: self.values(name, given if term.teaches_unlabeled else known)
+            for name, term in self.terms.items()
+        }
+        kept = self._select(values, known) if self.keep and self.training else {}
         means = {name: value.mean() for name, value in values.items()}
         return {"loss": self._weighted(means), **means, **kept}
 
@@ -330,6 +366,18 @@ class Objective(nn.Module):
             return self.keep, "small_loss"
         term = name.removeprefix("terms.").removesuffix(".weight")
         return (self, name) if name in ("temperature", "alpha") else (self.weights, term)
+
+
+def first(given: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """Return what an objective knows of a batch's first samples."""
+
+    def part(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [part(one) for one in value]
+        return value[:count] if isinstance(value, Tensor) and value.ndim else value
+
+    counts = {"class_counts": given["class_counts"]}  # of the data, not of the batch
+    return {name: part(value) for name, value in given.items()} | counts
 
 
 def check_names(terms: Mapping[str, Any]) -> None:

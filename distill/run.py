@@ -84,6 +84,8 @@ def trained(cfg: DictConfig) -> float | list[float] | None:
     data = config.build_data(cfg)
     for note in data.notes:
         log.info("%s: %s", data.source.name, note)
+    if told := data.unlabeled_note(config.processes(cfg)):
+        log.info("%s: %s", data.source.name, told)
     if cfg.views:
         preview(cfg, data)
         return None
@@ -112,6 +114,7 @@ def trained(cfg: DictConfig) -> float | list[float] | None:
         "validation": config.told(cfg, numbers["validation"], logged),
         "epochs": {"last": trainer.current_epoch, "best": best and best[0]},
         "sparsity": sparsity,
+        "unlabeled": report.unlabeled_of(cfg, data, trainer),
         "seconds": round(seconds, 2),
         "images_per_second": training_speed(trainer),
         **report.circumstances(cfg, data),
@@ -285,6 +288,7 @@ def check_early(cfg: DictConfig, data: DataModule, objective: Objective) -> None
     check_folder("paths.cache", cfg.paths.cache)
     config.check_decision(cfg, data)
     config.check_objective(cfg, data, objective)
+    config.check_unlabeled(cfg, data, objective)
     config.check_monitor(cfg, data, objective)
     spec, shape = config.model_spec(cfg.student), config.data_shape(data)
     student = build_model(spec, shape, "student", any_classes=True, note=log.info)

@@ -216,5 +216,7 @@ def with_checkpoints(cfg: DictConfig, work: Path, keep_best: bool) -> DictConfig
 
 def prepare_baseline(cfg: DictConfig, data: DataModule) -> Distiller:
     """Return the same student, trained from the same seed for as long, on labels only."""
-    model = trained_once(config.alone(cfg, "baseline"), data, "baseline", train_and_keep)
+    own = config.alone(cfg, "baseline")
+    own.data.batch_size = data.labeled_per_batch  # the student's batches, less what has no labels
+    model = trained_once(own, data, "baseline", train_and_keep)
     return Distiller(model, normalize=normalization(model, data.in_chans))

@@ -277,3 +277,108 @@ def test_remedies_that_mean_nothing_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Objective(**{"terms": KD, **options})
     assert Objective({"ce": "cross_entropy"}, keep={"agreement": True}).needs_teacher
+
+
+# Samples without labels
+
+
+PART = 4  # of the six samples have labels
+UNKNOWN = torch.cat([Y[:PART], torch.tensor([-1, -1])])
+
+
+def kl_by_hand(student, teacher, t):
+    probs = (teacher / t).softmax(1)
+    return t**2 * (probs * (probs.log() - (student / t).log_softmax(1))).sum(1)
+
+
+def decoupled_by_hand(student, teacher, target, t, alpha, beta):
+    """TCKD and NCKD of 2203.08679, equations 3 to 7, one sample at a time."""
+    values = []
+    for s, z, y in zip(student, teacher, target.tolist(), strict=True):
+        p, q = (z / t).softmax(0), (s / t).softmax(0)
+        others = [k for k in range(len(s)) if k != y]
+        rest_p, rest_q = p[others], q[others]
+        binary = p[y] * (p[y] / q[y]).log()
+        binary = binary + rest_p.sum() * (rest_p.sum() / rest_q.sum()).log()
+        p_hat, q_hat = rest_p / rest_p.sum(), rest_q / rest_q.sum()
+        values.append(t**2 * (alpha * binary + beta * (p_hat * (p_hat / q_hat).log()).sum()))
+    return torch.stack(values)
+
+
+def test_samples_without_labels_are_seen_by_the_teachers_own_terms_alone():
+    losses = Objective(KD, temperature=4, alpha=0.9)(S, Z, UNKNOWN, labelled=PART)
+    ce = -S.log_softmax(1)[torch.arange(PART), Y[:PART]].mean()
+    kl = kl_by_hand(S, Z, 4).mean()
+    assert losses["ce"].item() == pytest.approx(ce.item(), rel=1e-12)
+    assert losses["kl"].item() == pytest.approx(kl.item(), rel=1e-12)
+    assert losses["loss"].item() == pytest.approx((0.1 * ce + 0.9 * kl).item(), rel=1e-12)
+
+
+def test_a_term_that_reads_both_is_a_mean_over_the_labelled():
+    terms = {"dkd": {"loss": "decoupled", "alpha": 1.0, "beta": 8.0}, "kl": "kl_divergence"}
+    losses = Objective(terms, temperature=2)(S, Z, UNKNOWN, labelled=PART)
+    dkd = decoupled_by_hand(S[:PART], Z[:PART], Y[:PART], 2, 1.0, 8.0).mean()
+    assert losses["dkd"].item() == pytest.approx(dkd.item(), rel=1e-10)
+    assert losses["kl"].item() == pytest.approx(kl_by_hand(S, Z, 2).mean().item(), rel=1e-12)
+
+
+def test_the_gradient_of_a_sample_without_a_label_is_the_teachers():
+    student = S.clone().requires_grad_()
+    Objective(KD, temperature=3, alpha=0.4)(student, Z, UNKNOWN, labelled=PART)["loss"].backward()
+    soft = 0.4 * 3 * ((S / 3).softmax(1) - (Z / 3).softmax(1)) / 6
+    hard = 0.6 * (S.softmax(1) - torch.nn.functional.one_hot(UNKNOWN.clamp(min=0), 5)) / PART
+    hard[PART:] = 0
+    torch.testing.assert_close(student.grad, soft + hard, rtol=1e-10, atol=1e-12)
+
+
+def test_weights_of_classes_leave_a_teachers_term_to_the_labelled():
+    terms = {"kl": {"loss": "kl_divergence", "reweight": 0.9}}
+    objective = Objective(terms, class_counts=[1, 2, 3, 4, 5])
+    losses = objective(S, Z, UNKNOWN, labelled=PART)
+    alone = objective(S[:PART], Z[:PART], Y[:PART])
+    assert losses["kl"] == alone["kl"]
+    assert not objective.teaches_unlabeled()
+
+
+def test_a_selection_is_of_the_labelled():
+    objective = Objective(KD, 2, keep={"small_loss": 0.5}).train()
+    losses = objective(S, Z, UNKNOWN, labelled=PART)
+    each = -S.log_softmax(1)[torch.arange(PART), Y[:PART]]
+    assert losses["ce"].item() == pytest.approx(each.sort().values[:2].mean().item())
+    assert losses["kept"] == 0.5
+    assert losses["kl"].item() == pytest.approx(kl_by_hand(S, Z, 2).mean().item())
+
+
+@pytest.mark.parametrize("scope", ["run", "instance"])
+def test_a_learned_temperature_is_that_of_each_sample(scope):
+    torch.manual_seed(0)
+    terms = {"ce": "tempered_cross_entropy", "kl": "kl_divergence"}
+    objective = Objective(terms, 4, class_counts=[1] * 5, curriculum={"scope": scope})
+    student, teacher = S.float(), Z.float()
+    losses = objective(student, teacher, UNKNOWN, labelled=PART)
+    shared = objective.curriculum(student, teacher)
+    own = shared[:PART] if scope == "instance" else shared
+    tempered = LOSSES["tempered_cross_entropy"].function(student[:PART], Y[:PART], temperature=own)
+    assert losses["ce"].item() == pytest.approx(tempered.mean().item())
+    assert losses["kl"].item() == pytest.approx(
+        kl_divergence(student, teacher, shared).mean().item()
+    )
+
+
+@pytest.mark.parametrize(
+    ("terms", "options", "moved", "teaches"),
+    [
+        (KD, {"alpha": 0.5}, (), True),
+        (KD, {"alpha": 1.0}, (), True),
+        (KD, {"alpha": 0.0}, (), False),
+        (KD, {"alpha": 0.0}, ("alpha",), True),
+        ({"ce": "cross_entropy"}, {}, (), False),
+        ({"ce": "cross_entropy", "dkd": "decoupled"}, {}, (), False),
+        ({"ce": "cross_entropy", "kl": {"loss": "kl_divergence", "weight": 0}}, {}, (), False),
+        ({"ce": "cross_entropy", "kl": {"loss": "kl_divergence", "weight": 0}}, {},
+         ("terms.kl.weight",), True),
+        ({"ce": "cross_entropy", "at": "attention_transfer"}, {}, (), True),
+    ],
+)  # fmt: skip
+def test_which_objectives_learn_from_samples_without_labels(terms, options, moved, teaches):
+    assert Objective(terms, **options).teaches_unlabeled(moved) is teaches

@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from distill.inputs import as_batch
 from distill.module import Distiller
 
 log = logging.getLogger(__name__)
@@ -120,7 +121,7 @@ class FiniteLoss(pl.Callback):
             return
         step = trainer.global_step - (not trainer.fit_loop._should_accumulate())
         assert isinstance(pl_module, Distiller)
-        index = batch[2] if len(batch) > 2 else None
+        index = next(iter(as_batch(batch)[2:]), None)
         self._seen.append(Seen(step, pl_module.losses, index, pl_module.teacher_logits))
         if pl_module.losses["loss"].device.type == "cpu" or len(self._seen) >= EVERY:
             self.look()

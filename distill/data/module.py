@@ -23,8 +23,9 @@ from distill.data.corrupt import CUT, OWN, Altered, altered, build_condition
 from distill.data.image_corruptions import ImageCorruption
 from distill.data.images import MODES
 from distill.data.listing import some
-from distill.data.order import epoch_order
+from distill.data.order import endless_order, epoch_order
 from distill.data.splits import Resident, Source, Split, Streamed, stratified
+from distill.data.unlabeled import Reading, check_share, joined, per_batch, read, without
 from distill.data.views import CLEAN, ResidentView, StreamedView, is_range
 from distill.sharing import Recent, Streams
 
@@ -46,7 +47,8 @@ class DataModule(pl.LightningDataModule):
 
     Views are float32 `[N, C, H, W]` in [0, 1], un-normalised: teacher and student each normalise
     them their own way. Targets are labels `[N]`, or class probabilities `[N, K]` of training views
-    that mix two samples (`soft_targets`). The number says which of its views a batch shows, and
+    that mix two samples (`soft_targets`). A training batch's unlabelled samples are its last, and
+    their targets −1. The number says which of its views a batch shows, and
     is CLEAN in evaluation. Where the source has no validation or test split, one is cut from train,
     stratified and seeded by `split_seed`.
 
@@ -70,6 +72,13 @@ class DataModule(pl.LightningDataModule):
             Below 1 labels decide the order, also under an objective that reads none.
         condition: keywords of `distill.data.corrupt.Condition`: wrong labels, rare classes or few
             images, in train and, unless it is to stay clean, in validation; never in the test.
+        unlabeled: pictures that a teacher teaches on too: a folder, which is searched to any depth,
+            or a source, whose train split is taken. An epoch stays one pass over the labelled
+            images; beside them the unlabelled are drawn from an endless row of permutations.
+        unlabeled_share: the share of each batch that is unlabelled; None is that of all pictures.
+        verify: whether each picture of an unlabelled folder is decoded once to find broken ones.
+        broken: `refuse` broken pictures of such a folder, or `skip` them.
+        cache: where to keep what its files hold; None reads them anew each time.
         duplicates: what becomes of training images that are in validation or test, too: `keep` or
             `drop`. Both are said.
     """
@@ -88,6 +97,11 @@ class DataModule(pl.LightningDataModule):
         views: int | None = None,
         balance: float = 1.0,
         condition: Mapping[str, Any] | None = None,
+        unlabeled: str | Source | None = None,
+        unlabeled_share: float | None = 0.5,
+        verify: bool = True,
+        broken: str = "refuse",
+        cache: str | None = None,
         duplicates: str = "keep",
     ) -> None:
         super().__init__()
@@ -103,16 +117,21 @@ class DataModule(pl.LightningDataModule):
         self.notes += told
         check_labels(self)
         self.notes += absent_classes(self)
+        check_share(unlabeled_share)
+        self.unlabeled_share, self.left_out = unlabeled_share, 0
+        self.unlabeled = self._unlabeled(unlabeled, image_size, Reading(verify, broken, cache))
         self.condition = build_condition(condition)
         self.altered = self._altered()
         for name, one in self.altered.items():
             setattr(self, name, one.split)
             self.notes.append(one.told(name))
+        self.pool = self._pool()
         self.view = build_view(self.train, view or {}, image_size, source.channels)
+        check_mixing(self)
         self.image_size = sample_size(self.train, image_size)
         self._copies: dict[torch.device, Resident] = {}
         self._streams, self._recent = Streams(), Recent()
-        self._keys(self.train, shuffle=True)
+        self._keys(self.pool, shuffle=True)
 
     def _altered(self) -> dict[str, Altered]:
         """Return the splits that the condition changes, by name."""
@@ -124,6 +143,77 @@ class DataModule(pl.LightningDataModule):
             where = CUT if self.source.val is None else OWN
             found["val"] = altered(self.val, condition, self.classes, where, training=False)
         return found
+
+    def _unlabeled(self, where: str | Source | None, size: int, reading: Reading) -> Split | None:
+        """Return the unlabelled pictures but for those held out, and say how many those are."""
+        if where is None:
+            return None
+        found, notes = read(where, self.source, size, reading)
+        self.notes += [f"data.unlabeled: {note}" for note in notes]
+        found, left_out = without(found, (self.val, self.test))
+        if left_out is None:
+            self.notes.append(
+                "data.unlabeled: its pictures cannot be compared with those of validation and test"
+            )
+        elif left_out:
+            self.notes.append(
+                f"data.unlabeled: {left_out} pictures left out, which are also in validation or "
+                f"test; {len(found)} are used"
+            )
+        self.left_out = left_out or 0
+        return found
+
+    def _pool(self) -> Split:
+        """Return what training shows: train, and after it the unlabelled pictures."""
+        if self.unlabeled is None:
+            return self.train
+        return joined(self.train, self.unlabeled, int(self.source.train.index.max()) + 1)
+
+    @property
+    def unlabeled_per_batch(self) -> int:
+        """How many of a training batch's samples, its last ones, are unlabelled."""
+        if self.unlabeled is None:
+            return 0
+        counts = len(self.train), len(self.unlabeled)
+        return per_batch(self.batch_size, self.unlabeled_share, *counts)
+
+    @property
+    def labeled_per_batch(self) -> int:
+        """How many of a training batch's samples, its first ones, are labelled."""
+        return self.batch_size - self.unlabeled_per_batch
+
+    def unlabeled_note(self, ranks: int = 1) -> str | None:
+        """Return what an epoch shows of the unlabelled pictures, for people; None without any."""
+        if self.unlabeled is None:
+            return None
+        keys = self._sampler(self.pool, True, 0, ranks)
+        each = " on each device" if ranks > 1 else ""
+        return (
+            f"each batch{each}: {self.labeled_per_batch:,} labelled and "
+            f"{self.unlabeled_per_batch:,} of {len(self.unlabeled):,} unlabelled pictures; an "
+            f"epoch is one pass over the {len(self.train):,} labelled, and shows "
+            f"{keys.unlabeled_per_epoch:,} of the unlabelled"
+        )
+
+    def shown(self, number: int, epochs: int, ranks: int = 1) -> Tensor:
+        """Return which samples of the pool a run of so many epochs may show in a view.
+
+        Args:
+            number: the view's, 0 or more.
+            epochs: how many epochs the run has.
+            ranks: on how many devices it is.
+
+        Returns:
+            Positions in the pool, int64 `[n]`, sorted: all labelled ones, and the unlabelled that
+            come up in an epoch which shows this view.
+        """
+        labelled = torch.arange(len(self.train))
+        if self.unlabeled is None:
+            return labelled
+        keys = self._sampler(self.pool, True, 0, ranks)
+        every = self.views or epochs
+        drawn = [keys.unlabeled_order(epoch) for epoch in range(number, epochs, every)]
+        return torch.cat([labelled, *drawn]).unique()
 
     @property
     def classes(self) -> list[str]:
@@ -165,20 +255,31 @@ class DataModule(pl.LightningDataModule):
     @cached_property
     def fingerprint(self) -> str:
         """A hash of what the splits hold."""
-        parts = [split.fingerprint() for split in (self.train, self.val, self.test)]
+        splits = [self.train, self.val, self.test]
+        splits += [] if self.unlabeled is None else [self.unlabeled]
+        parts = [split.fingerprint() for split in splits]
         return sha256(repr((parts, self.classes)).encode()).hexdigest()
 
-    def with_options(self, *, seed: int, batch_size: int, views: int | None = None) -> DataModule:
-        """Return the same splits under another seed, batch size and number of views."""
+    def with_options(
+        self, *, seed: int, batch_size: int, views: int | None = None, unlabeled: bool = True
+    ) -> DataModule:
+        """Return the same splits under another seed, batch size and number of views.
+
+        Without `unlabeled` they are those of a run that learns from labels alone.
+        """
         twin = copy.copy(self)
         twin.trainer = None
         twin.seed, twin.batch_size, twin.views = seed, batch_size, views
-        twin._keys(twin.train, shuffle=True)
+        if not unlabeled and self.unlabeled is not None:
+            twin.unlabeled, twin.pool = None, self.train
+            twin._copies = {}
+            twin.__dict__.pop("fingerprint", None)
+        twin._keys(twin.pool, shuffle=True)
         return twin
 
     def train_dataloader(self) -> KeyLoader:
         """Return shuffled batches of augmented views, without a ragged last batch."""
-        loader = self._loader(self.train, shuffle=True, fetch=not self._on_gpu())
+        loader = self._loader(self.pool, shuffle=True, fetch=not self._on_gpu())
         loader.position = self._batches_done
         return loader
 
@@ -263,7 +364,7 @@ class DataModule(pl.LightningDataModule):
     def _shown(
         self, images: Tensor, target: Tensor, index: Tensor, number: int
     ) -> tuple[Tensor, Tensor]:
-        """Return a batch's uint8 views and its targets; images may be positions in train."""
+        """Return a batch's uint8 views and its targets; images may be positions in the pool."""
         if number == CLEAN or not isinstance(self.view, ResidentView):
             return images, target
         if images.ndim == 1:
@@ -285,13 +386,13 @@ class DataModule(pl.LightningDataModule):
         return mixed, class_probabilities(target, train.labels[others], share, self.num_classes)
 
     def _train_on(self, device: torch.device) -> Resident:
-        """Return the training split on a device, to which it is sent once."""
-        train = self.train
-        assert isinstance(train, Resident)
-        if train.images.device == device:
-            return train
+        """Return what training shows on a device, to which it is sent once."""
+        pool = self.pool
+        assert isinstance(pool, Resident)
+        if pool.images.device == device:
+            return pool
         if device not in self._copies:
-            parts = (train.images, train.labels, train.index)
+            parts = (pool.images, pool.labels, pool.index)
             self._copies[device] = Resident(*(part.to(device) for part in parts))
         return self._copies[device]
 
@@ -304,8 +405,12 @@ class DataModule(pl.LightningDataModule):
     def _keys(self, split: Split, shuffle: bool) -> KeySampler:
         rank = self.trainer.global_rank if self.trainer else 0
         ranks = self.trainer.world_size if self.trainer else 1
-        batches = (len(split), self.batch_size, self.seed, shuffle, rank, ranks)
-        return KeySampler(*batches, split.labels, self.balance)
+        return self._sampler(split, shuffle, rank, ranks)
+
+    def _sampler(self, split: Split, shuffle: bool, rank: int, ranks: int) -> KeySampler:
+        beside = (len(self.unlabeled or ()), self.unlabeled_per_batch) if shuffle else (0, 0)
+        batches = (len(split) - beside[0], self.batch_size, self.seed, shuffle, rank, ranks)
+        return KeySampler(*batches, split.labels[: batches[0]], self.balance, *beside)
 
     def _batches_done(self) -> int:
         """Return how many batches of the current epoch are trained: none, but after a resume."""
@@ -346,6 +451,10 @@ class KeySampler(Sampler[Key]):
     batch; ordered ones are clean views and pad a rank's share with −1, so that all ranks step
     together and no sample is counted twice. With `balance` below 1 a shuffled key may come again.
 
+    The last `unlabeled_per_batch` keys of a shuffled batch are those of unlabelled samples, at
+    positions from `count` on. They are the next of an endless row of permutations that the seed
+    decides, so that over the epochs all are shown equally often; an epoch ends with the labelled.
+
     Raises:
         ValueError: if no shuffled batch can be filled.
     """
@@ -360,8 +469,11 @@ class KeySampler(Sampler[Key]):
         ranks: int = 1,
         labels: Tensor | None = None,
         balance: float = 1.0,
+        unlabeled: int = 0,
+        unlabeled_per_batch: int = 0,
     ) -> None:
         self.count, self.batch_size, self.seed, self.shuffle = count, batch_size, seed, shuffle
+        self.unlabeled, self.unlabeled_per_batch = unlabeled, unlabeled_per_batch
         self.labels = torch.zeros(count, dtype=torch.long) if labels is None else labels
         self.balance = balance
         self.rank, self.ranks = rank, ranks
@@ -369,13 +481,25 @@ class KeySampler(Sampler[Key]):
         self.skip = 0
         if shuffle and not len(self):
             each = f" on each of {ranks} devices" if ranks > 1 else ""
+            but = f" of which {self.labeled_per_batch} are labelled" if unlabeled else ""
             raise ValueError(
-                f"data.batch_size={batch_size}{each} is larger than the {count} training images"
+                f"data.batch_size={batch_size}{each}{but} is larger than the {count} training "
+                "images"
             )
 
     def __len__(self) -> int:
-        whole = self.batch_size * self.ranks
+        whole = self.labeled_per_batch * self.ranks
         return self.count // whole if self.shuffle else -(-self.count // whole)
+
+    @property
+    def labeled_per_batch(self) -> int:
+        """How many keys of a rank's batch are not those of unlabelled samples."""
+        return self.batch_size - self.unlabeled_per_batch
+
+    @property
+    def unlabeled_per_epoch(self) -> int:
+        """How many keys of an epoch, on all ranks, are those of unlabelled samples."""
+        return len(self) * self.unlabeled_per_batch * self.ranks
 
     def set_epoch(self, epoch: int) -> None:
         """Name the epoch that comes next (Lightning calls this)."""
@@ -387,12 +511,25 @@ class KeySampler(Sampler[Key]):
         order = epoch_order(self.seed, self.epoch, self.labels, self.balance)
         return self._batches(self.epoch, order)
 
+    def unlabeled_order(self, epoch: int) -> Tensor:
+        """Return the positions of the unlabelled samples that an epoch shows, in order."""
+        length = self.unlabeled_per_epoch
+        if not length:
+            return torch.empty(0, dtype=torch.long)
+        return self.count + endless_order(self.seed, self.unlabeled, epoch * length, length)
+
     def _batches(self, epoch: int, order: Tensor) -> Iterator[Key]:
         skip, self.skip = self.skip, 0
+        beside = self.unlabeled_order(epoch) if self.shuffle else order[:0]
         for batch in range(skip, len(self)):
-            whole = order[batch * self.batch_size * self.ranks :][: self.batch_size * self.ranks]
-            padding = torch.full((-len(whole) % self.ranks,), -1)
-            yield epoch, torch.cat([whole, padding])[self.rank :: self.ranks]
+            own = self._share(order, batch, self.labeled_per_batch)
+            yield epoch, torch.cat([own, self._share(beside, batch, self.unlabeled_per_batch)])
+
+    def _share(self, order: Tensor, batch: int, size: int) -> Tensor:
+        """Return this rank's share, of that size, of a batch of all ranks."""
+        whole = order[batch * size * self.ranks :][: size * self.ranks]
+        padding = torch.full((-len(whole) % self.ranks,), -1)
+        return torch.cat([whole, padding])[self.rank :: self.ranks]
 
 
 class KeyLoader(DataLoader[Any]):
@@ -702,6 +839,16 @@ def check_balance(balance: Any) -> None:
         raise ValueError(
             "data.balance is the power of a class's size by which it is drawn: from 0, all classes "
             f"equally often, to 1, every image once, got {balance!r}"
+        )
+
+
+def check_mixing(data: DataModule) -> None:
+    """Refuse to mix labels where there are samples without."""
+    if data.unlabeled is not None and data.soft_targets:
+        names = [name for name in MIXING if getattr(data.view, name)]
+        raise ValueError(
+            f"data.view.{names[0]} mixes labels, and the pictures of data.unlabeled have none: "
+            "leave one of the two out"
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distill.inputs import as_float, logits_of
 from distill.models.ensemble import Ensemble
 from distill.models.features import forward_with_features
 from distill.sharing import Recent
@@ -83,7 +84,7 @@ class Teacher:
     def _answer(self, view: Tensor, step: int | None) -> Tensor:
         images = self._prepared(view)
         more = (step,) if isinstance(self.model, Ensemble) else ()
-        logits: Tensor = self.model(images, *more)
+        logits = logits_of(self.model(images, *more), "teacher")
         if logits.shape != (len(view), self.num_classes or logits.shape[-1]):
             raise ValueError(
                 f"the teacher answers {len(view)} images with {list(logits.shape)}, and not with "
@@ -96,7 +97,7 @@ class Teacher:
             self.model.eval()
         parameter = next(self.model.parameters(), None)
         if parameter is not None:  # under bf16-true the views arrive narrower than the weights
-            view = view.to(parameter.dtype)
+            view = as_float(view).to(parameter.dtype)
         return self.normalize(view)
 
 

@@ -9,6 +9,7 @@ from distill.report.summary import (
     model_costs,
     parameters,
     save_condition,
+    unlabeled_of,
     versions,
     write_json,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "print_table",
     "save_condition",
     "save_thumbnails",
+    "unlabeled_of",
     "versions",
     "write_json",
     "write_pages",

@@ -41,6 +41,7 @@ def bundle_facts(cfg: DictConfig, data: DataModule, summary: dict[str, Any]) -> 
         "annealing": config["annealing"],
         "epochs": summary["epochs"],
         "images": summary["images"],
+        "unlabeled": summary.get("unlabeled"),
         "metrics": {"student": summary["student"], "baseline": summary["baseline"]},
         "command": summary["command"],
         "versions": summary["versions"],
@@ -86,6 +87,7 @@ def model_card(facts: dict[str, Any], classes: Sequence[str]) -> str:
         f"**Protocol**: {facts['epochs']['last']} epochs on {images['train']:,} images, seed "
         f"{facts['seed']}; the numbers are the last epoch's on {images['test']:,} test images that "
         f"no decision saw; what is fitted was fitted on {images['val']:,} validation images.",
+        *([f"**Unlabelled pictures**: {found}"] if (found := unlabeled_text(facts)) else []),
         "| | student | same student without a teacher |\n|---|---|---|\n"
         + "\n".join(
             f"| {label} | {cell(student.get(key))} | {cell(baseline.get(key))} |"
@@ -175,6 +177,20 @@ def described(objective: dict[str, Any], moved: Mapping[str, str] | None = None)
         shared[f"labels kept by {name.replace('_', ' ')}"] = kept or None
     told = [f"{name} {value}" for name, value in (shared | left).items() if value is not None]
     return escape("; ".join([" + ".join(terms), *told]))
+
+
+def unlabeled_text(found: Mapping[str, Any]) -> str | None:
+    """Return what a run, by its summary or a bundle's facts, made of pictures without labels."""
+    told = found.get("unlabeled")
+    if not told:
+        return None
+    left_out = f", {told['left_out']:,} left out as held-out images" if told["left_out"] else ""
+    return (
+        f"{told['images']:,} pictures without labels{left_out}; {told['per_batch']:,} of the "
+        f"{told['per_batch'] + told['labelled_per_batch']:,} in each batch of the student were of "
+        f"them, {told['views_shown']:,} views in all. The student without a teacher learned from "
+        "the same labelled batches."
+    )
 
 
 def scaling_sentence(facts: dict[str, Any]) -> str:

@@ -24,6 +24,7 @@ from PIL import Image
 from distill.errors import first_line
 from distill.files import write_whole
 from distill.report import figures
+from distill.report.card import unlabeled_text
 from distill.report.leaderboard import (
     Row,
     axis_of,
@@ -132,6 +133,7 @@ def run_content(run: Run) -> dict[str, Any]:
         "confusion": confusion_content(evidence["confusion"]["matrix"], summary["classes"]),
         "pairs": evidence["confusion"]["pairs"],
         "classes": summary["classes"],
+        "unlabeled": unlabeled_text(summary),
         "examples": with_images(evidence["examples"], run.images),
         "config": yaml.safe_dump(summary["config"], sort_keys=False, allow_unicode=True),
         "files": [name for name in LEFT_BEHIND if (run.folder / name).exists()],

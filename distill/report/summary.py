@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import safetensors.torch
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -47,9 +48,28 @@ def circumstances(cfg: DictConfig, data: DataModule) -> dict[str, Any]:
         "seed": cfg.seed,
         "data": data.source.name,
         "classes": data.classes,
-        "images": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
+        "images": {
+            **{"train": len(data.train), "val": len(data.val), "test": len(data.test)},
+            **({} if data.unlabeled is None else {"unlabeled": len(data.unlabeled)}),
+        },
         "condition": condition_of(data),
         "notes": data.notes,
+    }
+
+
+def unlabeled_of(cfg: DictConfig, data: DataModule, trainer: pl.Trainer) -> dict[str, Any] | None:
+    """Return which pictures without labels a run was shown, and how often; None where none was."""
+    if data.unlabeled is None:
+        return None
+    batches = trainer.fit_loop.epoch_loop.batch_progress.total.completed * trainer.world_size
+    return {
+        "from": OmegaConf.to_container(cfg, resolve=True)["data"]["unlabeled"],  # type: ignore[index,call-overload]
+        "images": len(data.unlabeled),
+        "left_out": data.left_out,
+        "share": data.unlabeled_per_batch / data.batch_size,
+        "per_batch": data.unlabeled_per_batch,
+        "labelled_per_batch": data.labeled_per_batch,
+        "views_shown": batches * data.unlabeled_per_batch,
     }
 
 
