@@ -1,0 +1,104 @@
+"""What a run's numbers come to, in sentences: is a difference real, does a model tell anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+OTHERS = {"baseline": "the same student without a teacher", "teacher": "its teacher"}
+UNBALANCED = 1.5  # the most frequent class of the test split over the rarest
+BLIND = 0.95  # of the images of other classes that are given one label
+
+
+def sentences(summary: Mapping[str, Any]) -> list[str]:
+    """Return what a reader of the headline should know: differences, and models of one answer."""
+    return [*blind_sentences(summary), *comparison_sentences(summary)]
+
+
+def comparison_sentences(summary: Mapping[str, Any]) -> list[str]:
+    """Return how the student compares with the baseline and its teacher; nothing where unknown."""
+    found = summary.get("comparisons") or {}
+    return [
+        comparison_sentence(found[role], name) for role, name in OTHERS.items() if role in found
+    ]
+
+
+def comparison_sentence(found: Mapping[str, Any], other: str) -> str:
+    """Return in words whether the student is better than another model, and how surely.
+
+    Args:
+        found: see `distill.metrics.uncertainty`.
+        other: what the other model is called.
+    """
+    value, ends = found["differences"]["top1"]["value"], found["differences"]["top1"]["interval"]
+    if found["verdict"] == "worse":
+        value, ends = -value, [-end for end in reversed(ends)]
+    surely = (
+        f"95 %: {points(ends[0])} to {points(ends[1])}; McNemar p {p_value(found['mcnemar_p'])}"
+    )
+    if found["verdict"] == "undecided":
+        return (
+            f"The student and {other} cannot be told apart on {found['images']:,} images "
+            f"(difference {points(value, sign=True)} points of top-1, {surely})."
+        )
+    return (
+        f"The student is {found['verdict']} than {other} by {points(value)} points of top-1 "
+        f"({surely})."
+    )
+
+
+def points(value: float, sign: bool = False) -> str:
+    """Return a share in points of percent, with a minus that is one."""
+    shown = f"{100 * value:{'+' if sign else ''}.1f}".replace("-", "−")
+    return shown if shown.strip("+−") != "0.0" else "0.0"
+
+
+def p_value(p: float) -> str:
+    """Return a p-value with its relation, to be read after “p”."""
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}" if p < 0.1 else f"= {p:.2f}"
+
+
+def blind_sentences(summary: Mapping[str, Any]) -> list[str]:
+    """Return of which models it must be said that they answer one class for nearly everything."""
+    names = {"student": "The student", "teacher": "The teacher", "baseline": "The baseline"}
+    present = {name: summary.get(role) for role, name in names.items()}
+    return [
+        blind_sentence(name, numbers["favourite"], summary["classes"])
+        for name, numbers in present.items()
+        if numbers and is_blind(numbers.get("favourite"))
+    ]
+
+
+def is_blind(favourite: Mapping[str, Any] | None) -> bool:
+    """Whether a model gives one label to nearly all images of other classes too."""
+    return bool(favourite) and (favourite["share_of_others"] or 0.0) >= BLIND
+
+
+def blind_sentence(name: str, favourite: Mapping[str, Any], classes: Sequence[str]) -> str:
+    """Return that a model answers one class only."""
+    share, others = (100 * favourite[key] for key in ("share", "share_of_others"))
+    return (
+        f"{name} answers only one class: “{plain(classes[favourite['label']])}” for {share:.1f} % "
+        f"of the test images, and for {others:.1f} % of those of other classes."
+    )
+
+
+def is_unbalanced(summary: Mapping[str, Any]) -> bool:
+    """Whether some class of the test split has clearly more images than another."""
+    counts = [count for count in (summary.get("majority") or {}).get("counts", ()) if count]
+    return bool(counts) and (len(counts) == 1 or max(counts) >= UNBALANCED * min(counts))
+
+
+def majority_name(summary: Mapping[str, Any]) -> str:
+    """Return what a model that always answers the most frequent class is called."""
+    return f"always “{shortened(plain(summary['majority']['class']))}”"
+
+
+def shortened(name: str, most: int = 20) -> str:
+    """Return a name that leaves room for others."""
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
+def plain(name: str) -> str:
+    """Return a name whose control characters reach no terminal."""
+    return "".join(c if c.isprintable() else "�" for c in name)
