@@ -18,9 +18,8 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
 def comparison_sentences(summary: Mapping[str, Any]) -> list[str]:
     """Return how the student compares with the baseline and its teacher; nothing where unknown."""
     found = summary.get("comparisons") or {}
-    return [
-        comparison_sentence(found[role], name) for role, name in OTHERS.items() if role in found
-    ]
+    present = [(found[role], name) for role, name in OTHERS.items() if role in found]
+    return [comparison_sentence(*one) + confidence_sentence(one[0]) for one in present]
 
 
 def comparison_sentence(found: Mapping[str, Any], other: str) -> str:
@@ -44,6 +43,19 @@ def comparison_sentence(found: Mapping[str, Any], other: str) -> str:
     return (
         f"The student is {found['verdict']} than {other} by {points(value)} points of top-1 "
         f"({surely})."
+    )
+
+
+def confidence_sentence(found: Mapping[str, Any]) -> str:
+    """Return how the NLL differs, after a space, where it clearly does."""
+    difference = found["differences"]["nll"]
+    low, high = difference["interval"] or (0.0, 0.0)
+    if low <= 0 <= high:
+        return ""
+    way, ends = "lower" if high < 0 else "higher", sorted((abs(low), abs(high)))
+    return (
+        f" The student's NLL is {way} by {abs(difference['value']):.3f} "
+        f"(95 %: {ends[0]:.3f} to {ends[1]:.3f})."
     )
 
 
