@@ -47,11 +47,12 @@ from distill.metrics.intervals import (
     RESAMPLES,
     Interval,
     Statistic,
+    balanced_interval,
+    balanced_paired_interval,
     bootstrap,
     bootstrap_interval,
     calibration_statistic,
     mcnemar_p,
-    mean_interval,
     mean_statistic,
     paired_interval,
     wilson_interval,
@@ -222,8 +223,8 @@ def uncertainty(
     """Return intervals for the numbers of models, and how the first compares with others.
 
     Top-k accuracies have Wilson's interval, their differences Bonett and Price's for pairs;
-    `balanced_accuracy` has what follows from those of the classes. None of these shrinks to a
-    point where a model is always right, as a bootstrap does. `nll`, `brier`, `ece` and their
+    `balanced_accuracy` has what follows from the variances of the classes. None of these shrinks
+    to a point where a model is always right, as a bootstrap does. `nll`, `brier`, `ece` and their
     differences have that of a bootstrap over the examples, whose draws all models share. All of
     it is about which examples were drawn, with the models as they are.
 
@@ -310,14 +311,14 @@ def _by_class(events: Tensor, target: Tensor, classes: int) -> list[int]:
     return torch.bincount(target[events].long(), minlength=classes).tolist()
 
 
+def _all_by_class(target: Tensor, classes: int) -> list[int]:
+    return torch.bincount(target.long(), minlength=classes).tolist()
+
+
 def _balanced(right: Tensor, target: Tensor, classes: int, level: float) -> Interval:
-    hits = _by_class(right, target, classes)
-    there = torch.bincount(target.long(), minlength=classes).tolist()
-    counted = [(hit, n) for hit, n in zip(hits, there, strict=True) if n]
-    ends = mean_interval(
-        [hit / n for hit, n in counted], [wilson_interval(hit, n, level) for hit, n in counted]
-    )
-    return Interval(max(ends.low, 0.0), min(ends.high, 1.0))
+    counts = zip(_by_class(right, target, classes), _all_by_class(target, classes), strict=True)
+    hits, there = zip(*((hit, n) for hit, n in counts if n), strict=True)
+    return balanced_interval(hits, there, level)
 
 
 def _balanced_pair(
@@ -327,10 +328,10 @@ def _balanced_pair(
         _by_class(first & ~second, target, classes),
         _by_class(second & ~first, target, classes),
     )
-    there = torch.bincount(target.long(), minlength=classes).tolist()
-    counted = [(b, c, n) for b, c, n in zip(*alone, there, strict=True) if n]
-    values = [(b - c) / n for b, c, n in counted]
-    ends = mean_interval(values, [paired_interval(*counts, level) for counts in counted])
+    counts = zip(*alone, _all_by_class(target, classes), strict=True)
+    ours, theirs, there = zip(*((b, c, n) for b, c, n in counts if n), strict=True)
+    values = [(b - c) / n for b, c, n in zip(ours, theirs, there, strict=True)]
+    ends = balanced_paired_interval(ours, theirs, there, level)
     return {"value": math.fsum(values) / len(values), "interval": ends}
 
 

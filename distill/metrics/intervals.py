@@ -137,33 +137,86 @@ def mcnemar_p(only_first: int, only_second: int) -> float:
     return min(1.0, 2 * float((ways - differ * math.log(2)).logsumexp(0).exp()))
 
 
-def mean_interval(values: Sequence[float], intervals: Sequence[Interval]) -> Interval:
-    """Interval for the mean of independent estimates, from an interval for each.
+def balanced_interval(
+    successes: Sequence[int], trials: Sequence[int], level: float = LEVEL
+) -> Interval:
+    """Interval for the mean of the probabilities of K classes, each with trials of its own.
 
-    `mean(p) − sqrt(Σ(p_k − l_k)²)/K` and `mean(p) + sqrt(Σ(u_k − p_k)²)/K`. Of recalls with
-    Wilson's intervals it is one for balanced accuracy, the examples of each class taken as given.
+    `mean(x_k/n_k) ± z·sqrt(Σ_k p_k(1 − p_k)/n_k)/K` with `p_k = (x_k + z²/2K)/(n_k + z²/K)`: the
+    z²/2 successes and failures that Agresti and Coull add for the variance are spread over the
+    classes, so that it has a width where all succeed. Of recalls it is one for balanced accuracy.
 
     Args:
-        values: the estimates p_k, K of them.
-        intervals: `(l_k, u_k)` of each.
+        successes: x_k.
+        trials: n_k, at least 1.
+        level: how often such intervals hold the mean.
+
+    Returns:
+        Its ends in [0, 1].
 
     Raises:
-        ValueError: If there is no estimate, or the two differ in number.
+        ValueError: If counts or the level are out of range.
 
     Example:
-        >>> low, high = mean_interval([1.0, 0.5], [wilson_interval(9, 9), wilson_interval(5, 10)])
+        >>> low, high = balanced_interval([40, 3], [40, 6])
         >>> round(low, 3), round(high, 3)
-        (0.551, 0.882)
+        (0.549, 0.951)
 
-    Reference: Zou and Donner, Construction of Confidence Limits about Effect Measures, 2008.
+    Reference: Agresti and Coull, Approximate Is Better than “Exact” for Interval Estimation of
+    Binomial Proportions, 1998.
     """
-    if not values or len(values) != len(intervals):
-        raise ValueError(f"{len(values)} values do not go with {len(intervals)} intervals.")
-    pairs = list(zip(values, intervals, strict=True))
-    below = math.sqrt(sum((value - ends.low) ** 2 for value, ends in pairs))
-    above = math.sqrt(sum((ends.high - value) ** 2 for value, ends in pairs))
-    mean = math.fsum(values) / len(values)
-    return Interval(mean - below / len(values), mean + above / len(values))
+    check_count(len(trials), "the number of classes")
+    for hits, count in zip(successes, trials, strict=True):
+        wilson_interval(hits, count, level)  # refuses what is out of range
+    added = _normal_quantile(level) ** 2 / 2 / len(trials)
+    means, variances = [], []
+    for hits, count in zip(successes, trials, strict=True):
+        share = (hits + added) / (count + 2 * added)
+        means.append(hits / count)
+        variances.append(share * (1 - share) / count)
+    return _about(means, variances, level, 0.0)
+
+
+def balanced_paired_interval(
+    only_first: Sequence[int],
+    only_second: Sequence[int],
+    trials: Sequence[int],
+    level: float = LEVEL,
+) -> Interval:
+    """Interval for the difference of two balanced accuracies on the same examples.
+
+    As `balanced_interval`, with the differences and variances of `paired_interval`, of which the
+    added trials are spread over the K classes.
+
+    Args:
+        only_first: of each class, trials on which the first alone succeeds.
+        only_second: the other way round.
+        trials: all of each class, at least 1.
+        level: how often such intervals hold the difference.
+
+    Returns:
+        Its ends in [−1, 1], first less second.
+
+    Raises:
+        ValueError: If counts or the level are out of range.
+    """
+    check_count(len(trials), "the number of classes")
+    added = 1 / len(trials)
+    means, variances = [], []
+    for first, second, count in zip(only_first, only_second, trials, strict=True):
+        paired_interval(first, second, count, level)  # refuses what is out of range
+        one, two = ((alone + added) / (count + 2 * added) for alone in (first, second))
+        means.append((first - second) / count)
+        variances.append((one + two - (one - two) ** 2) / count)
+    return _about(means, variances, level, -1.0)
+
+
+def _about(
+    means: Sequence[float], variances: Sequence[float], level: float, least: float
+) -> Interval:
+    mean = math.fsum(means) / len(means)
+    half = _normal_quantile(level) * math.sqrt(math.fsum(variances)) / len(means)
+    return Interval(max(mean - half, least), min(mean + half, 1.0))
 
 
 def bootstrap(

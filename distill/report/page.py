@@ -7,6 +7,7 @@ import hashlib
 import io
 import math
 import os
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -126,7 +127,7 @@ def run_content(run: Run) -> dict[str, Any]:
         "summary": summary,
         "student": summary["student"],
         "models": models,
-        "sentences": words.sentences(summary),
+        "sentences": [unbroken(sentence) for sentence in words.sentences(summary)],
         "unbalanced": words.is_unbalanced(summary),
         "differences": difference_rows(summary.get("comparisons") or {}),
         "by_class": class_rows(summary),
@@ -144,6 +145,11 @@ def run_content(run: Run) -> dict[str, Any]:
         "config": yaml.safe_dump(summary["config"], sort_keys=False, allow_unicode=True),
         "files": [name for name in LEFT_BEHIND if (run.folder / name).exists()],
     }
+
+
+def unbroken(sentence: str) -> str:
+    """Return a sentence in which a line ends neither within “95 %” nor within “p = 0.01”."""
+    return re.sub(r"(?<=\d) (?=%)|(?<=p) (?=[=<])|(?<=[=<]) (?=\d)", "\u00a0", sentence)
 
 
 def difference_rows(comparisons: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -171,8 +177,8 @@ def difference_cell(found: Mapping[str, Any], scale: float, digits: int) -> dict
     value, *shown = (
         f"{scale * number:+z.{digits}f}".replace("-", "−") for number in (found["value"], *ends)
     )
-    clear = bool(ends) and not ends[0] <= 0 <= ends[1]
-    return {"value": value, "ends": " to ".join(shown), "clear": clear}
+    surely = bool(ends) and not ends[0] <= 0 <= ends[1]
+    return {"value": value, "ends": " to ".join(shown), "surely": surely}
 
 
 def class_rows(summary: Mapping[str, Any]) -> dict[str, Any] | None:

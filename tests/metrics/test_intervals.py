@@ -11,13 +11,14 @@ from scipy.stats import binom, binomtest
 
 from distill.metrics import (
     balanced_accuracy,
+    balanced_interval,
+    balanced_paired_interval,
     bootstrap,
     bootstrap_interval,
     calibration_statistic,
     evaluate,
     expected_calibration_error,
     mcnemar_p,
-    mean_interval,
     mean_statistic,
     paired_interval,
     uncertainty,
@@ -72,12 +73,42 @@ def test_a_paired_interval_turns_with_its_sides_and_has_a_width_where_nothing_di
     assert paired_interval(2, 0, 2).high == 1.0
 
 
-def test_the_mean_of_one_estimate_has_its_interval_and_of_many_a_narrower_one():
-    one = wilson_interval(7, 10)
-    assert mean_interval([0.7], [one]) == pytest.approx(one)
-    low, high = mean_interval([0.7] * 4, [one] * 4)
-    assert 0.7 - low == pytest.approx((0.7 - one.low) / 2)
-    assert high - 0.7 == pytest.approx((one.high - 0.7) / 2)
+@pytest.mark.parametrize(
+    ("classes", "count", "truth"), [(10, 80, 0.97), (3, 30, 0.8), (10, 10, 0.9)]
+)
+def test_a_balanced_interval_holds_the_truth_about_as_often_as_it_says(classes, count, truth):
+    generator = torch.Generator().manual_seed(classes * count)
+    hits = (torch.rand(600, classes, count, generator=generator) < truth).sum(2).tolist()
+    ends = [balanced_interval(one, [count] * classes) for one in hits]
+    held = sum(low <= truth <= high for low, high in ends) / 600
+    assert 0.905 < held < 0.985
+
+
+def test_a_balanced_difference_holds_the_truth_about_as_often_as_it_says():
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.rand(600, 5, 60, generator=generator)
+    ours, theirs = (drawn < 0.1).sum(2).tolist(), (drawn > 0.95).sum(2).tolist()
+    ends = [balanced_paired_interval(b, c, [60] * 5) for b, c in zip(ours, theirs, strict=True)]
+    held = sum(low <= 0.1 - 0.05 <= high for low, high in ends) / 600
+    assert 0.92 < held < 0.985
+
+
+def test_of_one_class_a_balanced_interval_is_the_plain_one_about_the_estimate():
+    low, high = balanced_interval([70], [100])
+    one = wilson_interval(70, 100)
+    assert (low + high) / 2 == pytest.approx(0.7)
+    assert high - low == pytest.approx(one.high - one.low, rel=0.03)
+    low, high = balanced_paired_interval([9], [2], [100])
+    one = paired_interval(9, 2, 100)
+    assert (low + high) / 2 == pytest.approx(0.07)
+    assert high - low == pytest.approx(one.high - one.low, rel=0.02)
+
+
+def test_rare_classes_make_a_balanced_interval_wide_and_perfect_ones_leave_it_a_width():
+    even, rare = balanced_interval([95, 95], [100, 100]), balanced_interval([186, 4], [195, 5])
+    assert rare.high - rare.low > 2 * (even.high - even.low)
+    assert balanced_interval([5] * 4, [5] * 4).low < 0.97
+    assert balanced_interval([5] * 4, [5] * 4).high == 1
 
 
 def test_resampled_values_are_those_of_the_data_sets_they_stand_for():
@@ -222,7 +253,9 @@ def test_the_order_of_models_changes_no_interval():
         (lambda: wilson_interval(1, 2, level=1.0), "level must lie between 0 and 1"),
         (lambda: paired_interval(2, 1, 2), r"2 \+ 1 of 2 trials"),
         (lambda: mcnemar_p(-1, 2), "only_first must be an integer of at least 0"),
-        (lambda: mean_interval([], []), "0 values"),
+        (lambda: balanced_interval([], []), "number of classes"),
+        (lambda: balanced_interval([3], [2]), "0 … 2, not 3"),
+        (lambda: balanced_paired_interval([2], [1], [2]), r"2 \+ 1 of 2 trials"),
         (lambda: bootstrap({}, 0), "examples must be an integer"),
         (lambda: bootstrap_interval(0.0, torch.zeros(3), 3, 0.0), "level"),
     ],
