@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from statistics import NormalDist
+from statistics import NormalDist, fmean, stdev
 from typing import NamedTuple
 
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -217,6 +218,36 @@ def _about(
     mean = math.fsum(means) / len(means)
     half = _normal_quantile(level) * math.sqrt(math.fsum(variances)) / len(means)
     return Interval(max(mean - half, least), min(mean + half, 1.0))
+
+
+def mean_interval(values: Sequence[float], level: float = LEVEL) -> Interval | None:
+    """Interval for the mean that values, such as those of several seeds, are drawn about.
+
+    Student's `mean ± t·s/sqrt(n)`, with n − 1 degrees of freedom.
+
+    Args:
+        values: n of them.
+        level: how often such intervals hold the mean.
+
+    Returns:
+        Its ends, or None of fewer than two values.
+
+    Raises:
+        ValueError: If the level is not between 0 and 1.
+
+    Example:
+        >>> low, high = mean_interval([1.0, 2.0, 3.0])
+        >>> round(low, 3), round(high, 3)
+        (-0.484, 4.484)
+
+    Reference: Student, The Probable Error of a Mean, 1908.
+    """
+    _check_level(level)
+    if len(values) < 2:
+        return None
+    mean, spread = fmean(values), stdev(values) / math.sqrt(len(values))
+    half = float(stdtrit(len(values) - 1, (1 + level) / 2)) * spread
+    return Interval(mean - half, mean + half)
 
 
 def bootstrap(

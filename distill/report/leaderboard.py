@@ -9,6 +9,7 @@ from operator import ge
 from pathlib import Path
 from typing import Any
 
+from distill.metrics import mean_interval
 from distill.report.reading import ENDED, SUMMARY, read_summary, read_yaml
 from distill.resolvers import higher_is_better
 
@@ -252,6 +253,31 @@ def over_seeds(rows: Sequence[Row]) -> list[Row]:
     return sorted(
         averaged, key=lambda row: merit((row[decisive] or (None,))[0], metric), reverse=True
     )
+
+
+def gains(rows: Sequence[Row]) -> list[Row]:
+    """Return how the student of each setting differs from the one without a teacher, over seeds.
+
+    Returns:
+        `setting`, `seeds` (how many) and, for `top1` and `nll`, `value`, the mean of the
+        differences of the seeds, and its `interval`; only settings of two seeds with a baseline.
+    """
+    names = [name for name in varied(rows) if not is_seed(name)]
+    runs: dict[str, dict[Any, Row]] = {}
+    for row in rows:
+        if row.get("baseline_top1") is not None and row.get("baseline_nll") is not None:
+            runs.setdefault(setting(row, SEED), {})[seeds_of(row)] = row
+    found: list[Row] = []
+    for several in runs.values():
+        told = list(several.values())
+        if len(told) > 1:
+            title = title_of(told[0], names, [one["setting"] for one in found])
+            found.append({"setting": title, "seeds": len(told)})
+            for metric in ("top1", "nll"):
+                apart = [row[f"test_{metric}"] - row[f"baseline_{metric}"] for row in told]
+                ends = mean_interval(apart)
+                found[-1][metric] = {"value": statistics.fmean(apart), "interval": ends}
+    return found
 
 
 def title_of(row: Row, names: Sequence[str], taken: Collection[str]) -> str:

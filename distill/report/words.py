@@ -59,6 +59,34 @@ def confidence_sentence(found: Mapping[str, Any]) -> str:
     )
 
 
+def gain_sentences(gains: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what each setting of a sweep gains over the student without a teacher, over seeds.
+
+    Args:
+        gains: see `distill.report.leaderboard.gains`.
+    """
+    return [gain_sentence(gain) + confidence_sentence({"differences": gain}) for gain in gains]
+
+
+def gain_sentence(gain: Mapping[str, Any]) -> str:
+    """Return whether a setting is better than the student without a teacher, over its seeds."""
+    value, ends = gain["top1"]["value"], gain["top1"]["interval"]
+    who = "the student" if gain["setting"] == "student" else f"the student of {gain['setting']}"
+    over = f"Over {gain['seeds']} seeds {who}"
+    if ends[0] <= 0 <= ends[1]:
+        return (
+            f"{over} and {OTHERS['baseline']} cannot be told apart (difference "
+            f"{points(value, sign=True)} points of top-1, 95 %: {points(ends[0])} to "
+            f"{points(ends[1])})."
+        )
+    way = "better" if value > 0 else "worse"
+    low, high = sorted(abs(end) for end in ends)
+    return (
+        f"{over} is {way} than {OTHERS['baseline']} by {points(abs(value))} points of top-1 "
+        f"(95 %: {points(low)} to {points(high)})."
+    )
+
+
 def points(value: float, sign: bool = False) -> str:
     """Return a share in points of percent, with a minus that is one."""
     shown = f"{100 * value:{'+' if sign else ''}.1f}".replace("-", "−")

@@ -136,8 +136,9 @@ def heading(column: str) -> str:
 
 def print_over_seeds(rows: list[dict[str, Any]]) -> None:
     """Print mean and deviation over seeds, where there are several."""
-    from distill.report.leaderboard import over_seeds
+    from distill.report.leaderboard import gains, over_seeds
     from distill.report.table import show
+    from distill.report.words import gain_sentences
 
     averaged = over_seeds(rows)
     if averaged:
@@ -149,6 +150,8 @@ def print_over_seeds(rows: list[dict[str, Any]]) -> None:
             drop=["test ece", "test nll", "baseline top1"],
             rest="sweep.csv",
         )
+        for sentence in gain_sentences(gains(rows)):
+            print(sentence)
 
 
 def print_winner(rows: list[dict[str, Any]], folder: Path) -> None:
