@@ -118,7 +118,8 @@ def summary(
     shape = (data.in_chans, *data.image_size)
     own = {role: model for role, model in models.items() if role != "student_best"}
     measured = report.costs_of_models(own, shape, answers.device)
-    intervals, comparisons = uncertain(cfg, data, answers, models)
+    topk = config.topk(cfg, data)
+    intervals, comparisons = uncertain(answers, models, topk)
     found: dict[str, Any] = dict.fromkeys(ROLES)
     for role, model in models.items():
         found[role] = judge(cfg, data, answers, role, costs) | {"params": report.parameters(model)}
@@ -134,15 +135,14 @@ def summary(
         **found,
         "comparisons": comparisons,
         "majority": majority(answers.splits["test"]["target"], data.classes),
-        "validation": evaluate(*validation, topk=config.topk(cfg, data))
-        | classes_on_validation(*validation),
+        "validation": evaluate(*validation, topk=topk) | classes_on_validation(*validation),
         "vector_scaling": asdict(vector),
         "evidence": report.evidence(answers.splits["test"], found),
     }
 
 
 def uncertain(
-    cfg: DictConfig, data: DataModule, answers: Answers, models: Mapping[str, nn.Module]
+    answers: Answers, models: Mapping[str, nn.Module], topk: Sequence[int]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return intervals for the test split's numbers by role, and what the student is to others."""
     roles = ("student", *(role for role in models if role != "student"))
@@ -151,7 +151,7 @@ def uncertain(
         {role: test[role] for role in roles},
         test["target"],
         [role for role in ("baseline", "teacher") if role in models],
-        topk=config.topk(cfg, data),
+        topk=topk,
     )
 
 

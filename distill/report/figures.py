@@ -292,9 +292,10 @@ def over_cost(cost: str, kinds: Sequence[tuple[str, float, float, float, int]]) 
     said = []
     with drawing(f"cost-{cost}", 3.8, 2.9) as (canvas, kept):
         axes = canvas.subplots()
-        looks = zip(cycle(SERIES), cycle(SHAPES), strict=False)
-        for (name, value, *found, count), (colour, shape) in zip(kinds, looks, strict=False):
-            mean, spread = scaled(found, "top1")
+        names = sorted({kind[0] for kind in kinds})  # so that each looks alike in all figures
+        looks = dict(zip(names, zip(cycle(SERIES), cycle(SHAPES), strict=False), strict=False))
+        for name, value, *found, count in kinds:
+            (mean, spread), (colour, shape) = scaled(found, "top1"), looks[name]
             look: Any = {"marker": shape, "linestyle": "", "color": COLOURS[colour]}
             axes.errorbar([value], [mean], [spread], capsize=3, label=name, **look)
             over = f" ± {spread:.2g} over {count} runs" if count > 1 else ""
@@ -317,8 +318,9 @@ def plain_amounts(axes: Axes) -> None:
     if len(marks) > 5:
         marks = [mark for mark in marks if f"{mark:e}"[0] == "1"]
     if not marks:  # of costs that hardly differ
-        marks = [math.sqrt(low * high)]
-    axes.set_xticks(marks, [f"{EngFormatter(sep='')(mark)}" for mark in marks])
+        marks = [float(f"{math.sqrt(low * high):.3g}")]
+    written = [EngFormatter(sep="")(mark) if mark >= 1000 else f"{mark:g}" for mark in marks]
+    axes.set_xticks(marks, written)
     axes.minorticks_off()
 
 

@@ -174,7 +174,7 @@ def difference_rows(comparisons: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def difference_cell(found: Mapping[str, Any], scale: float, digits: int) -> dict[str, Any]:
     """Return a difference and its interval as they are shown, and whether it is clear of zero."""
-    ends = found["interval"] or ()
+    ends: Sequence[float] = found["interval"] or ()
     value, *shown = (
         f"{scale * number:+z.{digits}f}".replace("-", "−") for number in (found["value"], *ends)
     )

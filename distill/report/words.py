@@ -111,7 +111,7 @@ def blind_sentences(summary: Mapping[str, Any]) -> list[str]:
 
 def is_blind(favourite: Mapping[str, Any] | None) -> bool:
     """Whether a model gives one label to nearly all images of other classes too."""
-    return bool(favourite) and (favourite["share_of_others"] or 0.0) >= BLIND
+    return favourite is not None and (favourite["share_of_others"] or 0.0) >= BLIND
 
 
 def blind_sentence(name: str, favourite: Mapping[str, Any], classes: Sequence[str]) -> str:
