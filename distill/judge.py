@@ -25,6 +25,7 @@ from distill.metrics import (
     evaluate,
     fit_temperature,
     fit_vector_scaling,
+    uncertainty,
     vector_numbers,
 )
 from distill.models.teacher import Teacher
@@ -115,24 +116,69 @@ def summary(
     """
     costs = config.costs(cfg, data)
     shape = (data.in_chans, *data.image_size)
+    own = {role: model for role, model in models.items() if role != "student_best"}
+    measured = report.costs_of_models(own, shape, answers.device)
+    topk = config.topk(cfg, data)
+    intervals, comparisons = uncertain(answers, models, topk)
     found: dict[str, Any] = dict.fromkeys(ROLES)
     for role, model in models.items():
         found[role] = judge(cfg, data, answers, role, costs) | {"params": report.parameters(model)}
-        for numbers in further:
+        for numbers in (*further, measured, {role: {"intervals": intervals[role]}}):
             found[role] |= numbers.get(role, {})
-        if role != "student_best":  # the same model as the student
-            found[role] |= report.model_costs(model, shape, answers.device)
     if "teacher" in models:
         found["teacher"] = {"name": config.direct_teacher(cfg), **found["teacher"]}
     found["chain"] = [found.pop(role) for role in list(found) if role.startswith("teacher_")]
     vector = fit_vector_scaling(*answers.of("student", "val"))
     found["student"] |= vector_numbers(vector, *answers.of("student", "test"))
+    validation = answers.of("student", "val")
     return {
         **found,
-        "validation": evaluate(*answers.of("student", "val"), topk=config.topk(cfg, data)),
+        "comparisons": comparisons,
+        "majority": majority(answers.splits["test"]["target"], data.classes),
+        "validation": evaluate(*validation, topk=topk) | classes_on_validation(*validation),
         "vector_scaling": asdict(vector),
         "evidence": report.evidence(answers.splits["test"], found),
     }
+
+
+def uncertain(
+    answers: Answers, models: Mapping[str, nn.Module], topk: Sequence[int]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return intervals for the test split's numbers by role, and what the student is to others."""
+    roles = ("student", *(role for role in models if role != "student"))
+    test = answers.splits["test"]
+    return uncertainty(
+        {role: test[role] for role in roles},
+        test["target"],
+        [role for role in ("baseline", "teacher") if role in models],
+        topk=topk,
+    )
+
+
+def majority(target: Tensor, classes: Sequence[str]) -> dict[str, Any]:
+    """Return the most frequent class of labels `[N]`: `label`, `class`, `share`, all `counts` [K].
+
+    Also what a model that always names it comes to: its `share` is the top-1, beside it are
+    `balanced_accuracy` and `macro_f1`.
+    """
+    counts = torch.bincount(target.long(), minlength=len(classes))
+    label = int(counts.argmax())
+    always = torch.full_like(target, label)
+    return {
+        "label": label,
+        "class": classes[label],
+        "share": int(counts[label]) / len(target),
+        "balanced_accuracy": float(metrics.balanced_accuracy(always, target, len(classes))),
+        "macro_f1": float(metrics.macro_f1(always, target, len(classes))),
+        "counts": counts.tolist(),
+    }
+
+
+def classes_on_validation(logits: Tensor, target: Tensor) -> dict[str, float]:
+    """Return the numbers of validation in which each class counts the same."""
+    answers, classes = logits.argmax(dim=1), logits.shape[1]
+    found = {"balanced_accuracy": metrics.balanced_accuracy, "macro_f1": metrics.macro_f1}
+    return {name: float(of(answers, target, classes)) for name, of in found.items()}
 
 
 def judge(

@@ -26,8 +26,10 @@ from distill.inputs import (
 )
 from distill.metrics import (
     Agreement,
+    BalancedAccuracy,
     BrierScore,
     CalibrationError,
+    MacroF1,
     MeanReciprocalRank,
     NegativeLogLikelihood,
     TopKAccuracy,
@@ -279,6 +281,8 @@ def evaluation_metrics(
     metrics: dict[str, Metric] = {f"top{k}": TopKAccuracy(k) for k in topk}
     metrics |= {
         "mrr": MeanReciprocalRank(),
+        "balanced_accuracy": BalancedAccuracy(num_classes),
+        "macro_f1": MacroF1(num_classes),
         "nll": NegativeLogLikelihood(num_classes),
         "brier": BrierScore(num_classes),
         "ece": CalibrationError(num_classes),

@@ -53,10 +53,9 @@ def changes(
 ) -> dict[str, Any]:
     """Return the widths and costs of a model before and after channels were removed."""
     shape, device = (data.in_chans, *data.image_size), trainer.strategy.root_device
-    costs = []
-    for model in (before, channels_last(after)):
-        found = report.model_costs(model, shape, device)
-        costs.append({"params": report.parameters(model), **found})
+    models = {"before": before, "after": channels_last(after)}
+    found = report.costs_of_models(models, shape, device)
+    costs = [{"params": report.parameters(models[name]), **found[name]} for name in models]
     return {"widths": widths} | {
         name: dict(zip(("before", "after"), (found[name] for found in costs), strict=True))
         for name in COSTS

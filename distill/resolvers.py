@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-HIGHER_IS_BETTER = re.compile(r"top\d+|mrr|agreement")
+HIGHER_IS_BETTER = re.compile(r"top\d+|mrr|agreement|balanced_accuracy|macro_f1")
 
 
 def higher_is_better(metric: str) -> bool:

@@ -8,14 +8,17 @@ import resource
 import shutil
 import signal
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
+from scipy.stats import binomtest
 
 from distill import run, signals
 from distill.cli import CONF
 from distill.module import Distiller
+from distill.report import words
 
 QUICK = ("trainer.max_epochs=1", "trainer.limit_train_batches=2", "teacher.fit.max_epochs=1",
          "trainer.accelerator=cpu", "logger=none")  # fmt: skip
@@ -55,6 +58,38 @@ def test_a_run_returns_its_metric_and_leaves_numbers_that_evaluation_repeats(
     judged = json.loads((tmp_path / "judged" / "summary.json").read_text())["student"]
     for name in ("top1", "nll", "brier", "ece", "temperature_star", "mrr"):
         assert judged[name] == pytest.approx(summary["student"][name], abs=1e-5), name
+    assert set(judged["intervals"]) >= {"top1", "top5", "balanced_accuracy", "nll", "brier", "ece"}
+    for name, (low, high) in judged["intervals"].items():
+        assert low <= judged[name] <= high, name
+
+
+def test_differences_are_in_the_summary_on_the_screen_and_in_the_card(composed, tmp_path, capsys):
+    value = run.train(composed(*QUICK, "optimized_metric=val/balanced_accuracy"))
+    folder = tmp_path / "run"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert value == pytest.approx(summary["validation"]["balanced_accuracy"])
+    arrays = np.load(folder / "predictions.npz")
+    target = arrays["test_target"]
+    right = {role: arrays[f"test_{role}"].argmax(1) == target for role in ("student", "baseline")}
+    found = summary["comparisons"]["baseline"]
+    alone = [int((right[a] & ~right[b]).sum()) for a, b in (tuple(right), tuple(right)[::-1])]
+    assert [found["only_first"], found["only_second"]] == alone
+    assert found["mcnemar_p"] == pytest.approx(
+        binomtest(alone[0], sum(alone)).pvalue if sum(alone) else 1
+    )
+    assert set(summary["comparisons"]) == {"baseline", "teacher"}
+    assert summary["majority"]["share"] == np.bincount(target).max() / len(target)
+    said = capsys.readouterr().out
+    card, page = ((folder / name).read_text() for name in ("student/README.md", "report.html"))
+    for sentence in words.comparison_sentences(summary):
+        assert sentence in said
+        assert sentence in card
+        assert sentence.split(" (")[0].split(" by ")[0] in page
+    # Baseline and student are one architecture, and it was measured once.
+    for name in ("latency_ms", "images_per_second"):
+        assert summary["student"][name] == summary["baseline"][name]
+        low, high = summary["student"][f"{name}_quartiles"]
+        assert low <= summary["student"][name] <= high
 
 
 def test_the_best_epoch_is_the_one_whose_weights_are_judged(composed, tmp_path):
@@ -93,7 +128,8 @@ def file_limit():
 
 
 def untimed(numbers):
-    return {k: v for k, v in numbers.items() if k not in ("images_per_second", "latency_ms")}
+    measured = ("images_per_second", "latency_ms")
+    return {k: v for k, v in numbers.items() if k.removesuffix("_quartiles") not in measured}
 
 
 def files(folder):

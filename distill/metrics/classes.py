@@ -1,16 +1,24 @@
-"""How the classes fare, each by itself: recall, its mean, and its mean over rare classes.
+"""How the classes fare, each by itself: recall, F1, their means, and those over rare classes.
 
-Everything works on answers `[N]`, the labels that a model names, and returns float64 tensors.
+The functions work on answers `[N]`, the labels that a model names, and return float64 tensors. The
+`Metric` classes read logits and keep counts of each class.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from distill.metrics._shared import check_target
+from distill.metrics._shared import (
+    SumMetric,
+    check_classes,
+    check_count,
+    check_logits,
+    check_target,
+)
 
 FEW_SHOT, MANY_SHOT = 20, 100
 GROUPS = ("many", "medium", "few")
@@ -58,6 +66,144 @@ def balanced_accuracy(answers: Tensor, target: Tensor, classes: int) -> Tensor:
     Reference: Brodersen et al., The Balanced Accuracy and Its Posterior Distribution, ICPR 2010.
     """
     return per_class_recall(answers, target, classes).nanmean()
+
+
+def per_class_f1(answers: Tensor, target: Tensor, classes: int) -> Tensor:
+    """Harmonic mean of precision and recall of each class.
+
+    `F1_k = 2·|{i : y_i = k, ŷ_i = k}| / (|{i : y_i = k}| + |{i : ŷ_i = k}|)`, NaN for a class
+    without examples.
+
+    Args:
+        answers: the labels named, integers `[N]`.
+        target: true labels `[N]`.
+        classes: K.
+
+    Returns:
+        F1 of each class, float64 `[K]`.
+
+    Raises:
+        ValueError: If a label does not lie in 0 … K − 1.
+
+    Example:
+        >>> per_class_f1(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), 3).tolist()
+        [0.6666666666666666, 0.6666666666666666, nan]
+    """
+    check_target(target, len(answers), classes)
+    return _f1(_class_counts(answers, target, classes).double())
+
+
+def macro_f1(answers: Tensor, target: Tensor, classes: int) -> Tensor:
+    """Mean of F1 over all classes that have examples: each class counts the same.
+
+    Answers that name a class without examples count as mistakes of the classes they belong to.
+
+    Args:
+        answers: the labels named, integers `[N]`.
+        target: true labels `[N]`.
+        classes: K.
+
+    Returns:
+        A float64 scalar in [0, 1].
+
+    Raises:
+        ValueError: If a label does not lie in 0 … K − 1.
+
+    Reference: Opitz and Burst, Macro F1 and Macro F1, arXiv:1911.03347 (the mean of F1).
+    """
+    return per_class_f1(answers, target, classes).nanmean()
+
+
+class Favourite(NamedTuple):
+    """The label that a model names most often.
+
+    Attributes:
+        label: which it is.
+        share: of all examples that are given it.
+        share_of_others: of the examples of other classes; NaN where there are none.
+    """
+
+    label: int
+    share: float
+    share_of_others: float
+
+
+def favourite(answers: Tensor, target: Tensor, classes: int) -> Favourite:
+    """Return the label that a model names most often, and for what.
+
+    A model for which `share_of_others` is near one tells nothing apart, whatever its accuracy.
+
+    Args:
+        answers: the labels named, integers `[N]`.
+        target: true labels `[N]`.
+        classes: K.
+
+    Raises:
+        ValueError: If a label does not lie in 0 … K − 1.
+
+    Example:
+        >>> favourite(torch.tensor([1, 1, 0]), torch.tensor([1, 0, 0]), 2)
+        Favourite(label=1, share=0.6666666666666666, share_of_others=0.5)
+    """
+    check_target(target, len(answers), classes)
+    label = int(torch.bincount(answers, minlength=classes).argmax())
+    named = answers == label
+    return Favourite(label, float(_share(named)), float(_share(named[target != label])))
+
+
+class BalancedAccuracy(SumMetric):
+    """`balanced_accuracy` over batches, NaN before any.
+
+    State: `counts` `[3, K]`: examples of each class that are right, that there are, that are named.
+
+    Args:
+        num_classes: K.
+        **kwargs: Passed to `torchmetrics.Metric`.
+
+    Raises:
+        ValueError: If an input of `update(logits, target)` is wrong.
+
+    Example:
+        >>> metric = BalancedAccuracy(num_classes=3)
+        >>> metric.update(torch.eye(3)[[0, 1, 1]], torch.tensor([0, 0, 1]))
+        >>> float(metric.compute())
+        0.75
+    """
+
+    higher_is_better = True
+    counts: Tensor
+
+    def __init__(self, num_classes: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        check_count(num_classes, "num_classes", least=2)
+        self.num_classes = num_classes
+        self._add_sum("counts", 3, num_classes)
+
+    def update(self, logits: Tensor, target: Tensor) -> None:
+        """Add scores `[N, K]` and labels `[N]`."""
+        check_classes(logits, self.num_classes, "logits")
+        check_logits(logits, target)
+        self.counts = self.counts + _class_counts(logits.argmax(1), target, self.num_classes)
+
+    def compute(self) -> Tensor:
+        """Return the mean of the recalls of the classes seen so far."""
+        right, there, _ = self.counts
+        return (right / there).nanmean()
+
+
+class MacroF1(BalancedAccuracy):
+    """`macro_f1` over batches, NaN before any; arguments and state as of `BalancedAccuracy`.
+
+    Example:
+        >>> metric = MacroF1(num_classes=3)
+        >>> metric.update(torch.eye(3)[[0, 1, 1]], torch.tensor([0, 0, 1]))
+        >>> round(float(metric.compute()), 4)
+        0.6667
+    """
+
+    def compute(self) -> Tensor:
+        """Return the mean of F1 of the classes seen so far."""
+        return _f1(self.counts).nanmean()
 
 
 def recall_by_shots(
@@ -135,6 +281,17 @@ def learned_labels(answers: Tensor, given: Tensor, true: Tensor) -> dict[str, Te
         "memorised": _share((answers == given)[wrong]),
         "recovered": _share((answers == true)[wrong]),
     }
+
+
+def _class_counts(answers: Tensor, target: Tensor, classes: int) -> Tensor:
+    """Return how many examples of each class are right, there are, and are named, `[3, K]`."""
+    labels = (target[answers == target], target, answers)
+    return torch.stack([torch.bincount(one.long(), minlength=classes) for one in labels])
+
+
+def _f1(counts: Tensor) -> Tensor:
+    right, there, named = counts
+    return (2 * right / (there + named)).masked_fill(there == 0, torch.nan)
 
 
 def _share(events: Tensor) -> Tensor:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from distill.metrics._shared import check_finite, check_logits, check_scores
 from distill.metrics.calibration import (
+    _confidence_and_hits,
+    _squared_distance,
+    _surprise,
     adaptive_calibration_error,
     brier_decomposition,
     brier_score,
@@ -18,7 +22,13 @@ from distill.metrics.calibration import (
     negative_log_likelihood,
     smooth_calibration_error,
 )
-from distill.metrics.classes import balanced_accuracy, per_class_recall, recall_by_shots
+from distill.metrics.classes import (
+    balanced_accuracy,
+    favourite,
+    macro_f1,
+    per_class_recall,
+    recall_by_shots,
+)
 from distill.metrics.decisions import anticipated_cost, cost_optimal_decision, expected_cost
 from distill.metrics.fidelity import (
     agreement,
@@ -32,7 +42,28 @@ from distill.metrics.fidelity import (
     topk_overlap,
     total_variation,
 )
-from distill.metrics.ranking import auroc, log_odds, mean_reciprocal_rank, topk_accuracy
+from distill.metrics.intervals import (
+    LEVEL,
+    RESAMPLES,
+    Interval,
+    Statistic,
+    balanced_interval,
+    balanced_paired_interval,
+    bootstrap,
+    bootstrap_interval,
+    calibration_statistic,
+    mcnemar_p,
+    mean_statistic,
+    paired_interval,
+    wilson_interval,
+)
+from distill.metrics.ranking import (
+    auroc,
+    log_odds,
+    mean_reciprocal_rank,
+    rank_of_label,
+    topk_accuracy,
+)
 from distill.metrics.scaling import VectorScaling, fit_temperature
 from distill.metrics.selective import (
     accuracy_at_confidence,
@@ -41,6 +72,7 @@ from distill.metrics.selective import (
 )
 
 Numbers = dict[str, float | str | None]
+LARGEST = {"nll": math.inf, "brier": 2.0, "ece": 1.0}  # of what is resampled
 
 
 def evaluate(
@@ -151,10 +183,11 @@ def cost_numbers(
 def class_numbers(
     logits: Tensor, target: Tensor, class_counts: Sequence[int], shots: Sequence[int]
 ) -> dict[str, Any]:
-    """Return how the classes fare: `balanced_accuracy`, `recall` `[K]`, and its means by shots.
+    """Return how the classes fare: `balanced_accuracy`, `macro_f1`, `recall` `[K]`, its means.
 
     `recall_many`, `recall_medium` and `recall_few` are means over classes by their training
-    examples; see `recall_by_shots`. What is undefined is None.
+    examples; see `recall_by_shots`. `favourite` has `label`, `share` and `share_of_others` of the
+    label that is named most often. What is undefined is None.
 
     Args:
         logits: Scores `[N, K]`.
@@ -165,14 +198,170 @@ def class_numbers(
     answers, classes = logits.argmax(dim=1), logits.shape[1]
     recall = per_class_recall(answers, target, classes)
     by_shots = recall_by_shots(recall, class_counts, *shots)
+    label, *shares = favourite(answers, target, classes)
+    named = dict(zip(("share", "share_of_others"), map(_number, shares), strict=True))
     return {
         "balanced_accuracy": _number(balanced_accuracy(answers, target, classes)),
+        "macro_f1": _number(macro_f1(answers, target, classes)),
+        "favourite": {"label": label, **named},
         "recall": [_number(value) for value in recall],
         **{f"recall_{name}": _number(value) for name, value in by_shots.items()},
     }
 
 
-def _number(value: Tensor) -> float | None:
+def uncertainty(
+    logits: Mapping[str, Tensor],
+    target: Tensor,
+    versus: Iterable[str] = (),
+    *,
+    topk: Sequence[int] = (1, 5),
+    bins: int = 15,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Return intervals for the numbers of models, and how the first compares with others.
+
+    Top-k accuracies have Wilson's interval, their differences Bonett and Price's for pairs;
+    `balanced_accuracy` has what follows from the variances of the classes. None of these shrinks
+    to a point where a model is always right, as a bootstrap does. `nll`, `brier`, `ece` and their
+    differences have that of a bootstrap over the examples, whose draws all models share. All of
+    it is about which examples were drawn, with the models as they are.
+
+    Args:
+        logits: model → scores `[N, K]` on the same examples.
+        target: Labels `[N]`.
+        versus: the models that the first one is compared with.
+        topk: the k of each top-k accuracy.
+        bins: Number of bins of the calibration error.
+        level: how often intervals hold what they are for.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Returns:
+        Model → number → `(low, high)`, None where there is none (of a single example). And other
+        model → `images`, `only_first` and `only_second` (how many one alone gets right),
+        `mcnemar_p`, `differences` (number → `value` and `interval`, first less other), and a
+        `verdict` on top-1: `better` or `worse`, where interval and test agree that there is a
+        difference, or `undecided`.
+
+    Raises:
+        ValueError: If an argument is wrong, or there is no example.
+
+    Example:
+        >>> logits = torch.eye(2)[[0, 1, 1, 0]]
+        >>> found, against = uncertainty({"a": logits, "b": -logits}, logits.argmax(1), ["b"])
+        >>> [round(end, 2) for end in found["a"]["top1"]], against["b"]["mcnemar_p"]
+        ([0.51, 1.0], 0.125)
+    """
+    first, *_ = logits
+    examples, classes = len(target), logits[first].shape[1]
+    ks = [k for k in dict.fromkeys((1, *topk)) if k <= classes]
+    right = {name: _right(scores, target, ks) for name, scores in logits.items()}
+    statistics = {
+        f"{name}/{key}": statistic
+        for name, scores in logits.items()
+        for key, statistic in _statistics(scores, target, bins).items()
+    }
+    drawn = bootstrap(statistics, examples, resamples, seed)
+    whole = {at: float(one(torch.ones(1, examples).double())) for at, one in statistics.items()}
+
+    def of(name: str) -> dict[str, Any]:
+        hits = right[name]
+        found: dict[str, Any] = {
+            f"top{k}": wilson_interval(int(hits[k].sum()), examples, level) for k in ks
+        }
+        found["balanced_accuracy"] = _balanced(hits[1], target, classes, level)
+        for key, largest in LARGEST.items():
+            at = f"{name}/{key}"
+            ends = bootstrap_interval(whole[at], drawn[at], examples, level)
+            found[key] = ends and Interval(max(ends.low, 0.0), min(ends.high, largest))
+        return found
+
+    def against(other: str) -> dict[str, Any]:
+        hits, theirs = right[first], right[other]
+        found = {f"top{k}": _paired(hits[k], theirs[k], level) for k in ks}
+        found["balanced_accuracy"] = _balanced_pair(hits[1], theirs[1], target, classes, level)
+        for key in LARGEST:
+            one, two = f"{first}/{key}", f"{other}/{key}"
+            value = whole[one] - whole[two]
+            ends = bootstrap_interval(value, drawn[one] - drawn[two], examples, level)
+            found[key] = {"value": value, "interval": ends}
+        return _compared(hits[1], theirs[1], found, level)
+
+    return {name: of(name) for name in logits}, {name: against(name) for name in versus}
+
+
+def _right(logits: Tensor, target: Tensor, ks: Sequence[int]) -> dict[int, Tensor]:
+    check_logits(logits, target)
+    rank = rank_of_label(logits, target)
+    return {k: rank <= k for k in ks}
+
+
+def _statistics(logits: Tensor, target: Tensor, bins: int) -> dict[str, Statistic]:
+    probs = _probabilities(logits)
+    return {
+        "nll": mean_statistic(_surprise(logits.detach().double(), target)),
+        "brier": mean_statistic(_squared_distance(probs, target)),
+        "ece": calibration_statistic(*_confidence_and_hits(probs, target), bins),
+    }
+
+
+def _by_class(events: Tensor, target: Tensor, classes: int) -> list[int]:
+    return torch.bincount(target[events].long(), minlength=classes).tolist()
+
+
+def _all_by_class(target: Tensor, classes: int) -> list[int]:
+    return torch.bincount(target.long(), minlength=classes).tolist()
+
+
+def _balanced(right: Tensor, target: Tensor, classes: int, level: float) -> Interval:
+    counts = zip(_by_class(right, target, classes), _all_by_class(target, classes), strict=True)
+    hits, there = zip(*((hit, n) for hit, n in counts if n), strict=True)
+    return balanced_interval(hits, there, level)
+
+
+def _balanced_pair(
+    first: Tensor, second: Tensor, target: Tensor, classes: int, level: float
+) -> dict[str, Any]:
+    alone = (
+        _by_class(first & ~second, target, classes),
+        _by_class(second & ~first, target, classes),
+    )
+    counts = zip(*alone, _all_by_class(target, classes), strict=True)
+    ours, theirs, there = zip(*((b, c, n) for b, c, n in counts if n), strict=True)
+    values = [(b - c) / n for b, c, n in zip(ours, theirs, there, strict=True)]
+    ends = balanced_paired_interval(ours, theirs, there, level)
+    return {"value": math.fsum(values) / len(values), "interval": ends}
+
+
+def _apart(first: Tensor, second: Tensor) -> tuple[int, int]:
+    return int((first & ~second).sum()), int((second & ~first).sum())
+
+
+def _paired(first: Tensor, second: Tensor, level: float) -> dict[str, Any]:
+    alone = _apart(first, second)
+    value = (alone[0] - alone[1]) / len(first)
+    return {"value": value, "interval": paired_interval(*alone, len(first), level)}
+
+
+def _compared(
+    first: Tensor, second: Tensor, differences: dict[str, Any], level: float
+) -> dict[str, Any]:
+    alone = _apart(first, second)
+    p, (low, high) = mcnemar_p(*alone), differences["top1"]["interval"]
+    told_apart = p < 1 - level and not low <= 0 <= high
+    return {
+        "images": len(first),
+        "only_first": alone[0],
+        "only_second": alone[1],
+        "mcnemar_p": p,
+        "differences": differences,
+        "verdict": ("better" if alone[0] > alone[1] else "worse") if told_apart else "undecided",
+    }
+
+
+def _number(value: Tensor | float) -> float | None:
     number = float(value)
     return number if math.isfinite(number) else None
 

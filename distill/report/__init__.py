@@ -5,6 +5,7 @@ from distill.report.evidence import evidence, save_thumbnails
 from distill.report.page import write_pages, write_run_page, write_sweep_page
 from distill.report.summary import (
     circumstances,
+    costs_of_models,
     finite,
     model_costs,
     parameters,
@@ -18,6 +19,7 @@ from distill.report.table import print_table
 __all__ = [
     "bundle_facts",
     "circumstances",
+    "costs_of_models",
     "evidence",
     "finite",
     "model_card",

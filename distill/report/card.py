@@ -12,10 +12,12 @@ from omegaconf import DictConfig
 
 from distill.data import DataModule
 from distill.objectives import build_term
+from distill.report.words import comparison_sentences
 
 SHOWN = {
     "top-1": "top1",
     "top-5": "top5",
+    "balanced accuracy": "balanced_accuracy",
     "NLL": "nll",
     "NLL after temperature scaling": "nll_after_scaling",
     "Brier": "brier",
@@ -43,6 +45,7 @@ def bundle_facts(cfg: DictConfig, data: DataModule, summary: dict[str, Any]) -> 
         "images": summary["images"],
         "unlabeled": summary.get("unlabeled"),
         "metrics": {"student": summary["student"], "baseline": summary["baseline"]},
+        "comparisons": summary["comparisons"],
         "command": summary["command"],
         "versions": summary["versions"],
         "seed": summary["seed"],
@@ -90,9 +93,10 @@ def model_card(facts: dict[str, Any], classes: Sequence[str]) -> str:
         *([f"**Unlabelled pictures**: {found}"] if (found := unlabeled_text(facts)) else []),
         "| | student | same student without a teacher |\n|---|---|---|\n"
         + "\n".join(
-            f"| {label} | {cell(student.get(key))} | {cell(baseline.get(key))} |"
+            f"| {label} | {cell(student, key)} | {cell(baseline, key)} |"
             for label, key in shown.items()
         ),
+        *comparison(facts),
         scaling_sentence(facts),
         "```python\n"
         "model = timm.create_model('local-dir:PATH_TO_THIS_FOLDER', pretrained=True).eval()\n"
@@ -204,6 +208,17 @@ def scaling_sentence(facts: dict[str, Any]) -> str:
     )
 
 
-def cell(value: float | None) -> str:
-    """Return a table cell."""
-    return "–" if value is None else f"{value:.4f}"
+def comparison(facts: Mapping[str, Any]) -> list[str]:
+    """Return what the differences are worth, as a paragraph; none where nothing was compared."""
+    told = comparison_sentences(facts)
+    if not told:
+        return []
+    return [" ".join([*told, "Intervals are over which images happened to be in the test split."])]
+
+
+def cell(numbers: Mapping[str, Any], key: str) -> str:
+    """Return a table cell: a number and, where it is known, its interval."""
+    value, ends = numbers.get(key), (numbers.get("intervals") or {}).get(key)
+    if value is None:
+        return "–"
+    return f"{value:.4f} ({ends[0]:.3f}–{ends[1]:.3f})" if ends else f"{value:.4f}"

@@ -18,6 +18,7 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import EngFormatter
 
 Numbers = Sequence[float | None]  # None: undefined
 Points = tuple[Sequence[float], Sequence[float]]
@@ -276,6 +277,51 @@ def over_axis(
         "",
         f"{label(metric)} over {axis}. {'; '.join(said)}.",
     )
+
+
+COSTS = {"params": "parameters", "flops": "FLOPs of one image", "latency_ms": "latency (ms)"}
+
+
+def over_cost(cost: str, kinds: Sequence[tuple[str, float, float, float, int]]) -> Figure:
+    """Draw accuracy over what students cost: mean and standard deviation over the runs of each.
+
+    Args:
+        cost: `params`, `flops` or `latency_ms`.
+        kinds: `(name, cost, mean top-1, deviation, number of runs)` in ascending cost.
+    """
+    said = []
+    with drawing(f"cost-{cost}", 3.8, 2.9) as (canvas, kept):
+        axes = canvas.subplots()
+        names = sorted({kind[0] for kind in kinds})  # so that each looks alike in all figures
+        looks = dict(zip(names, zip(cycle(SERIES), cycle(SHAPES), strict=False), strict=False))
+        for name, value, *found, count in kinds:
+            (mean, spread), (colour, shape) = scaled(found, "top1"), looks[name]
+            look: Any = {"marker": shape, "linestyle": "", "color": COLOURS[colour]}
+            axes.errorbar([value], [mean], [spread], capsize=3, label=name, **look)
+            over = f" ± {spread:.2g} over {count} runs" if count > 1 else ""
+            said.append(f"{name} at {value:,.4g}: {mean:.4g}{over}")
+        axes.set_xscale("log")
+        plain_amounts(axes)
+        axes.set(xlabel=COSTS[cost], ylabel=label("top1"))
+        if len(kinds) <= 12:
+            canvas.legend(loc="outside upper center", ncols=1, fontsize=7)
+    return Figure(
+        Markup(kept["svg"]), "", f"{label('top1')} over {COSTS[cost]}. {'; '.join(said)}."
+    )
+
+
+def plain_amounts(axes: Axes) -> None:
+    """Mark a logarithmic axis at 1, 2 and 5 of each power of ten, as a person writes them."""
+    low, high = axes.get_xlim()
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    marks = [d * 10.0**p for p in powers for d in (1, 2, 5) if low <= d * 10.0**p <= high]
+    if len(marks) > 5:
+        marks = [mark for mark in marks if f"{mark:e}"[0] == "1"]
+    if not marks:  # of costs that hardly differ
+        marks = [float(f"{math.sqrt(low * high):.3g}")]
+    written = [EngFormatter(sep="")(mark) if mark >= 1000 else f"{mark:g}" for mark in marks]
+    axes.set_xticks(marks, written)
+    axes.minorticks_off()
 
 
 def cycle(names: Sequence[str]) -> Iterator[str]:

@@ -9,6 +9,7 @@ from operator import ge
 from pathlib import Path
 from typing import Any
 
+from distill.metrics import mean_interval
 from distill.report.reading import ENDED, SUMMARY, read_summary, read_yaml
 from distill.resolvers import higher_is_better
 
@@ -18,7 +19,8 @@ TEMPERATURE, SEED = "objective.temperature", "seed"
 # Values that decide no number.
 FREE = ("sweep.", "paths.", "ckpt_path", "resume", "report", "preview.", "store.path",
         "data.num_workers", "data.cache", "trainer.log_every_n_steps")  # fmt: skip
-UNSHOWN = ("folder", "config", "validation")  # of a row: no columns
+COSTS = ("params", "flops", "latency_ms")  # of a student, the last on the machine of the run
+UNSHOWN = ("folder", "config", "validation", "interval")  # of a row: no columns
 Row = dict[str, Any]
 Points = list[tuple[float, float, float, int]]
 
@@ -26,7 +28,43 @@ Points = list[tuple[float, float, float, int]]
 def sweep_rows(folder: Path) -> list[Row]:
     """Return one row per job: its overrides, its validation and its test numbers."""
     jobs = sorted(folder.glob("*/.hydra/overrides.yaml"), key=lambda p: numbered(p.parents[1].name))
-    return with_front([job_row(file.parents[1]) for file in jobs])
+    return with_front(with_one_latency([job_row(file.parents[1]) for file in jobs]))
+
+
+def with_one_latency(rows: list[Row]) -> list[Row]:
+    """Give students of one architecture one latency: the median of what their jobs measured.
+
+    Jobs of one process share a measurement, others measured while other things went on.
+    """
+    found: dict[Any, list[float]] = {}
+    for row in rows:
+        if row.get("latency_ms"):
+            found.setdefault((row["params"], row["flops"]), []).append(row["latency_ms"])
+    for row in rows:
+        if row.get("latency_ms"):
+            row["latency_ms"] = statistics.median(found[row["params"], row["flops"]])
+    return rows
+
+
+def by_cost(rows: Sequence[Row], cost: str) -> list[tuple[str, float, float, float, int]]:
+    """Return what each kind of student costs and how often it is right on test.
+
+    Returns:
+        `(name, cost, mean top-1, standard deviation, number of runs)` in ascending cost; the
+        deviation of a single run is NaN.
+    """
+    told = [name for name in varied(rows) if name.startswith("student")]
+    kinds: dict[tuple[str, float], list[float]] = {}
+    for row in rows:
+        if row.get(cost) and row.get("test_top1") is not None:
+            values = [f"{name.removeprefix('student.')}={row[name]}" for name in told
+                      if row.get(name) is not None]  # fmt: skip
+            name = ", ".join(values) or str(row["config"].get("student.name", "student"))
+            kinds.setdefault((name, float(row[cost])), []).append(row["test_top1"])
+    found = [
+        (name, value, *mean_and_deviation(top1), len(top1)) for (name, value), top1 in kinds.items()
+    ]
+    return sorted(found, key=lambda kind: kind[1])
 
 
 def job_row(job: Path) -> Row:
@@ -44,6 +82,8 @@ def job_row(job: Path) -> Row:
     row |= {f"val_{name}": row["validation"].get(name) for name in decisive}
     row |= {f"test_{name}": student.get(name) for name in METRICS}
     row |= {f"baseline_{name}": baseline.get(name) for name in METRICS[:3]}
+    row["interval"] = (student.get("intervals") or {}).get("top1")
+    row |= {name: student.get(name) for name in COSTS}
     row["seconds"] = summary.get("seconds")
     # As the configuration has it, so that 8e-3 and 0.008 are one setting; `none` leaves {} there.
     known = {name: value for name, value in row["config"].items() if value != {}}
@@ -137,7 +177,7 @@ def columns_of(rows: Sequence[Row]) -> list[str]:
 
 def varied(rows: Sequence[Row]) -> list[str]:
     """Return the overrides in which the jobs differ."""
-    results = ("job", "sweep", "status", "seconds", "front")
+    results = ("job", "sweep", "status", "seconds", "front", *COSTS)
     return [
         column
         for column in columns_of(rows)
@@ -215,6 +255,31 @@ def over_seeds(rows: Sequence[Row]) -> list[Row]:
     )
 
 
+def gains(rows: Sequence[Row]) -> list[Row]:
+    """Return how the student of each setting differs from the one without a teacher, over seeds.
+
+    Returns:
+        `setting`, `seeds` (how many) and, for `top1` and `nll`, `value`, the mean of the
+        differences of the seeds, and its `interval`; only settings of two seeds with a baseline.
+    """
+    names = [name for name in varied(rows) if not is_seed(name)]
+    runs: dict[str, dict[Any, Row]] = {}
+    for row in rows:
+        if row.get("baseline_top1") is not None and row.get("baseline_nll") is not None:
+            runs.setdefault(setting(row, SEED), {})[seeds_of(row)] = row
+    found: list[Row] = []
+    for several in runs.values():
+        told = list(several.values())
+        if len(told) > 1:
+            title = title_of(told[0], names, [one["setting"] for one in found])
+            found.append({"setting": title, "seeds": len(told)})
+            for metric in ("top1", "nll"):
+                apart = [row[f"test_{metric}"] - row[f"baseline_{metric}"] for row in told]
+                ends = mean_interval(apart)
+                found[-1][metric] = {"value": statistics.fmean(apart), "interval": ends}
+    return found
+
+
 def title_of(row: Row, names: Sequence[str], taken: Collection[str]) -> str:
     """Return what a setting was told, numbered where another was told the same."""
     told = [f"{name}={row[name]}" for name in names if row.get(name) is not None]
@@ -251,7 +316,7 @@ def gathered(paths: Sequence[Path]) -> list[Row]:
         named = {"sweep": path.name} if len(paths) > 1 and not single else {}
         rows += [row | named | {"folder": path if single else path / row["job"]} for row in found]
     told = {name for row in rows for name in overrides_of(row["folder"])}
-    return [configured(row, told) for row in rows]
+    return with_one_latency([configured(row, told) for row in rows])
 
 
 def configured(row: Row, told: set[str]) -> Row:

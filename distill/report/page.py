@@ -7,6 +7,7 @@ import hashlib
 import io
 import math
 import os
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,12 +24,16 @@ from PIL import Image
 
 from distill.errors import first_line
 from distill.files import write_whole
-from distill.report import figures
+from distill.metrics import wilson_interval
+from distill.report import figures, words
 from distill.report.card import unlabeled_text
 from distill.report.leaderboard import (
+    COSTS,
     Row,
     axis_of,
+    by_cost,
     decider,
+    gains,
     gathered,
     goals_of,
     merit,
@@ -42,6 +47,7 @@ from distill.report.table import by_label
 from distill.resolvers import higher_is_better
 
 PAGE = "report.html"
+MANY, LOWEST = 100, 20  # classes beyond which those of the lowest recall are listed, and how many
 ROLES = {"teacher": "teacher", "baseline": "without teacher", "student": "student"}
 
 
@@ -123,6 +129,10 @@ def run_content(run: Run) -> dict[str, Any]:
         "summary": summary,
         "student": summary["student"],
         "models": models,
+        "sentences": [unbroken(sentence) for sentence in words.sentences(summary)],
+        "unbalanced": words.is_unbalanced(summary),
+        "differences": difference_rows(summary.get("comparisons") or {}),
+        "by_class": class_rows(summary),
         "ks": top_ks(models),
         "reliability": reliability_figures(summary),
         "scaling": scaling_figures(summary),
@@ -137,6 +147,65 @@ def run_content(run: Run) -> dict[str, Any]:
         "examples": with_images(evidence["examples"], run.images),
         "config": yaml.safe_dump(summary["config"], sort_keys=False, allow_unicode=True),
         "files": [name for name in LEFT_BEHIND if (run.folder / name).exists()],
+    }
+
+
+def unbroken(sentence: str) -> str:
+    """Return a sentence in which a line ends neither within “95 %” nor within “p = 0.01”."""
+    return re.sub(r"(?<=\d) (?=%)|(?<=p) (?=[=<])|(?<=[=<]) (?=\d)", "\u00a0", sentence)
+
+
+def difference_rows(comparisons: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the differences of the student from each other model, a row for each number."""
+    roles = [role for role in words.OTHERS if role in comparisons]
+    if not roles:
+        return None
+    every = [comparisons[role]["differences"] for role in roles]
+    ks = sorted(int(key[3:]) for key in every[0] if key[:3] == "top")
+    names = [(f"top-{k}, points", f"top{k}", 100, 2) for k in ks]
+    names += [("balanced accuracy, points", "balanced_accuracy", 100, 2), ("NLL", "nll", 1, 4),
+              ("Brier", "brier", 1, 4), ("ECE, points", "ece", 100, 2)]  # fmt: skip
+    return {
+        "others": [words.OTHERS[role] for role in roles],
+        "rows": [
+            (heading, [difference_cell(found[key], scale, digits) for found in every])
+            for heading, key, scale, digits in names
+        ],
+    }
+
+
+def difference_cell(found: Mapping[str, Any], scale: float, digits: int) -> dict[str, Any]:
+    """Return a difference and its interval as they are shown, and whether it is clear of zero."""
+    ends: Sequence[float] = found["interval"] or ()
+    value, *shown = (
+        f"{scale * number:+z.{digits}f}".replace("-", "−") for number in (found["value"], *ends)
+    )
+    surely = bool(ends) and not ends[0] <= 0 <= ends[1]
+    return {"value": value, "ends": " to ".join(shown), "surely": surely}
+
+
+def class_rows(summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the classes of the test split with each model's recall; of many, the lowest."""
+    if not summary.get("majority"):  # of an earlier version
+        return None
+    counts, recall = summary["majority"]["counts"], summary["student"]["recall"]
+    there = [k for k, count in enumerate(counts) if count]
+    listed = sorted(there, key=lambda k: recall[k])[:LOWEST] if len(there) > MANY else there
+    roles = [role for role in ROLES if summary.get(role)]
+    return {
+        "models": [ROLES[role] for role in roles],
+        "lowest": len(listed) if len(listed) < len(there) else None,
+        "of": len(there),
+        "absent": len(counts) - len(there),
+        "rows": [
+            {
+                "name": summary["classes"][k],
+                "count": counts[k],
+                "recall": [(ROLES[role], summary[role]["recall"][k]) for role in roles],
+                "ends": wilson_interval(round(recall[k] * counts[k]), counts[k]),
+            }
+            for k in listed
+        ],
     }
 
 
@@ -178,12 +247,21 @@ def sweep_content(paths: Sequence[Path], output: Path) -> dict[str, Any]:
         "failed": [row for row in rows if row["status"] == "failed"],
         "seeds": max((row["seeds"] for row in averaged), default=1),
         "averaged": averaged,
+        "gains": [unbroken(sentence) for sentence in words.gain_sentences(gains(done))],
         "axis": axis,
         "decides": validation_columns([metric]),
         "goals": validation_columns(dict.fromkeys([metric, *goals])),
         "front": {"goals": goals, "jobs": on_front} if on_front else None,
         "drawn": [sweep_figure(done, axis, metric) for metric in SHOWN] if axis else [],
+        "costs": [figures.over_cost(cost, by_cost(done, cost)) for cost in differing_costs(done)],
     }
+
+
+def differing_costs(rows: Sequence[Row]) -> list[str]:
+    """Return the costs to draw accuracy over: all of them where students differ, else none."""
+    known = [cost for cost in COSTS if any(row.get(cost) for row in rows)]
+    sizes = {(row.get("params"), row.get("flops")) for row in rows if row.get("params")}
+    return known if len(sizes) > 1 else []
 
 
 def validation_columns(metrics: Iterable[str]) -> list[tuple[str, str, int]]:

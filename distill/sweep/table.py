@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,10 @@ from omegaconf import DictConfig
 from distill.cli import refuse
 from distill.files import plain_cell, write_whole
 from distill.resolvers import direction
+
+# Where a terminal is narrow, these go first.
+TO_DROP = ("test_agreement", "flops", "baseline_top1", "test_ece", "latency_ms", "test_nll",
+           "params")  # fmt: skip
 
 
 class SweepTable(Callback):
@@ -59,6 +64,7 @@ def tell(rows: list[dict[str, Any]], folder: Path, page: bool) -> None:
         write_sweep_page([folder], folder / "report.html")
         written += ", report.html"
     print(f"{written} in {os.path.relpath(folder)}")
+    print_winner(done, folder)
 
 
 def check_direction(config: DictConfig) -> None:
@@ -96,31 +102,77 @@ def cell(value: Any) -> Any:
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
     """Print the rows, leaving out overrides that all jobs share."""
-    from distill.report.leaderboard import columns_of, varied
+    from distill.report.leaderboard import COSTS, columns_of, decider, varied
     from distill.report.table import show
 
     shown_always = ("job", "front", "test_top1", "test_nll", "test_ece", "test_agreement",
                     "baseline_top1")  # fmt: skip
+    differing = varied(rows)
+    sizes = {row["params"] for row in rows if row.get("params")}
     columns = [
         column
         for column in columns_of(rows)
-        if column in shown_always or column in varied(rows) or column.startswith("val_")
+        if column in shown_always
+        or column in differing
+        or column.startswith("val_")
+        or (column in COSTS and len(sizes) > 1)  # of one student they are the same
     ]
     table = [[shown(row.get(column)) for column in columns] for row in rows]
-    headers = [column.replace("_", " ") for column in columns]
-    show(headers, table, title="sweep: val_ decides, test_ reports")
+    decides = f"val_{decider([row for row in rows if row['status'] == 'done'])}"
+    drop = [*TO_DROP, *(name for name in columns if name.startswith("val_") and name != decides)]
+    show(
+        [heading(column) for column in columns],
+        table,
+        title="sweep: val decides, test reports",
+        drop=[heading(column) for column in drop],
+        rest="sweep.csv",
+    )
+
+
+def heading(column: str) -> str:
+    """Return what a column is called; an override keeps its name."""
+    return column if "." in column else column.replace("_", " ")
 
 
 def print_over_seeds(rows: list[dict[str, Any]]) -> None:
     """Print mean and deviation over seeds, where there are several."""
-    from distill.report.leaderboard import over_seeds
+    from distill.report.leaderboard import gains, over_seeds
     from distill.report.table import show
+    from distill.report.words import gain_sentences
 
     averaged = over_seeds(rows)
     if averaged:
         table = [[shown(value) for value in row.values()] for row in averaged]
-        headers = [name.replace("_", " ") for name in averaged[0]]
-        show(headers, table, title="mean ± deviation over seeds, best on validation first")
+        show(
+            [heading(name) for name in averaged[0]],
+            table,
+            title="mean ± deviation over seeds, best on validation first",
+            drop=["test ece", "test nll", "baseline top1"],
+            rest="sweep.csv",
+        )
+        for sentence in gain_sentences(gains(rows)):
+            print(sentence)
+
+
+def print_winner(rows: list[dict[str, Any]], folder: Path) -> None:
+    """Print which job is the best on validation, and where its student is."""
+    from distill.report.leaderboard import decider, merit, varied
+
+    metric = decider(rows) if rows else ""
+    worth = {row["job"]: merit(row["validation"].get(metric), metric) for row in rows}
+    best = max(worth.values(), default=-math.inf)
+    if best == -math.inf:
+        return
+    first, *others = [row for row in rows if worth[row["job"]] == best]
+    told = ", ".join(f"{name}={first[name]}" for name in varied(rows) if name in first)
+    tied = f"; jobs {', '.join(row['job'] for row in others)} tie there" if others else ""
+    print(
+        f"best on validation: job {first['job']}{f' ({told})' if told else ''}, "
+        f"val {metric} {shown(first['validation'][metric])}, "
+        f"test top1 {shown(first['test_top1'])}{tied}"
+    )
+    student = folder / first["job"] / "student"
+    print(os.path.relpath(student if student.is_dir() else student.parent))
 
 
 def shown(value: Any) -> str:

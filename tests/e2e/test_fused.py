@@ -55,6 +55,7 @@ def numbers(folder):
     for role in ("student", "teacher", "student_best"):
         for name in ("latency_ms", "images_per_second"):
             summary[role].pop(name, None)
+            summary[role].pop(f"{name}_quartiles", None)
     return summary
 
 

@@ -95,8 +95,10 @@ def test_the_page_of_a_run(sweep, opened):
     images = page.locator(".examples img")
     assert images.count() == len(summary["evidence"]["examples"]) > 0
     assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
-    row = page.locator("#headline tr.student").inner_text().split("\t")
+    row = page.locator("#headline tr.student").inner_text().split()
     assert f"{100 * summary['student']['top1']:.2f}" in row
+    low, high = summary["student"]["intervals"]["top1"]
+    assert f"{100 * low:.1f}–{100 * high:.1f}" in row
     assert page.locator("nav a").count() >= 6
     for link in page.locator("nav a").all():
         assert page.locator(link.get_attribute("href")).count() == 1

@@ -6,13 +6,18 @@ import math
 
 import pytest
 import torch
-from sklearn.metrics import balanced_accuracy_score, recall_score
+from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score
 
 from distill.metrics import (
+    BalancedAccuracy,
+    MacroF1,
     balanced_accuracy,
     class_numbers,
+    favourite,
     learned_labels,
+    macro_f1,
     mean_corruption_error,
+    per_class_f1,
     per_class_recall,
     recall_by_shots,
 )
@@ -37,6 +42,41 @@ def test_recall_and_balanced_accuracy_are_those_of_scikit_learn(seed):
     assert balanced_accuracy(answers, target, 7).item() == pytest.approx(
         balanced_accuracy_score(target, answers)
     )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_f1_is_that_of_scikit_learn_over_the_classes_that_are_there(seed):
+    answers, target = labels(seed, count=60)
+    kept = target != seed  # a class that only answers name
+    answers, target = answers[kept], target[kept]
+    there = target.unique().tolist()
+    assert macro_f1(answers, target, 7).item() == pytest.approx(
+        f1_score(target, answers, labels=there, average="macro")
+    )
+    assert math.isnan(per_class_f1(answers, target, 7)[seed])
+
+
+@pytest.mark.parametrize(("metric", "function"), [
+    (BalancedAccuracy, balanced_accuracy), (MacroF1, macro_f1),
+])  # fmt: skip
+def test_over_batches_they_are_those_of_everything(metric, function):
+    answers, target = labels(1, count=90)
+    target[target == 4] = 2  # in no batch
+    whole, logits = metric(7), torch.eye(7)[answers]
+    for rows in torch.randperm(90).split(7):
+        whole.update(logits[rows], target[rows])
+    assert whole.compute().item() == pytest.approx(function(answers, target, 7).item())
+    with pytest.raises(ValueError, match="num_classes=3"):
+        metric(3).update(logits, target)
+
+
+def test_a_favourite_is_judged_by_the_images_of_other_classes():
+    target = torch.tensor([0] * 97 + [1, 2, 2])
+    right = favourite(target, target, 3)
+    assert (right.label, right.share, right.share_of_others) == (0, 0.97, 0.0)
+    blind = favourite(torch.zeros(100, dtype=torch.long), target, 3)
+    assert (blind.share, blind.share_of_others) == (1, 1)
+    assert math.isnan(favourite(target[:3], target[:3], 3).share_of_others)
 
 
 def test_a_class_without_examples_has_no_recall_and_no_say():

@@ -4,13 +4,17 @@ import json
 import math
 import random
 import re
+import shutil
 import statistics
 
 import pytest
+from scipy.stats import ttest_1samp
 
 from distill.report import write_pages, write_sweep_page
 from distill.report.leaderboard import (
     axis_of,
+    by_cost,
+    gains,
     gathered,
     mean_and_deviation,
     over_seeds,
@@ -18,6 +22,7 @@ from distill.report.leaderboard import (
     sweep_rows,
     varied,
 )
+from distill.report.words import gain_sentences
 from tests.fuzz import fuzz
 
 
@@ -108,6 +113,45 @@ def test_settings_are_averaged_over_their_seeds_and_the_best_on_validation_comes
     (row,) = over_seeds(sweep_rows(tmp_path / "only"))
     assert row["test_top1"] == pytest.approx((0.6, statistics.stdev([0.5, 0.7])))
     assert over_seeds(sweep_rows(sweep)[:1]) == []
+
+
+def test_gains_over_seeds_are_a_paired_t_test(sweep):
+    found = gains(sweep_rows(sweep))
+    assert [row["setting"] for row in found] == [f"objective.temperature={t}.0" for t in (1, 4)]
+    for row, temperature in zip(found, (1, 4), strict=True):
+        apart = [0.5 + 0.1 * seed + 0.01 * temperature - 0.4 for seed in range(3)]
+        expected = ttest_1samp(apart, 0).confidence_interval(0.95)
+        assert row["top1"]["value"] == pytest.approx(statistics.fmean(apart))
+        assert row["top1"]["interval"] == pytest.approx(tuple(expected))
+    said = gain_sentences(found)
+    assert "Over 3 seeds the student of objective.temperature=1.0 and the same" in said[0]
+    assert "cannot be told apart (difference +21.0 points of top-1, 95 %: −3.8 to 45.8)" in said[0]
+    assert gains(sweep_rows(sweep)[:1]) == []
+    clear = gain_sentences([found[0] | {"top1": {"value": -0.02, "interval": (-0.03, -0.01)}}])
+    assert "is worse than the same student without a teacher by 2.0 points" in clear[0]
+    assert "(95 %: 1.0 to 3.0)" in clear[0]
+
+
+def test_one_architecture_has_one_latency_and_others_their_own(tmp_path):
+    for number, (width, latency) in enumerate([(8, 1.0), (8, 1.4), (8, 1.1), (16, 3.0)]):
+        write_job(tmp_path, str(number), [f"student.args.width={width}", f"seed={number}"], 0.5)
+        path = tmp_path / str(number) / "summary.json"
+        summary = json.loads(path.read_text())
+        summary["student"] |= {"params": width, "flops": width**2, "latency_ms": latency}
+        path.write_text(json.dumps(summary))
+    rows = sweep_rows(tmp_path)
+    assert [row["latency_ms"] for row in rows] == [1.1, 1.1, 1.1, 3.0]
+    assert not {"params", "flops", "latency_ms"} & set(varied(rows))
+    wide = [("args.width=16", 16.0, 0.5), ("args.width=8", 8.0, 0.5)]
+    assert sorted(kind[:3] for kind in by_cost(rows, "params")) == wide
+    assert [kind[4] for kind in by_cost(rows, "latency_ms")] == [3, 1]
+    page = write_sweep_page([tmp_path], tmp_path / "report.html").read_text()
+    assert '<section id="costs">' in page
+    assert "top-1 (%) over parameters. args.width=8 at 8: 50 ± 0 over 3 runs; " in page
+    shutil.rmtree(tmp_path / "3")
+    page = write_sweep_page([tmp_path], tmp_path / "report.html").read_text()
+    assert '<section id="costs">' not in page
+    assert "latency, ms" in page
 
 
 def test_several_sweeps_share_one_leaderboard(sweep, tmp_path):
