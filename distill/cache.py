@@ -122,7 +122,7 @@ def fit_key(cfg: DictConfig, data: DataModule, teacher: Teacher | None = None) -
     decided["gpu"] = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
     if cfg.student.checkpoint:  # a path may come to hold other weights
         start = read_checkpoint(cfg.student.checkpoint)
-        about = repr((start.architecture, start.args, start.preprocessing))
+        about = repr((start.architecture, start.args, start.preprocessing, list(start.classes)))
         decided["student"]["checkpoint"] = digest(start.weights, about)
     decided["callbacks"] = callbacks
     if teacher is not None:

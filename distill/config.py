@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,8 @@ from distill.models.checkpoint import (
     read_lightning,
     student_weights,
 )
-from distill.models.weights import DataShape, classes_of
+from distill.models.classes import shared_rows
+from distill.models.weights import DataShape, classes_of, other_order
 from distill.module import create_optimizer, create_schedule, evaluation_metrics, resolve_topk
 from distill.objectives import Objective
 from distill.sharing import once
@@ -316,10 +318,22 @@ def resolve_student(cfg: DictConfig, data: DataModule) -> None:
     spec = resolved(model_spec(cfg.student))
     cfg.student.name, cfg.student.args = spec.name, dict(spec.args)
     if spec.checkpoint and spec.name:
-        known = classes_of(read_checkpoint(spec.checkpoint), spec.name)
-        if known not in (None, data.num_classes):
-            log.info("student.checkpoint=%s knows %d classes and the data have %d: its last layer "
-                     "starts anew", spec.checkpoint, known, data.num_classes)  # fmt: skip
+        checkpoint = read_checkpoint(spec.checkpoint)
+        known = classes_of(checkpoint, spec.name)
+        renamed = other_order(checkpoint, data_shape(data))
+        if known is not None and (renamed or known != data.num_classes):
+            rows = len(shared_rows(checkpoint.classes, data.classes))
+            log.info("student.checkpoint=%s knows %d classes and the data have %d%s: its last "
+                     "layer %s", spec.checkpoint, known, data.num_classes,
+                     " in another order" if rows == known == data.num_classes else "",
+                     told_of_rows(rows, data.num_classes))  # fmt: skip
+
+
+def told_of_rows(rows: int, classes: int) -> str:
+    """Return what becomes of a last layer of which rows are taken by name, for people."""
+    if not rows:
+        return "starts anew"
+    return f"keeps {rows} rows by name" + (", and the others start anew" if rows < classes else "")
 
 
 def check_classes(cfg: DictConfig, data: DataModule) -> None:
@@ -387,7 +401,21 @@ def named(classes: Sequence[str]) -> str:
 
 def data_shape(data: DataModule) -> DataShape:
     """Return what the data ask of a model."""
-    return DataShape(data.num_classes, data.in_chans, data.image_size)
+    return DataShape(data.num_classes, data.in_chans, data.image_size, tuple(data.classes))
+
+
+def own_size(node: DictConfig) -> tuple[int, int] | None:
+    """Return the height and width that a teacher sees, where they are not its student's."""
+    size = plain(node.get("image_size"))
+    if size is None:
+        return None
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def model_shape(node: DictConfig, data: DataModule) -> DataShape:
+    """Return what is asked of a teacher or student: the data's shape, or its own image size."""
+    shape = data_shape(data)
+    return replace(shape, image_size=own_size(node) or shape.image_size)
 
 
 def teacher_name(cfg: DictConfig) -> str | None:
@@ -558,6 +586,8 @@ def alone(cfg: DictConfig, role: str) -> DictConfig:
         recipe = cfg.teacher.fit
         derived.student = {key: cfg.teacher[key] for key in ("name", "args", "pretrained")}
         derived.student.checkpoint = None
+        if own_size(cfg.teacher):
+            derived.student.image_size = cfg.teacher.image_size
         derived.optimizer, derived.scheduler = plain(recipe.optimizer), plain(recipe.scheduler)
         derived.trainer.max_epochs = recipe.max_epochs
         derived.seed = derived.data.seed = recipe.seed

@@ -114,13 +114,13 @@ def summary(
         further: more numbers, each role → its own.
     """
     costs = config.costs(cfg, data)
-    shape = (data.in_chans, *data.image_size)
     found: dict[str, Any] = dict.fromkeys(ROLES)
     for role, model in models.items():
         found[role] = judge(cfg, data, answers, role, costs) | {"params": report.parameters(model)}
         for numbers in further:
             found[role] |= numbers.get(role, {})
         if role != "student_best":  # the same model as the student
+            shape = (data.in_chans, *size_for(cfg, data, role))
             found[role] |= report.model_costs(model, shape, answers.device)
     if "teacher" in models:
         found["teacher"] = {"name": config.direct_teacher(cfg), **found["teacher"]}
@@ -133,6 +133,12 @@ def summary(
         "vector_scaling": asdict(vector),
         "evidence": report.evidence(answers.splits["test"], found),
     }
+
+
+def size_for(cfg: DictConfig, data: DataModule, role: str) -> tuple[int, int]:
+    """Return the height and width of what a model is shown: a teacher may have its own."""
+    first = "teacher_1" if cfg.get("assistants") else "teacher"
+    return config.model_shape(cfg.teacher, data).image_size if role == first else data.image_size
 
 
 def judge(

@@ -311,7 +311,7 @@ def check_teacher(cfg: DictConfig, data: DataModule) -> None:
     if not to_be_trained(cfg.teacher):
         return
     own = config.alone(cfg, "teacher")
-    spec, shape = config.model_spec(own.student), config.data_shape(data)
+    spec, shape = config.model_spec(own.student), config.model_shape(own.student, data)
     if own.data.batch_size > len(data.train):
         raise ValueError(
             f"teacher.fit.batch_size={own.data.batch_size} is larger than the {len(data.train)} "

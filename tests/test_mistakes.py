@@ -237,7 +237,7 @@ MISTAKES = {
     f"{ALONE} objective=supervised 'assistants=[{{args: {{}}}}]'": "learn from a teacher",
     f"distill-store {ALONE}": "there is no teacher whose answers could be kept",
     "teacher=timm teacher.name=resnet18": "would have random weights",
-    "teacher=timm teacher.name=resnet18 teacher.pretrained=true": "know 1000 classes",
+    "teacher=timm teacher.name=resnet18 teacher.pretrained=true": "has 1000 classes",
     "student=timm": "give student.name",
     "student=timm student.name=vit_tiny_patch16_224": "does not take 1×32×32 images",
     "data=folder data.root=photos data.batch_size=4 +data.view.crop_mode=border student=timm "

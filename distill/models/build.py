@@ -5,16 +5,26 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from timm.models import load_model_config_from_hf
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 import distill.models.cifar  # noqa: F401  (registers its families with timm)
 from distill.errors import first_line
-from distill.models.checkpoint import Checkpoint, read_checkpoint
-from distill.models.weights import DataShape, check_tensors_fit, load_weights
+from distill.models.checkpoint import (
+    TIMM_CONFIG,
+    Checkpoint,
+    as_object,
+    read_checkpoint,
+    read_json,
+)
+from distill.models.classes import Known, MappedClasses, imagenet_names, matched
+from distill.models.weights import DataShape, check_tensors_fit, classes_of, load_weights
 
 FROM_DATA = ("num_classes", "in_chans")  # the data decide these, whatever a checkpoint recorded
 LARGEST_HEAD = 2**25  # numbers that a last layer for other classes may have
@@ -41,23 +51,41 @@ class ModelSpec:
 
 
 class Normalize(nn.Module):
-    """Shift and scale each channel: `(x − mean)/std` for `[N, C, H, W]`."""
+    """Shift and scale each channel: `(x − mean)/std` for `[N, C, H, W]`.
+
+    Args:
+        mean: of each channel.
+        std: the standard deviation of each channel.
+        size: the height and width in pixels that views, in [0, 1], are first resized to (bicubic,
+            antialiased, cut to [0, 1]); None leaves them as they are.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, mean: Sequence[float], std: Sequence[float], size: Sequence[int] | None = None
+    ) -> None:
         super().__init__()
+        self.size = None if size is None else (size[0], size[1])
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     def extra_repr(self) -> str:
         """Return what the state dict leaves out, for whoever tells models apart."""
-        return f"mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"
+        told = f"mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"
+        return told if self.size is None else f"{told}, size={self.size}"
 
     def forward(self, view: Tensor) -> Tensor:
-        """Return the normalised view."""
-        return (view - self.mean) / self.std
+        """Return the normalised view, of `size`."""
+        return (self._resized(view) - self.mean) / self.std
+
+    def _resized(self, view: Tensor) -> Tensor:
+        if self.size in (None, tuple(view.shape[2:])):
+            return view
+        wide = view.to(torch.promote_types(view.dtype, torch.float32))
+        resized = interpolate(wide, self.size, mode="bicubic", antialias=True)
+        return resized.clamp_(0, 1).to(view.dtype)
 
 
 def build_model(
@@ -95,6 +123,69 @@ def build_model(
         take_preprocessing(model, checkpoint)
     check_forward(model, shape, f"{role} {name}")
     return channels_last(model)
+
+
+def build_matched(
+    spec: ModelSpec, shape: DataShape, role: str, file: str | None = None
+) -> nn.Module:
+    """Return a trained model that answers for the data's classes, whatever its own are.
+
+    They are matched by name (`distill.models.classes`), which is said.
+
+    Args:
+        spec: which model; it has weights.
+        shape: what the data ask of it.
+        role: `teacher`, … for messages.
+        file: a table of the data's classes and the model's, in place of their names.
+
+    Raises:
+        ValueError: as `build_model`, and if a class of the data has none of the model's.
+    """
+    known = known_classes(spec, shape, role) if shape.classes else None
+    if known is None:
+        return build_model(spec, shape, role)
+    groups = matched(known, shape.classes, role, file)
+    model = build_model(spec, replace(shape, num_classes=known.count), role)
+    return model if groups is None else MappedClasses(model, groups)
+
+
+def known_classes(spec: ModelSpec, shape: DataShape, role: str) -> Known | None:
+    """Return what is known of the classes of a model's weights; None of weights that say nothing.
+
+    Raises:
+        ValueError: if there are more or fewer names than classes.
+    """
+    if not spec.checkpoint:
+        return published_known(spec, role)
+    checkpoint, origin = read_checkpoint(spec.checkpoint), f"{role}.checkpoint={spec.checkpoint}"
+    name, args = architecture(spec, checkpoint)
+    names = [[name] for name in checkpoint.classes] or None
+    count = classes_of(checkpoint, name) if name else None
+    count = count or checkpoint.args.get("num_classes") or args.get("num_classes")
+    if names and count not in (None, len(names)):
+        raise ValueError(
+            f"{origin} is damaged: it has {len(names)} class names and {count} classes"
+        )
+    count = count or (len(names) if names else None)
+    if not isinstance(count, int):
+        return None
+    if names is None and count != shape.num_classes and (guess := imagenet_names(count)):
+        taken = f"{origin} names no classes, and is taken for one of ImageNet's: it"
+        return Known(count, guess, taken, of_imagenet=True)
+    return Known(count, names, origin)
+
+
+def published_known(spec: ModelSpec, role: str) -> Known | None:
+    """Return what is known of the classes of timm's published weights."""
+    config = published_config(spec.name or "") if spec.pretrained else {}
+    count, labels = config.get("num_classes"), config.get("label_names")
+    if not isinstance(count, int) or not count:
+        return None
+    origin = f"{role} {spec.name} with its published weights"
+    if isinstance(labels, list | tuple) and len(labels) == count:
+        return Known(count, [[str(label)] for label in labels], origin)
+    names = imagenet_names(count)
+    return Known(count, names, origin, of_imagenet=names is not None)
 
 
 def channels_last(model: nn.Module) -> nn.Module:
@@ -196,10 +287,13 @@ def architecture(
     return checkpoint.architecture, args
 
 
-def normalization(model: nn.Module, in_chans: int) -> Normalize:
+def normalization(
+    model: nn.Module, in_chans: int, image_size: Sequence[int] | None = None
+) -> Normalize:
     """Return the input normalisation that the model's `pretrained_cfg` declares.
 
-    A model that declares three channels and sees another number is given the three's mean.
+    A model that declares three channels and sees another number is given the three's mean. Where
+    it sees images of another `image_size` (height, width) than the views', they are resized first.
     """
     config = getattr(model, "pretrained_cfg", None) or {}
     mean, std = (
@@ -207,13 +301,28 @@ def normalization(model: nn.Module, in_chans: int) -> Normalize:
     )
     if len(mean) != in_chans:
         mean, std = ([sum(values) / len(values)] * in_chans for values in (mean, std))
-    return Normalize(mean, std)
+    return Normalize(mean, std, image_size)
 
 
 def published_classes(name: str) -> int | None:
     """Return the class count of timm's published weights."""
-    config = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
-    return config.num_classes if config is not None else None
+    return published_config(name).get("num_classes")
+
+
+def published_config(name: str) -> dict[str, Any]:
+    """Return timm's configuration of published weights; empty where it knows of none."""
+    source, _, place = name.partition(":")
+    try:
+        if source == "local-dir":
+            content = read_json(Path(place) / TIMM_CONFIG)
+            keys = [key for key in ("num_classes", "label_names") if key in content]
+            return {**as_object(content.get("pretrained_cfg")), **{k: content[k] for k in keys}}
+        if place:
+            return load_model_config_from_hf(place)[0]
+        config = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
+    except Exception:  # what is not there or cannot be reached, `create_model` refuses in a line
+        return {}
+    return config.to_dict() if config is not None else {}
 
 
 def create(

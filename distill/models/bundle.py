@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from distill.files import under_construction
 from distill.models.build import rebuilt
 from distill.models.checkpoint import (
+    FACTS as FACTS,
+)
+from distill.models.checkpoint import (
     TIMM_CONFIG,
     inside,
     is_finite,
@@ -25,7 +28,7 @@ from distill.models.checkpoint import (
     read_json,
 )
 
-FACTS, CARD = "distill.json", "README.md"
+CARD = "README.md"
 
 
 class Calibrated(nn.Module):

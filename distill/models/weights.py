@@ -10,17 +10,19 @@ import timm
 from torch import Tensor, nn
 
 from distill.models.checkpoint import Checkpoint
+from distill.models.classes import shared_rows
 
 SHOWN = 200  # tensors that a message lists
 
 
 @dataclass(frozen=True)
 class DataShape:
-    """What a data set asks of a model: K, channels, height and width in pixels."""
+    """What a data set asks of a model: K, channels, height and width in pixels; its class names."""
 
     num_classes: int
     in_chans: int
     image_size: tuple[int, int]
+    classes: tuple[str, ...] = ()
 
 
 def load_weights(
@@ -33,8 +35,8 @@ def load_weights(
         checkpoint: the weights.
         shape: what the data ask of the model.
         origin: where the weights come from, for messages.
-        any_classes: whether the last layer of weights for other classes is left out, and stays as
-            the model has it.
+        any_classes: whether weights for other classes will do: of their last layer, the rows of
+            classes that the data have are taken by name, and the others stay as the model has them.
     """
     config, weights = model.pretrained_cfg, dict(checkpoint.weights)
     for key, axis, wanted, noun in (
@@ -42,14 +44,42 @@ def load_weights(
         (config.get("first_conv"), 1, shape.in_chans, "input channels"),
     ):
         found = size_along(weights, key, axis)
-        if found in (None, wanted):
+        renamed = noun == "classes" and any_classes and other_order(checkpoint, shape)
+        if found is None or (found == wanted and not renamed):
             continue
         if not any_classes or noun != "classes":
             raise ValueError(f"{origin} has {found} {noun} and the data have {wanted}")
-        own = model.state_dict()
-        weights |= {name: own[name] for name in own if name.startswith(prefixes(key))}
+        weights |= last_layer(model, checkpoint, shape, key)
     check_tensors_fit(model, weights, origin)
     model.load_state_dict(weights)
+
+
+def other_order(checkpoint: Checkpoint, shape: DataShape) -> bool:
+    """Whether both sides name their classes, and not alike."""
+    return bool(checkpoint.classes and shape.classes) and (
+        tuple(checkpoint.classes) != shape.classes
+    )
+
+
+def last_layer(
+    model: nn.Module, checkpoint: Checkpoint, shape: DataShape, key: Any
+) -> dict[str, Tensor]:
+    """Return a model's own last layer, in which classes that a checkpoint knows have its rows."""
+    rows = shared_rows(checkpoint.classes, shape.classes)
+    return {
+        name: with_rows(own, checkpoint.weights.get(name), rows, len(checkpoint.classes))
+        for name, own in model.state_dict().items()
+        if name.startswith(prefixes(key))
+    }
+
+
+def with_rows(own: Tensor, theirs: Tensor | None, rows: Mapping[int, int], known: int) -> Tensor:
+    """Return a tensor whose rows are taken from another, own row → the other's."""
+    if theirs is None or not rows or theirs.shape != (known, *own.shape[1:]):
+        return own
+    mixed = own.clone()
+    mixed[list(rows)] = theirs[list(rows.values())].to(own.dtype)
+    return mixed
 
 
 def size_along(weights: Mapping[str, Tensor], key: Any, axis: int) -> int | None:
