@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytorch_lightning as pl
 import torch
@@ -31,6 +32,7 @@ from distill.models.teacher import Teacher
 from distill.module import Distiller
 
 SPLITS = ("val", "test")  # a temperature is fitted on the first and judged on the second
+_on_validation: WeakKeyDictionary[Teacher, dict[str, Tensor]] = WeakKeyDictionary()
 ROLES = ("teacher", "baseline", "student", "student_best")
 
 
@@ -239,6 +241,26 @@ def as_module(teacher: Teacher, data: DataModule) -> Distiller:
     return Distiller(teacher.model, num_classes=data.num_classes, normalize=teacher.normalize)
 
 
+@torch.inference_mode()
+def on_validation(cfg: DictConfig, data: DataModule, teacher: Teacher) -> tuple[Tensor, Tensor]:
+    """Return a teacher's logits `[N, K]`, float32, for the validation split, and the labels `[N]`.
+
+    It is asked once, whatever is then made of its answers, and no random state is moved.
+    """
+    known = _on_validation.setdefault(teacher, {})
+    if data.fingerprint not in known:
+        device = single_device(cfg).strategy.root_device
+        teacher.to(device)
+        batches = torch.arange(len(data.val)).split(data.batch_size)
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # a loader draws from it, whether it needs to or not
+            shown = data.in_order(data.val, CLEAN, batches, device)
+            logits = torch.cat([teacher(view).float().cpu() for view, _ in shown])
+        known[data.fingerprint] = logits
+    return known[data.fingerprint].clone(), data.val.labels
+
+
 def teacher_temperature(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> float:
     """Return the temperature that calibrates the teacher on validation.
 
@@ -247,7 +269,7 @@ def teacher_temperature(cfg: DictConfig, data: DataModule, teacher: Teacher | No
     """
     if teacher is None:
         raise ValueError("objective.temperature=auto asks the teacher, and there is none")
-    fit = fit_temperature(*answer(cfg, as_module(teacher, data), data).of("student", "val"))
+    fit = fit_temperature(*on_validation(cfg, data, teacher))
     if fit.temperature is None:
         why = "it makes no mistake there" if fit.status == "zero" else "its scores say nothing"
         raise ValueError(

@@ -21,6 +21,7 @@ from distill.data import DataModule
 from distill.data.image_corruptions import chosen
 from distill.data.preview import contact_sheet
 from distill.files import only_run_in, remove_stale
+from distill.first_look import warned
 from distill.models.build import build_model, normalization
 from distill.models.features import feature_channels
 from distill.models.teacher import Teacher
@@ -89,9 +90,10 @@ def trained(cfg: DictConfig) -> float | list[float] | None:
     config.resolve_student(cfg, data)
     check_early(cfg, data, objective)
 
-    *chain, teacher = prepare_teachers(cfg, data, objective)
+    (*chain, teacher), looks = prepare_teachers(cfg, data, objective)
     settle_temperature(cfg, data, teacher)
     baseline = prepare_baseline(cfg, data) if cfg.baseline else None
+    warnings = warned(cfg, data, looks)
     log.info("student: %s under %s", cfg.student.name, ", ".join(objective.terms))
     student, trainer = fit(cfg, data, teacher)
     if not trainer.is_global_zero:
@@ -110,6 +112,7 @@ def trained(cfg: DictConfig) -> float | list[float] | None:
         "validation": config.told(cfg, numbers["validation"], logged),
         "epochs": {"last": trainer.current_epoch, "best": best and best[0]},
         "sparsity": sparsity,
+        "warnings": warnings,
         "seconds": round(seconds, 2),
         "images_per_second": training_speed(trainer),
         **report.circumstances(cfg, data),
@@ -143,6 +146,7 @@ def evaluate(cfg: DictConfig) -> None:
     ]
     summary = {
         **judge.summary(cfg, data, answers, models, further),
+        "warnings": [],
         **report.circumstances(cfg, data),
     }
     write_run(cfg, data, answers, summary)
@@ -160,7 +164,7 @@ def fill_store(cfg: DictConfig) -> None:
     check_store(cfg, data, objective)
     check_folder("store.path", cfg.store.path)
     check_assistants(cfg, data, objective)
-    *_, teacher = prepare_teachers(cfg, data, objective)
+    (*_, teacher), _ = prepare_teachers(cfg, data, objective)
     assert teacher is not None
     cfg.store.mode = "disk"  # only now: assistants are those that `distill` trains
     recall = open_recall(cfg, data, teacher, objective)

@@ -12,6 +12,7 @@ from torch import nn
 from distill import config, judge
 from distill.cache import trained_once
 from distill.data import DataModule
+from distill.first_look import Look, looked_at
 from distill.models.build import ModelSpec, build_matched, normalization
 from distill.models.ensemble import Ensemble
 from distill.models.features import feature_channels
@@ -25,9 +26,13 @@ log = logging.getLogger(__name__)
 
 def prepare_teachers(
     cfg: DictConfig, data: DataModule, objective: Objective
-) -> list[Teacher | None]:
-    """Return the teacher and its assistants, each trained under the one before it."""
+) -> tuple[list[Teacher | None], list[Look]]:
+    """Return the teacher and its assistants, each trained under the one before it.
+
+    Each is looked at on validation before anything learns from it.
+    """
     chain = [prepare_teacher(cfg, data)]
+    looks = [looked_at(cfg, data, objective, chain[0], "teacher")]
     for number in range(1, len(cfg.assistants or []) + 1):
         own = config.assistant(cfg, number)
         settle_temperature(own, data, chain[-1])
@@ -35,10 +40,11 @@ def prepare_teachers(
         model = trained_once(own, data, role, train_and_keep, chain[-1])
         own.paths = None  # where it was trained makes no other teacher
         chain.append(once(str([role, own]), partial(as_teacher, model, data)))
+        looks.append(looked_at(cfg, data, objective, chain[-1], f"assistant {number}"))
     for teacher in chain:
         if teacher is not None and objective.needs_features:
             feature_channels(teacher.model, objective.stages, "teacher")
-    return chain
+    return chain, [look for look in looks if look is not None]
 
 
 def prepare_teacher(cfg: DictConfig, data: DataModule) -> Teacher | None:

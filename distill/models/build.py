@@ -157,7 +157,8 @@ def known_classes(spec: ModelSpec, shape: DataShape, role: str) -> Known | None:
     """
     if not spec.checkpoint:
         return published_known(spec, role)
-    checkpoint, origin = read_checkpoint(spec.checkpoint), f"{role}.checkpoint={spec.checkpoint}"
+    checkpoint = read_checkpoint(spec.checkpoint)
+    origin = f"{role}{'' if role == 'baseline' else '.checkpoint'}={spec.checkpoint}"
     name, args = architecture(spec, checkpoint)
     names = [[name] for name in checkpoint.classes] or None
     count = classes_of(checkpoint, name) if name else None
