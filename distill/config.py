@@ -510,14 +510,20 @@ def check_optimizer(cfg: DictConfig, model: Any, where: str = "") -> None:
         )
 
 
-def check_resume(cfg: DictConfig, model: Any, objective: Objective) -> None:
-    """Refuse a checkpoint of another run: other weights, other values, or nothing left to do."""
+def check_resume(cfg: DictConfig, model: Any, objective: Objective, classes: Sequence[str]) -> None:
+    """Refuse a checkpoint of another run: other weights, classes, values, or nothing left to do."""
     if not cfg.ckpt_path:
         return
     content = read_lightning(Path(cfg.ckpt_path))
     own, saved = model.state_dict(), student_weights(content)
     if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in saved.items()}:
         raise ValueError(f"ckpt_path={cfg.ckpt_path} is a checkpoint of another student")
+    known = as_object(content.get("distill")).get("classes") or list(classes)
+    if known != list(classes):
+        raise ValueError(
+            f"ckpt_path={cfg.ckpt_path} knows the classes {named(known)} and the data have "
+            f"{named(classes)}: start from it with student.checkpoint, which matches them by name"
+        )
     progress = epochs_done(content, cfg.ckpt_path)
     may_only_be_judged = cfg.resume or cfg.sweep.resume
     if progress >= cfg.trainer.max_epochs and not may_only_be_judged:

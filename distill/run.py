@@ -302,7 +302,7 @@ def check_early(cfg: DictConfig, data: DataModule, objective: Objective) -> None
     check_assistants(cfg, data, objective)
     if cfg.ckpt_path and not Path(cfg.ckpt_path).is_file():
         raise FileNotFoundError(f"ckpt_path={cfg.ckpt_path} does not exist")
-    config.check_resume(cfg, student, objective)
+    config.check_resume(cfg, student, objective, data.classes)
     if cfg.store.mode == "disk":
         if not config.teacher_name(cfg):
             raise ValueError("store=disk keeps a teacher's answers, and there is no teacher")
