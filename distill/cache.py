@@ -28,7 +28,7 @@ from distill.models.ensemble import Ensemble
 from distill.models.teacher import Teacher
 from distill.objectives import Objective
 from distill.recall import Recall
-from distill.report.reading import METRICS
+from distill.report.reading import METRICS, by_epoch, read_history
 from distill.sharing import alone
 from distill.store import Layout, TeacherStore, check_size, describe, store_folder
 
@@ -56,9 +56,8 @@ def trained_once(
         train_and_keep: trains the model and writes its bundle into the folder that it is given.
         teacher: whom it learns from; None trains it on labels.
     """
-    options = {key: cfg.data[key] for key in ("seed", "batch_size", "views")}
-    data = data.with_options(**options, unlabeled=cfg.data.get("unlabeled") is not None)
-    kept = Path(cfg.paths.cache) / f"{role}-{fit_key(cfg, data, teacher)}"
+    data = as_fitted(cfg, data)
+    kept = kept_in(cfg, data, role, teacher)
     kept.parent.mkdir(parents=True, exist_ok=True)
     if kept.is_dir():
         log.info("%s: %s, trained before, from %s", role, cfg.student.name, kept)
@@ -75,6 +74,25 @@ def trained_once(
             train_and_keep(cfg, data, role, kept, teacher)
     show_history(cfg, kept)
     return load_kept(kept)
+
+
+def as_fitted(cfg: DictConfig, data: DataModule) -> DataModule:
+    """Return the data as the run of a configuration shows them."""
+    options = {key: cfg.data[key] for key in ("seed", "batch_size", "views")}
+    return data.with_options(**options, unlabeled=cfg.data.get("unlabeled") is not None)
+
+
+def kept_in(cfg: DictConfig, data: DataModule, role: str, teacher: Teacher | None = None) -> Path:
+    """Return the folder that a model is kept in, once it has been trained on these data."""
+    return Path(cfg.paths.cache) / f"{role}-{fit_key(cfg, data, teacher)}"
+
+
+def known_baseline(cfg: DictConfig, data: DataModule) -> float | None:
+    """Return the last validation top-1 of a run's student without a teacher, where one is kept."""
+    own = config.alone(cfg, "baseline")
+    history = read_history(kept_in(own, as_fitted(own, data), "baseline") / METRICS)
+    found = by_epoch(history, "val/top1")[1]
+    return found[-1] if found else None
 
 
 @contextmanager
@@ -125,7 +143,7 @@ def fit_key(cfg: DictConfig, data: DataModule, teacher: Teacher | None = None) -
     decided["gpu"] = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
     if cfg.student.checkpoint:  # a path may come to hold other weights
         start = read_checkpoint(cfg.student.checkpoint)
-        about = repr((start.architecture, start.args, start.preprocessing))
+        about = repr((start.architecture, start.args, start.preprocessing, list(start.classes)))
         decided["student"]["checkpoint"] = digest(start.weights, about)
     decided["callbacks"] = callbacks
     if teacher is not None:

@@ -85,6 +85,10 @@ SEED = whole(0, 2**32 - 1)
 BATCHES = Kind("a share of the batches above 0, or how many",
                lambda v: is_real(v) and v > 0 and (isinstance(v, int) or v <= 1))  # fmt: skip
 
+SIZE = Kind("a number of pixels, or a list of height and width",
+            lambda v: all(type(n) is int and n > 0 for n in (v if isinstance(v, list) else [v]))
+            and (not isinstance(v, list) or len(v) == 2))  # fmt: skip
+
 MODEL = {
     "name": WORD.or_(None),
     "args": OBJECT.or_(None),
@@ -151,6 +155,8 @@ KINDS: dict[str, Kind] = {
                            lambda v: v is None or isinstance(v, dict) or WORD.holds(v)),
     "data.unlabeled_share": real(0, 1).or_(None),
     **under("teacher", MODEL),
+    "teacher.classes": PATH.or_(None),
+    "teacher.image_size": SIZE.or_(None),
     "teacher.checkpoints": listed(PATH),
     "teacher.weights": listed(FROM_ZERO).or_(None),
     "teacher.fit": OBJECT.or_(None),

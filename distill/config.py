@@ -8,6 +8,7 @@ import logging
 import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -419,7 +420,21 @@ def named(classes: Sequence[str]) -> str:
 
 def data_shape(data: DataModule) -> DataShape:
     """Return what the data ask of a model."""
-    return DataShape(data.num_classes, data.in_chans, data.image_size)
+    return DataShape(data.num_classes, data.in_chans, data.image_size, tuple(data.classes))
+
+
+def own_size(node: DictConfig) -> tuple[int, int] | None:
+    """Return the height and width that a teacher sees, where they are not its student's."""
+    size = plain(node.get("image_size"))
+    if size is None:
+        return None
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def model_shape(node: DictConfig, data: DataModule) -> DataShape:
+    """Return what is asked of a teacher or student: the data's shape, or its own image size."""
+    shape = data_shape(data)
+    return replace(shape, image_size=own_size(node) or shape.image_size)
 
 
 def teacher_name(cfg: DictConfig) -> str | None:
@@ -514,14 +529,20 @@ def check_optimizer(cfg: DictConfig, model: Any, where: str = "") -> None:
         )
 
 
-def check_resume(cfg: DictConfig, model: Any, objective: Objective) -> None:
-    """Refuse a checkpoint of another run: other weights, other values, or nothing left to do."""
+def check_resume(cfg: DictConfig, model: Any, objective: Objective, classes: Sequence[str]) -> None:
+    """Refuse a checkpoint of another run: other weights, classes, values, or nothing left to do."""
     if not cfg.ckpt_path:
         return
     content = read_lightning(Path(cfg.ckpt_path))
     own, saved = model.state_dict(), student_weights(content)
     if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in saved.items()}:
         raise ValueError(f"ckpt_path={cfg.ckpt_path} is a checkpoint of another student")
+    known = as_object(content.get("distill")).get("classes") or list(classes)
+    if known != list(classes):
+        raise ValueError(
+            f"ckpt_path={cfg.ckpt_path} knows the classes {named(known)} and the data have "
+            f"{named(classes)}: start from it with student.checkpoint, which matches them by name"
+        )
     progress = epochs_done(content, cfg.ckpt_path)
     may_only_be_judged = cfg.resume or cfg.sweep.resume
     if progress >= cfg.trainer.max_epochs and not may_only_be_judged:
@@ -592,7 +613,7 @@ def alone(cfg: DictConfig, role: str) -> DictConfig:
         derived.optimized_metric = "val/top1"  # the run's own may compare with a teacher
     if role == "teacher":
         recipe = cfg.teacher.fit
-        start = ("name", "args", "pretrained", "checkpoint", "key_map")
+        start = ("name", "args", "pretrained", "checkpoint", "key_map", "image_size")
         derived.student = {key: cfg.teacher.get(key) for key in start}
         spec = resolved(model_spec(derived.student))  # a checkpoint brings its own
         derived.student.name, derived.student.args = spec.name, dict(spec.args)

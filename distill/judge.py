@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytorch_lightning as pl
 import torch
@@ -32,6 +33,7 @@ from distill.models.teacher import Teacher
 from distill.module import Distiller
 
 SPLITS = ("val", "test")  # a temperature is fitted on the first and judged on the second
+_on_validation: WeakKeyDictionary[Teacher, dict[str, Tensor]] = WeakKeyDictionary()
 ROLES = ("teacher", "baseline", "student", "student_best")
 
 
@@ -115,9 +117,7 @@ def summary(
         further: more numbers, each role → its own.
     """
     costs = config.costs(cfg, data)
-    shape = (data.in_chans, *data.image_size)
-    own = {role: model for role, model in models.items() if role != "student_best"}
-    measured = report.costs_of_models(own, shape, answers.device)
+    measured = costs_of(cfg, data, models, answers.device)
     topk = config.topk(cfg, data)
     intervals, comparisons = uncertain(answers, models, topk)
     found: dict[str, Any] = dict.fromkeys(ROLES)
@@ -179,6 +179,25 @@ def classes_on_validation(logits: Tensor, target: Tensor) -> dict[str, float]:
     answers, classes = logits.argmax(dim=1), logits.shape[1]
     found = {"balanced_accuracy": metrics.balanced_accuracy, "macro_f1": metrics.macro_f1}
     return {name: float(of(answers, target, classes)) for name, of in found.items()}
+
+
+def costs_of(
+    cfg: DictConfig, data: DataModule, models: Mapping[str, nn.Module], device: torch.device
+) -> dict[str, Any]:
+    """Return what models cost to store and to run at the image size of each, by role."""
+    by_shape: dict[tuple[int, ...], dict[str, nn.Module]] = {}
+    for role, model in models.items():
+        if role != "student_best":  # the same model as the student
+            shape = (data.in_chans, *size_for(cfg, data, role))
+            by_shape.setdefault(shape, {})[role] = model
+    found = [report.costs_of_models(own, shape, device) for shape, own in by_shape.items()]
+    return {role: costs for one in found for role, costs in one.items()}
+
+
+def size_for(cfg: DictConfig, data: DataModule, role: str) -> tuple[int, int]:
+    """Return the height and width of what a model is shown: a teacher may have its own."""
+    first = "teacher_1" if cfg.get("assistants") else "teacher"
+    return config.model_shape(cfg.teacher, data).image_size if role == first else data.image_size
 
 
 def judge(
@@ -279,6 +298,26 @@ def as_module(teacher: Teacher, data: DataModule) -> Distiller:
     return Distiller(teacher.model, num_classes=data.num_classes, normalize=teacher.normalize)
 
 
+@torch.inference_mode()
+def on_validation(cfg: DictConfig, data: DataModule, teacher: Teacher) -> tuple[Tensor, Tensor]:
+    """Return a teacher's logits `[N, K]`, float32, for the validation split, and the labels `[N]`.
+
+    It is asked once, whatever is then made of its answers, and no random state is moved.
+    """
+    known = _on_validation.setdefault(teacher, {})
+    if data.fingerprint not in known:
+        device = single_device(cfg).strategy.root_device
+        teacher.to(device)
+        batches = torch.arange(len(data.val)).split(data.batch_size)
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # a loader draws from it, whether it needs to or not
+            shown = data.in_order(data.val, CLEAN, batches, device)
+            logits = torch.cat([teacher(view).float().cpu() for view, _ in shown])
+        known[data.fingerprint] = logits
+    return known[data.fingerprint].clone(), data.val.labels
+
+
 def teacher_temperature(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> float:
     """Return the temperature that calibrates the teacher on validation.
 
@@ -287,7 +326,7 @@ def teacher_temperature(cfg: DictConfig, data: DataModule, teacher: Teacher | No
     """
     if teacher is None:
         raise ValueError("objective.temperature=auto asks the teacher, and there is none")
-    fit = fit_temperature(*answer(cfg, as_module(teacher, data), data).of("student", "val"))
+    fit = fit_temperature(*on_validation(cfg, data, teacher))
     if fit.temperature is None:
         why = "it makes no mistake there" if fit.status == "zero" else "its scores say nothing"
         raise ValueError(

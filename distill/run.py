@@ -22,6 +22,7 @@ from distill.data import DataModule
 from distill.data.image_corruptions import chosen
 from distill.data.preview import contact_sheet
 from distill.files import only_run_in, remove_stale
+from distill.first_look import warned
 from distill.models.build import build_model, normalization
 from distill.models.features import feature_channels
 from distill.models.teacher import Teacher
@@ -93,9 +94,10 @@ def trained(cfg: DictConfig) -> float | list[float] | None:
     config.resolve_student(cfg)
     check_early(cfg, data, objective)
 
-    *chain, teacher = prepare_teachers(cfg, data, objective)
+    (*chain, teacher), looks = prepare_teachers(cfg, data, objective)
     settle_temperature(cfg, data, teacher)
     baseline = prepare_baseline(cfg, data) if cfg.baseline else None
+    warnings = warned(cfg, data, looks)
     log.info("student: %s under %s", cfg.student.name, ", ".join(objective.terms))
     student, trainer = fit(cfg, data, teacher)
     if not trainer.is_global_zero:
@@ -115,6 +117,7 @@ def trained(cfg: DictConfig) -> float | list[float] | None:
         "epochs": {"last": trainer.current_epoch, "best": best and best[0]},
         "sparsity": sparsity,
         "unlabeled": report.unlabeled_of(cfg, data, trainer),
+        "warnings": warnings,
         "seconds": round(seconds, 2),
         "images_per_second": training_speed(trainer),
         **report.circumstances(cfg, data),
@@ -149,6 +152,7 @@ def evaluate(cfg: DictConfig) -> None:
     ]
     summary = {
         **judge.summary(cfg, data, answers, models, further),
+        "warnings": [],
         **report.circumstances(cfg, data),
     }
     write_run(cfg, data, answers, summary)
@@ -167,7 +171,7 @@ def fill_store(cfg: DictConfig) -> None:
     check_store(cfg, data, objective)
     check_folder("store.path", cfg.store.path)
     check_assistants(cfg, data, objective)
-    *_, teacher = prepare_teachers(cfg, data, objective)
+    (*_, teacher), _ = prepare_teachers(cfg, data, objective)
     assert teacher is not None
     cfg.store.mode = "disk"  # only now: assistants are those that `distill` trains
     recall = open_recall(cfg, data, teacher, objective)
@@ -306,7 +310,7 @@ def check_early(cfg: DictConfig, data: DataModule, objective: Objective) -> None
     check_assistants(cfg, data, objective)
     if cfg.ckpt_path and not Path(cfg.ckpt_path).is_file():
         raise FileNotFoundError(f"ckpt_path={cfg.ckpt_path} does not exist")
-    config.check_resume(cfg, student, objective)
+    config.check_resume(cfg, student, objective, data.classes)
     if cfg.store.mode == "disk":
         if not config.teacher_name(cfg):
             raise ValueError("store=disk keeps a teacher's answers, and there is no teacher")
@@ -321,7 +325,7 @@ def check_teacher(cfg: DictConfig, data: DataModule) -> None:
     if not to_be_trained(cfg.teacher):
         return
     own = config.alone(cfg, "teacher")
-    spec, shape = config.model_spec(own.student), config.data_shape(data)
+    spec, shape = config.model_spec(own.student), config.model_shape(own.student, data)
     if own.data.batch_size > len(data.train):
         raise ValueError(
             f"teacher.fit.batch_size={own.data.batch_size} is larger than the {len(data.train)} "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 
 from omegaconf import DictConfig
@@ -11,7 +12,8 @@ from torch import nn
 from distill import config, judge
 from distill.cache import trained_once
 from distill.data import DataModule
-from distill.models.build import ModelSpec, build_model, normalization
+from distill.first_look import Look, looked_at
+from distill.models.build import ModelSpec, build_matched, normalization
 from distill.models.ensemble import Ensemble
 from distill.models.features import feature_channels
 from distill.models.teacher import Teacher
@@ -24,9 +26,13 @@ log = logging.getLogger(__name__)
 
 def prepare_teachers(
     cfg: DictConfig, data: DataModule, objective: Objective
-) -> list[Teacher | None]:
-    """Return the teacher and its assistants, each trained under the one before it."""
+) -> tuple[list[Teacher | None], list[Look]]:
+    """Return the teacher and its assistants, each trained under the one before it.
+
+    Each is looked at on validation before anything learns from it.
+    """
     chain = [prepare_teacher(cfg, data)]
+    looks = [looked_at(cfg, data, objective, chain[0], "teacher")]
     for number in range(1, len(cfg.assistants or []) + 1):
         own = config.assistant(cfg, number)
         settle_temperature(own, data, chain[-1])
@@ -34,10 +40,11 @@ def prepare_teachers(
         model = trained_once(own, data, role, train_and_keep, chain[-1])
         own.paths = None  # where it was trained makes no other teacher
         chain.append(once(str([role, own]), partial(as_teacher, model, data)))
+        looks.append(looked_at(cfg, data, objective, chain[-1], f"assistant {number}"))
     for teacher in chain:
         if teacher is not None and objective.needs_features:
             feature_channels(teacher.model, objective.stages, "teacher")
-    return chain
+    return chain, [look for look in looks if look is not None]
 
 
 def prepare_teacher(cfg: DictConfig, data: DataModule) -> Teacher | None:
@@ -46,7 +53,7 @@ def prepare_teacher(cfg: DictConfig, data: DataModule) -> Teacher | None:
     if not to_be_trained(source):
         return once(key, lambda: load_teacher(cfg, data))
     model = trained_once(config.alone(cfg, "teacher"), data, "teacher", train_and_keep)
-    return once(key, lambda: as_teacher(model, data))
+    return once(key, lambda: as_teacher(model, data, config.own_size(source)))
 
 
 def to_be_trained(source: DictConfig) -> bool:
@@ -69,24 +76,28 @@ def load_teacher(cfg: DictConfig, data: DataModule) -> Teacher | None:
             f"teacher {source.name} would have random weights: give teacher.pretrained=true, "
             "teacher.checkpoint=PATH, teacher=finetuned, or teacher=trained"
         )
-    spec, shape = config.model_spec(source), config.data_shape(data)
-    model = build_model(spec, shape, "teacher", note=log.info)
-    return as_teacher(model, data)
+    shape, spec = config.model_shape(source, data), config.model_spec(source)
+    model = build_matched(spec, shape, "teacher", source.get("classes"), log.info)
+    return as_teacher(model, data, config.own_size(source))
 
 
 def load_ensemble(cfg: DictConfig, data: DataModule) -> Teacher:
     """Return several teachers as one, each with its own normalisation."""
-    members = []
-    for path in cfg.teacher.checkpoints:
-        model = build_model(ModelSpec(checkpoint=path), config.data_shape(data), "teacher")
-        members.append(nn.Sequential(normalization(model, data.in_chans), model))
+    members, source = [], cfg.teacher
+    shape, size = config.model_shape(source, data), config.own_size(source)
+    for path in source.checkpoints:
+        spec = ModelSpec(checkpoint=path)
+        model = build_matched(spec, shape, "teacher", source.get("classes"))
+        members.append(nn.Sequential(normalization(model, data.in_chans, size), model))
     weights = config.plain(cfg.teacher.weights)
     return Teacher(Ensemble(members, cfg.teacher.combine, weights), batch_size=data.batch_size)
 
 
-def as_teacher(model: nn.Module, data: DataModule) -> Teacher:
-    """Freeze a model, with its own normalisation."""
-    return Teacher(model, normalization(model, data.in_chans), data.batch_size)
+def as_teacher(
+    model: nn.Module, data: DataModule, image_size: Sequence[int] | None = None
+) -> Teacher:
+    """Freeze a model, with its own normalisation and, where it has one, image size."""
+    return Teacher(model, normalization(model, data.in_chans, image_size), data.batch_size)
 
 
 def settle_temperature(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> None:

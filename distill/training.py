@@ -22,7 +22,7 @@ from distill.callbacks.loggers import begin
 from distill.callbacks.speed import Speed
 from distill.data import DataModule
 from distill.errors import first_line
-from distill.models.build import ModelSpec, Normalize, build_model, normalization
+from distill.models.build import ModelSpec, Normalize, build_matched, build_model, normalization
 from distill.models.bundle import save_student
 from distill.models.checkpoint import epochs_done, read_lightning, student_weights
 from distill.models.teacher import Teacher
@@ -78,7 +78,8 @@ def fit(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> tuple[Dis
 def untrained(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> Distiller:
     """Return the student as it is before training, with what its checkpoints say of it."""
     spec = config.model_spec(cfg.student)
-    model = build_model(spec, config.data_shape(data), "student", any_classes=True)
+    shape = config.model_shape(cfg.student, data)
+    model = build_model(spec, shape, "student", any_classes=True)
     objective = config.build_objective(cfg, data)
     student = Distiller(
         model,
@@ -87,7 +88,7 @@ def untrained(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> Dis
         optimizer=config.plain(cfg.optimizer),
         scheduler=config.plain(cfg.scheduler),
         topk=config.plain(cfg.topk),
-        normalize=normalization(model, data.in_chans),
+        normalize=normalization(model, data.in_chans, config.own_size(cfg.student)),
     )
     student.about = {
         "job": resume.fingerprint(cfg),
@@ -96,6 +97,7 @@ def untrained(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> Dis
             "teacher": teacher and identity_of(teacher),
         },
         "config": config.plain(cfg),
+        "classes": list(data.classes),
         "student_model": asdict(replace(spec, checkpoint=None, pretrained=False)),
         "preprocessing": {
             name: values.flatten().tolist() for name, values in student.normalize.named_buffers()
@@ -138,11 +140,14 @@ def save_bundle(
     """Write the student for timm, with the preprocessing it was trained under."""
     normalize = student.normalize
     assert isinstance(normalize, Normalize)
+    preprocessing = dict(data.preprocessing)
+    if normalize.size is not None:
+        preprocessing["input_size"] = (data.in_chans, *normalize.size)
     return save_student(
         student.student,
         path,
         classes=data.classes,
-        **data.preprocessing,
+        **preprocessing,
         mean=normalize.mean.flatten().tolist(),
         std=normalize.std.flatten().tolist(),
         facts=facts,
@@ -154,7 +159,7 @@ def load_baseline(cfg: DictConfig, data: DataModule) -> Distiller | None:
     """Return the student without a teacher that an evaluation compares with, where one is named."""
     if not cfg.baseline:
         return None
-    model = build_model(ModelSpec(checkpoint=cfg.baseline), config.data_shape(data), "baseline")
+    model = build_matched(ModelSpec(checkpoint=cfg.baseline), config.data_shape(data), "baseline")
     return Distiller(model, normalize=normalization(model, data.in_chans))
 
 

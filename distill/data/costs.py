@@ -47,7 +47,7 @@ def read_costs(
         (['cat', 'dog', 'ask'], [[0.0, 5.0, 1.0], [2.0, 0.0, 1.0]])
     """
     path = Path(path).expanduser()
-    lines = _read_lines(path)
+    lines = read_lines(path)
     if not lines:
         raise ValueError(f"{path} is empty: it needs one line of {what} for each class")
     if len(lines[0].cells) == 1:
@@ -61,12 +61,14 @@ def read_costs(
 
 
 @dataclass(frozen=True)
-class _Line:
+class Line:
+    """A line's number in its file, and its cells."""
+
     number: int
     cells: list[str]
 
 
-def _read_lines(path: Path) -> list[_Line]:
+def read_lines(path: Path) -> list[Line]:
     """Return the cells of every line that is not blank, with the line's number in the file."""
     try:
         # Spreadsheets put a byte order mark before UTF-8.
@@ -77,14 +79,14 @@ def _read_lines(path: Path) -> list[_Line]:
         ) from error
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
     try:
-        lines = [_Line(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+        lines = [Line(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
     except csv.Error as error:
         raise ValueError(f"{path} line {reader.line_num} is not CSV: {error}") from error
     return [line for line in lines if any(line.cells)]
 
 
 def _unnamed(
-    path: Path, lines: list[_Line], classes: Sequence[str], what: str
+    path: Path, lines: list[Line], classes: Sequence[str], what: str
 ) -> tuple[Tensor, list[str]]:
     _check_rows(path, len(lines), classes, what)
     width = len(lines[0].cells)
@@ -99,7 +101,7 @@ def _unnamed(
 
 
 def _named(
-    path: Path, lines: list[_Line], classes: Sequence[str], what: str
+    path: Path, lines: list[Line], classes: Sequence[str], what: str
 ) -> tuple[Tensor, list[str]]:
     header, body = lines[0], lines[1:]
     if len(set(classes)) < len(classes):
@@ -111,7 +113,7 @@ def _named(
         if name not in classes:
             raise ValueError(
                 f"{path} line {line.number} column 1: {name!r} is not a class: "
-                f"name one of {_listed(classes)}"
+                f"name one of {listed(classes)}"
             )
         if name in costs:
             raise ValueError(f"{path} line {line.number} column 1: a second row for {name!r}")
@@ -122,7 +124,7 @@ def _named(
     return torch.tensor(rows, dtype=torch.float64), names
 
 
-def _column_names(path: Path, header: _Line, classes: Sequence[str], what: str) -> list[str]:
+def _column_names(path: Path, header: Line, classes: Sequence[str], what: str) -> list[str]:
     """Return the names of the header, those of the classes first."""
     where, names = f"{path} line {header.number}", header.cells[1:]
     if "" in names:
@@ -132,7 +134,7 @@ def _column_names(path: Path, header: _Line, classes: Sequence[str], what: str) 
     missing = [name for name in classes if name not in names]
     if missing:
         raise ValueError(
-            f"{where} has no column for {_listed(missing)} (it holds names, not {what}, because "
+            f"{where} has no column for {listed(missing)} (it holds names, not {what}, because "
             f"its first cell {header.cells[0]!r} is not a number)"
         )
     return [*classes, *(name for name in names if name not in classes)]
@@ -142,13 +144,13 @@ def _check_rows(
     path: Path, rows: int, classes: Sequence[str], what: str, missing: Sequence[str] = ()
 ) -> None:
     if rows != len(classes):
-        hint = f": there is none for {_listed(missing)}" if missing else ""
+        hint = f": there is none for {listed(missing)}" if missing else ""
         raise ValueError(
             f"{path} has {rows} rows of {what} for {len(classes)} classes, and needs one each{hint}"
         )
 
 
-def _numbers(path: Path, line: _Line, width: int, skip: int = 0) -> list[float]:
+def _numbers(path: Path, line: Line, width: int, skip: int = 0) -> list[float]:
     if len(line.cells) != width:
         raise ValueError(
             f"{path} line {line.number} has {len(line.cells)} cells, where the first line has "
@@ -175,6 +177,7 @@ def _twice(names: Sequence[str]) -> str:
     return repr(next(name for place, name in enumerate(names) if name in names[:place]))
 
 
-def _listed(names: Sequence[str], most: int = 5) -> str:
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Return the first names, quoted, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(repr, names[:most])) + more

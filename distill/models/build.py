@@ -5,20 +5,31 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from timm.models import load_model_config_from_hf
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 import distill.models.cifar
 import distill.models.slim  # noqa: F401  (both register their families with timm)
 from distill.errors import first_line
-from distill.models.checkpoint import Checkpoint, read_checkpoint
+from distill.models.checkpoint import (
+    TIMM_CONFIG,
+    Checkpoint,
+    as_object,
+    read_checkpoint,
+    read_json,
+)
+from distill.models.classes import Known, MappedClasses, imagenet_names, matched, shared_rows
 from distill.models.weights import (
     DataShape,
     KeyMap,
     check_tensors_fit,
+    classes_of,
     fits,
     renamed,
     settings_of,
@@ -55,23 +66,41 @@ class ModelSpec:
 
 
 class Normalize(nn.Module):
-    """Shift and scale each channel: `(x − mean)/std` for `[N, C, H, W]`."""
+    """Shift and scale each channel: `(x − mean)/std` for `[N, C, H, W]`.
+
+    Args:
+        mean: of each channel.
+        std: the standard deviation of each channel.
+        size: the height and width in pixels that views, in [0, 1], are first resized to (bicubic,
+            antialiased, cut to [0, 1]); None leaves them as they are.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, mean: Sequence[float], std: Sequence[float], size: Sequence[int] | None = None
+    ) -> None:
         super().__init__()
+        self.size = None if size is None else (size[0], size[1])
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     def extra_repr(self) -> str:
         """Return what the state dict leaves out, for whoever tells models apart."""
-        return f"mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"
+        told = f"mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"
+        return told if self.size is None else f"{told}, size={self.size}"
 
     def forward(self, view: Tensor) -> Tensor:
-        """Return the normalised view."""
-        return (view - self.mean) / self.std
+        """Return the normalised view, of `size`."""
+        return (self._resized(view) - self.mean) / self.std
+
+    def _resized(self, view: Tensor) -> Tensor:
+        if self.size in (None, tuple(view.shape[2:])):
+            return view
+        wide = view.to(torch.promote_types(view.dtype, torch.float32))
+        resized = interpolate(wide, self.size, mode="bicubic", antialias=True)
+        return resized.clamp_(0, 1).to(view.dtype)
 
 
 def build_model(
@@ -124,11 +153,12 @@ class Origin:
     label: str
     classes: int | None
     channels: int | None
+    names: tuple[str, ...] = ()
 
 
 def published(name: str, role: str) -> Origin:
     """Return what timm's published weights of an architecture were made for."""
-    settings = published_settings(name)
+    settings = published_config(name)
     channels = (settings.get("input_size") or (None,))[0]
     return Origin(f"{role}.pretrained ({name})", settings.get("num_classes"), channels)
 
@@ -160,10 +190,11 @@ def started(
     except ValueError as error:
         raise ValueError(f"{label}: {error}") from error
     classes = size_along(weights, settings.get("classifier"), 0)
-    origin = Origin(label, classes, size_along(weights, settings.get("first_conv"), 1))
+    channels = size_along(weights, settings.get("first_conv"), 1)
+    origin = Origin(label, classes, channels, tuple(checkpoint.classes))
     check_classes(origin, shape, any_classes)
-    if any_classes and classes != shape.num_classes:
-        weights = with_own_head(weights, model)
+    if any_classes and (classes != shape.num_classes or renames(origin, shape)):
+        weights = with_own_head(weights, model, origin.names, shape.classes)
     if fits(model, weights):
         model.load_state_dict(weights)
     else:
@@ -201,12 +232,28 @@ def adapted(
     return found
 
 
+def renames(origin: Origin, shape: DataShape) -> bool:
+    """Whether both sides name their classes, and not alike."""
+    return bool(origin.names and shape.classes) and origin.names != shape.classes
+
+
+def becomes(origin: Origin, shape: DataShape) -> str:
+    """Return what becomes of a last layer whose rows are taken by name, for people."""
+    rows = len(shared_rows(origin.names, shape.classes))
+    if not rows:
+        return "starts anew"
+    rest = ", and the others start anew" if rows < shape.num_classes else ""
+    return f"keeps {rows} rows by name{rest}"
+
+
 def adaptations(origin: Origin, name: str, shape: DataShape) -> list[str]:
     """Return in one line each how weights are adapted to the data."""
     said = []
-    if origin.classes not in (None, shape.num_classes):
+    if origin.classes is not None and (
+        origin.classes != shape.num_classes or renames(origin, shape)
+    ):
         said.append(f"{origin.label}: of {origin.classes:,} classes, and the data have "
-                    f"{shape.num_classes:,}; the last layer starts anew")  # fmt: skip
+                    f"{shape.num_classes:,}; the last layer {becomes(origin, shape)}")  # fmt: skip
     if origin.channels not in (None, shape.in_chans):
         said.append(f"{origin.label}: for {origin.channels} channels, and the data have "
                     f"{shape.in_chans}; the first layer is adapted as timm does")  # fmt: skip
@@ -214,6 +261,76 @@ def adaptations(origin: Origin, name: str, shape: DataShape) -> list[str]:
         size = " × ".join(map(str, shape.image_size))
         said.append(f"{origin.label}: position embeddings are resampled for {size} pixels")
     return said
+
+
+def build_matched(
+    spec: ModelSpec,
+    shape: DataShape,
+    role: str,
+    file: str | None = None,
+    note: Callable[[str], None] | None = None,
+) -> nn.Module:
+    """Return a trained model that answers for the data's classes, whatever its own are.
+
+    They are matched by name (`distill.models.classes`), which is said.
+
+    Args:
+        spec: which model; it has weights.
+        shape: what the data ask of it.
+        role: `teacher`, … for messages.
+        file: a table of the data's classes and the model's, in place of their names.
+        note: see `build_model`.
+
+    Raises:
+        ValueError: as `build_model`, and if a class of the data has none of the model's.
+    """
+    known = known_classes(spec, shape, role) if shape.classes else None
+    if known is None:
+        return build_model(spec, shape, role, note=note)
+    groups = matched(known, shape.classes, role, file)
+    own = replace(shape, num_classes=known.count, classes=())
+    model = build_model(spec, own, role, note=note)
+    return model if groups is None else MappedClasses(model, groups)
+
+
+def known_classes(spec: ModelSpec, shape: DataShape, role: str) -> Known | None:
+    """Return what is known of the classes of a model's weights; None of weights that say nothing.
+
+    Raises:
+        ValueError: if there are more or fewer names than classes.
+    """
+    if not spec.checkpoint:
+        return published_known(spec, role)
+    checkpoint = read_checkpoint(spec.checkpoint)
+    origin = f"{role}{'' if role == 'baseline' else '.checkpoint'}={spec.checkpoint}"
+    name, args = architecture(spec, checkpoint)
+    names = [[name] for name in checkpoint.classes] or None
+    count = classes_of(checkpoint.weights, name) if name else None
+    count = count or checkpoint.args.get("num_classes") or args.get("num_classes")
+    if names and count not in (None, len(names)):
+        raise ValueError(
+            f"{origin} is damaged: it has {len(names)} class names and {count} classes"
+        )
+    count = count or (len(names) if names else None)
+    if not isinstance(count, int):
+        return None
+    if names is None and count != shape.num_classes and (guess := imagenet_names(count)):
+        taken = f"{origin} names no classes, and is taken for one of ImageNet's: it"
+        return Known(count, guess, taken, of_imagenet=True)
+    return Known(count, names, origin)
+
+
+def published_known(spec: ModelSpec, role: str) -> Known | None:
+    """Return what is known of the classes of timm's published weights."""
+    config = published_config(spec.name or "") if spec.pretrained else {}
+    count, labels = config.get("num_classes"), config.get("label_names")
+    if not isinstance(count, int) or not count:
+        return None
+    origin = f"{role} {spec.name} with its published weights"
+    if isinstance(labels, list | tuple) and len(labels) == count:
+        return Known(count, [[str(label)] for label in labels], origin)
+    names = imagenet_names(count)
+    return Known(count, names, origin, of_imagenet=names is not None)
 
 
 def channels_last(model: nn.Module) -> nn.Module:
@@ -315,10 +432,13 @@ def architecture(
     return checkpoint.architecture, args
 
 
-def normalization(model: nn.Module, in_chans: int) -> Normalize:
+def normalization(
+    model: nn.Module, in_chans: int, image_size: Sequence[int] | None = None
+) -> Normalize:
     """Return the input normalisation that the model's `pretrained_cfg` declares.
 
-    A model that declares three channels and sees another number is given the three's mean.
+    A model that declares three channels and sees another number is given the three's mean. Where
+    it sees images of another `image_size` (height, width) than the views', they are resized first.
     """
     config = getattr(model, "pretrained_cfg", None) or {}
     mean, std = (
@@ -326,13 +446,23 @@ def normalization(model: nn.Module, in_chans: int) -> Normalize:
     )
     if len(mean) != in_chans:
         mean, std = ([sum(values) / len(values)] * in_chans for values in (mean, std))
-    return Normalize(mean, std)
+    return Normalize(mean, std, image_size)
 
 
-def published_settings(name: str) -> dict[str, Any]:
-    """Return timm's configuration of an architecture and its published weights."""
-    known = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
-    return known.to_dict() if known is not None else {}
+def published_config(name: str) -> dict[str, Any]:
+    """Return timm's configuration of published weights; empty where it knows of none."""
+    source, _, place = name.partition(":")
+    try:
+        if source == "local-dir":
+            content = read_json(Path(place) / TIMM_CONFIG)
+            keys = [key for key in ("num_classes", "label_names") if key in content]
+            return {**as_object(content.get("pretrained_cfg")), **{k: content[k] for k in keys}}
+        if place:
+            return load_model_config_from_hf(place)[0]
+        config = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
+    except Exception:  # what is not there or cannot be reached, `create_model` refuses in a line
+        return {}
+    return config.to_dict() if config is not None else {}
 
 
 def create(
@@ -353,7 +483,7 @@ def create(
 def asked_by(shape: DataShape, name: str) -> dict[str, Any]:
     """Return the arguments that the data decide; the image size, where a model is made for one."""
     asked: dict[str, Any] = {"num_classes": shape.num_classes, "in_chans": shape.in_chans}
-    settings = published_settings(name)
+    settings = published_config(name)
     if settings.get("fixed_input_size") and settings["input_size"][1:] != shape.image_size:
         asked["img_size"] = shape.image_size
     return asked

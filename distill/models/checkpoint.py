@@ -6,7 +6,7 @@ import argparse
 import inspect
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ class Checkpoint:
         architecture: timm's name of the model, or None.
         args: further arguments of `timm.create_model`.
         preprocessing: some of `PREPROCESSING`, as timm writes them.
+        classes: the names of its classes in their order, or none.
 
     Raises:
         ValueError: if these are not of their kind, or weights are not finite.
@@ -54,11 +55,14 @@ class Checkpoint:
     architecture: str | None = None
     args: Mapping[str, Any] = field(default_factory=dict)
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    classes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         check_tensors(self.weights)
         check_architecture(self.architecture, self.args)
         check_preprocessing(self.preprocessing)
+        if self.classes and not is_list(self.classes, str):
+            raise ValueError("its classes are not a list of names")
 
 
 def check_tensors(weights: Mapping[str, Tensor]) -> None:
@@ -182,7 +186,13 @@ def checkpoint_of_bundle(folder: Path) -> Checkpoint:
     if isinstance(args, dict) and "num_classes" in known:
         args = {"num_classes": known["num_classes"], **args}
     weights = read_weights(inside(folder, WEIGHTS))
-    return Checkpoint(weights, known["architecture"], args, preprocessing)
+    return Checkpoint(weights, known["architecture"], args, preprocessing, class_names(folder))
+
+
+def class_names(folder: Path) -> list[str]:
+    """Return a bundle's class names; of one that is not this project's, timm's."""
+    known = read_json(folder / FACTS) if (folder / FACTS).exists() else {}
+    return known.get("classes") or read_json(folder / TIMM_CONFIG).get("label_names") or []
 
 
 def read_lightning(path: Path) -> dict[str, Any]:
@@ -213,8 +223,9 @@ def student_of(content: Mapping[str, Any]) -> Checkpoint:
     spec = as_object(known.get("student_model"))
     preprocessing = preprocessing_in(known.get("preprocessing"))
     return Checkpoint(
-        student_weights(content), spec.get("name"), spec.get("args") or {}, preprocessing
-    )
+        student_weights(content), spec.get("name"), spec.get("args") or {}, preprocessing,
+        known.get("classes") or (),
+    )  # fmt: skip
 
 
 def preprocessing_in(settings: Any) -> dict[str, Any]:

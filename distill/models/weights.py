@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import timm
 from torch import Tensor, nn
+
+from distill.models.classes import shared_rows
 
 SHOWN = 3  # tensors that a message names
 COUNTERS = ("total_ops", "total_params")  # what the FLOP counter thop leaves in state dicts
@@ -21,11 +23,12 @@ KeyMap = str | Mapping[str, str]
 
 @dataclass(frozen=True)
 class DataShape:
-    """What a data set asks of a model: K, channels, height and width in pixels."""
+    """What a data set asks of a model: K, channels, height and width in pixels; its class names."""
 
     num_classes: int
     in_chans: int
     image_size: tuple[int, int]
+    classes: tuple[str, ...] = ()
 
 
 def renamed(weights: Mapping[str, Tensor], model: Any, key_map: KeyMap | None) -> dict[str, Tensor]:
@@ -90,7 +93,7 @@ def mapped(weights: Mapping[str, Tensor], rules: Mapping[str, str]) -> dict[str,
     return found
 
 
-def shared_prefix(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+def shared_prefix(weights: Mapping[str, Any], own: Mapping[str, Any]) -> str:
     """Return what stands before the model's names in the file, such as `student.`.
 
     Raises:
@@ -111,17 +114,38 @@ def shared_prefix(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> s
     return "" if found[""] == most or most <= len(own) // 4 else best[0]
 
 
-def with_own_head(weights: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
-    """Return weights with the model's own last layer in the place of theirs."""
-    head = prefixes(settings_of(model).get("classifier"))
-    kept = {name: value for name, value in weights.items() if not name.startswith(head)}
-    own = model.state_dict()
-    return {**kept, **{name: own[name] for name in own if name.startswith(head)}}
-
-
 def settings_of(model: Any) -> Mapping[str, Any]:
     """Return timm's configuration of a model; an architecture of a user's own may have none."""
     return getattr(model, "pretrained_cfg", None) or {}
+
+
+def with_own_head(
+    weights: Mapping[str, Tensor], model: Any, known: Sequence[str], wanted: Sequence[str]
+) -> dict[str, Tensor]:
+    """Return weights with the model's own last layer, which takes over the rows of shared classes.
+
+    Args:
+        weights: name → tensor, under the model's own names.
+        model: what they are for.
+        known: the class names of the weights, none where they have none.
+        wanted: the class names of the data.
+    """
+    head = prefixes(settings_of(model).get("classifier"))
+    rows = shared_rows(known, wanted)
+    kept = {name: value for name, value in weights.items() if not name.startswith(head)}
+    own = {name: value for name, value in model.state_dict().items() if name.startswith(head)}
+    return kept | {
+        name: with_rows(value, weights.get(name), rows, len(known)) for name, value in own.items()
+    }
+
+
+def with_rows(own: Tensor, theirs: Tensor | None, rows: Mapping[int, int], known: int) -> Tensor:
+    """Return a tensor whose rows are taken from another, own row → the other's."""
+    if theirs is None or not rows or theirs.shape != (known, *own.shape[1:]):
+        return own
+    mixed = own.clone()
+    mixed[list(rows)] = theirs[list(rows.values())].to(own.dtype)
+    return mixed
 
 
 def size_along(weights: Mapping[str, Tensor], key: Any, axis: int) -> int | None:
@@ -141,7 +165,9 @@ def prefixes(key: Any) -> tuple[str, ...]:
 def classes_of(weights: Mapping[str, Tensor], name: str) -> int | None:
     """Return how many classes the weights of an architecture tell apart, where they say so."""
     settings = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
-    return size_along(weights, settings.classifier if settings else None, 0)
+    key = settings.classifier if settings else None
+    prefix = shared_prefix(weights, dict.fromkeys(f"{stem}weight" for stem in prefixes(key)))
+    return size_along({k.removeprefix(prefix): v for k, v in weights.items()}, key, 0)
 
 
 def fits(model: nn.Module, weights: Mapping[str, Tensor]) -> bool:

@@ -119,7 +119,9 @@ def explained(what: Path) -> Iterator[None]:
 
 def run_content(run: Run) -> dict[str, Any]:
     """Return what the template of a run shows."""
-    absent = dict.fromkeys(("epochs", "seconds", "sparsity", "condition"))  # of an evaluation
+    absent = dict.fromkeys(
+        ("epochs", "seconds", "sparsity", "condition", "warnings")
+    )  # of an evaluation
     summary = {**absent, **run.summary}
     models = by_label(summary, ROLES)
     if summary["student_best"] and summary["epochs"]["best"] != summary["epochs"]["last"]:
