@@ -23,6 +23,7 @@ from distill.models.checkpoint import (
     FACTS,
     TIMM_CONFIG,
     WEIGHTS,
+    has_weights_alone,
     inside,
     is_finite,
     is_list,
@@ -181,7 +182,7 @@ def load_student(path: str | Path, calibrated: bool | str = False) -> nn.Module:
         `load_student("runs/first/student", calibrated=True)(images).softmax(1)`
     """
     folder = Path(path).expanduser()
-    if (folder / WEIGHTS).is_file() and not (folder / TIMM_CONFIG).exists():
+    if has_weights_alone(folder):
         raise ValueError(f"{folder}: {WEIGHTS_ALONE}")
     inside(folder, TIMM_CONFIG)
     checkpoint = read_checkpoint(folder)

@@ -6,6 +6,7 @@ import argparse
 import inspect
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,7 +171,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 def checkpoint_of_bundle(folder: Path) -> Checkpoint:
     """Read a bundle's weights, its architecture and its preprocessing."""
-    if (folder / WEIGHTS).is_file() and not (folder / TIMM_CONFIG).exists():
+    if has_weights_alone(folder):
         # Of a model that timm cannot build, whose architecture is for the configuration to name.
         facts = read_json(folder / FACTS) if (folder / FACTS).exists() else {}
         preprocessing = preprocessing_in(facts.get("preprocessing"))
@@ -226,6 +227,11 @@ def student_of(content: Mapping[str, Any]) -> Checkpoint:
         student_weights(content), spec.get("name"), spec.get("args") or {}, preprocessing,
         known.get("classes") or (),
     )  # fmt: skip
+
+
+def has_weights_alone(folder: Path) -> bool:
+    """Whether a bundle is of a model that timm cannot build."""
+    return (folder / WEIGHTS).is_file() and not os.path.lexists(folder / TIMM_CONFIG)
 
 
 def preprocessing_in(settings: Any) -> dict[str, Any]:

@@ -243,11 +243,6 @@ def test_a_bundle_brings_its_own_normalisation(bundle):
     assert normalization(model, 1).std.flatten().tolist() == [0.5]
 
 
-def test_models_that_are_not_timms_cannot_be_saved_for_timm(tiny, tmp_path):
-    with pytest.raises(ValueError, match="made by timm"):
-        save_student(tiny(), tmp_path / "s")
-
-
 def test_normalisation_is_the_models_own_and_no_part_of_its_weights():
     model = timm.create_model(
         "resnet18", in_chans=3, pretrained_cfg_overlay={"mean": (0.1, 0.2, 0.3)}

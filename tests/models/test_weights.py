@@ -107,7 +107,7 @@ def test_other_classes_and_channels_give_a_new_head_and_timms_own_first_layer(
         torch.save(full, tmp_path / "w.pth")
         spec = ModelSpec("resnet10t", checkpoint=str(tmp_path / "w.pth"))
     else:
-        monkeypatch.setattr("distill.models.build.published_settings", lambda name: {
+        monkeypatch.setattr("distill.models.build.published_config", lambda name: {
             **timm.get_pretrained_cfg(name).to_dict(), "num_classes": 12})  # fmt: skip
         published(monkeypatch, "resnet10t", full)
         spec = ModelSpec("resnet10t", pretrained=True)
