@@ -28,6 +28,8 @@ def check_mode(image: Image.Image) -> None:
 
 def decoded(file: Path | IO[bytes], channels: int) -> Image.Image:
     """Decode an image file."""
+    # Pillow loads its rarer formats at first need, and a thread that looks meanwhile finds none.
+    Image.init()
     with Image.open(file) as image:
         return upright(image, channels)
 

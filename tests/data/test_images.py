@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from distill.data.folder import FileLoader
-from distill.data.images import resize
+from distill.data.images import decoded, resize
 from tests.data.conftest import refusal
 
 
@@ -89,3 +89,17 @@ def test_resizing_keeps_constants_corners_and_ramps():
     ramp = torch.arange(0, 160, 10, dtype=torch.uint8).expand(1, 1, 16, 16)
     half = torch.arange(0, 160, 10).float().view(8, 2).mean(1)  # away from the edges: the mean
     assert (resize(ramp, 8)[0, 0, 3, 1:-1].float() - half[1:-1]).abs().max() <= 0.5
+
+
+def test_rare_formats_are_known_before_a_thread_asks_for_one(path, monkeypatch):
+    Image.new("RGB", (2, 2)).save(path)
+    known, real = [], Image.open
+
+    def opened(file):
+        known.append(Image._initialized)
+        return real(file)
+
+    monkeypatch.setattr(Image, "_initialized", 1)
+    monkeypatch.setattr(Image, "open", opened)
+    decoded(path, 3)
+    assert known == [2]
