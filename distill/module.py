@@ -131,7 +131,7 @@ class Distiller(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the objective's loss on one batch."""
-        self.objective.checked &= batch_idx > 0
+        self._look_at_targets(batch_idx)
         batch = self._taken(batch)
         answers = self._answers(batch, self.global_step)
         losses = self.objective(*answers, labelled=self._labelled(batch))
@@ -146,12 +146,12 @@ class Distiller(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Update the validation metrics."""
-        self.objective.checked &= batch_idx > 0
+        self._look_at_targets(batch_idx)
         self._evaluate("val", batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Update the test metrics."""
-        self.objective.checked &= batch_idx > 0
+        self._look_at_targets(batch_idx)
         self._evaluate("test", batch)
 
     def predict_step(
@@ -227,6 +227,12 @@ class Distiller(pl.LightningModule):
         student, ours = forward_with_features(self.student, self._images(view), stages)
         teacher, theirs = self.teacher.with_features(view, stages)
         return student, teacher, target, (ours, theirs)
+
+    def _look_at_targets(self, batch_idx: int) -> None:
+        """Let the objective look at an epoch's first targets, unless whoever gives them has."""
+        if batch_idx == 0:
+            data = getattr(self.trainer, "datamodule", None)
+            self.objective.checked = getattr(data, "labels_checked", False)
 
     def _labelled(self, batch: Batch) -> int | None:
         """Return how many samples of a training batch have labels, None where all have."""

@@ -8,7 +8,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distill import cache, config, run, teachers, training
+from distill import cache, config, report, run, teachers, training
 from distill.cli import CONF
 from distill.losses import LOSSES
 from distill.module import Distiller
@@ -97,6 +97,27 @@ def test_every_objective_trains_a_student_and_never_waits_for_its_device(
     for term in built.terms:
         assert torch.isfinite(trainer.callback_metrics[f"val/{term}"]), term
     assert all(p.isfinite().all() for p in student.student.parameters())
+
+
+@pytest.mark.parametrize("objective", ["kd", "ctkd", "dist"])
+def test_pictures_without_labels_teach_and_nothing_waits_for_its_device(
+    composed, waits, tmp_path, objective
+):
+    from PIL import Image
+
+    for shade in range(12):
+        Image.new("L", (9, 9), 20 * shade).save(tmp_path / f"{shade}.png")
+    given = ("store=off", f"data.unlabeled={tmp_path}", "data.unlabeled_share=0.25")
+    cfg = composed(*QUICK, f"objective={objective}", *given)
+    data = config.build_data(cfg)
+    run.check_early(cfg, data, config.build_objective(cfg, data))
+    student, trainer = training.fit(cfg, data, teachers.prepare_teacher(cfg, data))
+    assert trainer.global_step == 2
+    assert waits == []
+    assert all(p.isfinite().all() for p in student.student.parameters())
+    told = report.unlabeled_of(cfg, data, trainer)
+    assert (told["images"], told["share"]) == (12, 0.25)
+    assert told["views_shown"] == 2 * data.batch_size // 4
 
 
 def test_every_loss_can_be_chosen_by_an_objective():

@@ -83,6 +83,8 @@ class DataModule(pl.LightningDataModule):
             `drop`. Both are said.
     """
 
+    labels_checked = True  # by `check_labels`: nobody has to wait for a device to look at them
+
     def __init__(
         self,
         source: Source,
