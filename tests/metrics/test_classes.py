@@ -21,6 +21,7 @@ from distill.metrics import (
     per_class_recall,
     recall_by_shots,
 )
+from distill.resolvers import direction
 
 
 def labels(seed, count=400, classes=7):
@@ -138,3 +139,9 @@ def test_the_examples_in_the_docstrings_run():
         result = doctest.testmod(importlib.import_module(name))
         assert result.attempted > 0
         assert result.failed == 0
+
+
+@pytest.mark.parametrize("name", ["balanced_accuracy", "macro_f1", "top1"])
+def test_more_of_them_is_better(name):
+    assert direction(f"val/{name}") == "maximize"
+    assert direction("val/nll") == "minimize"

@@ -17,7 +17,13 @@ from distill import report, run
 from distill.cli import CONF
 from distill.report import figures, page
 from distill.report.reading import by_epoch, read_images, read_run, temperature_of
-from distill.report.summary import flops, model_costs
+from distill.report.summary import (
+    FEWEST,
+    costs_of_models,
+    flops,
+    forward_seconds,
+    model_costs,
+)
 from tests.fuzz import fuzz
 
 SECTIONS = ("headline", "confidence", "fidelity", "mistakes", "selective", "learning", "cost",
@@ -142,6 +148,89 @@ def test_the_flops_are_those_of_the_layers():
     found = model_costs(model, (3, 6, 6), torch.device("cpu"))
     assert found["flops"] == 2 * (36 * 8 * 3 * 9 + 8 * 36 * 5)
     assert model.training
+
+
+class Counted(Small):
+    """A model that tells a list whenever it is asked for several images."""
+
+    def __init__(self, name, calls, width=144):
+        super().__init__()
+        self.head = nn.Linear(width, 2)
+        self.name, self.calls = name, calls
+
+    def forward(self, images):
+        if len(images) > 1:
+            self.calls.append(self.name)
+        return self.head(self.conv(images).flatten(1)[:, : self.head.in_features])
+
+
+def test_an_architecture_is_measured_once_and_others_in_turns(monkeypatch):
+    monkeypatch.setattr("distill.report.summary._measured", {})
+    calls, device = [], torch.device("cpu")
+    models = {"a": Counted("a", calls), "twin": Counted("twin", calls),
+              "b": Counted("b", calls, width=9)}  # fmt: skip
+    found = costs_of_models(models, (3, 8, 8), device)
+    assert calls[:4] == ["a", "b"] * 2
+    assert calls.count("a") == calls.count("b")
+    assert "twin" not in calls
+    assert found["a"] == found["twin"]
+    assert found["a"]["flops"] > found["b"]["flops"]
+    for name in ("latency_ms", "images_per_second"):
+        low, high = found["a"][f"{name}_quartiles"]
+        assert 0 < low <= found["a"][name] <= high
+    before = len(calls)
+    assert model_costs(models["twin"], (3, 8, 8), device) == found["a"]
+    assert len(calls) == before
+    model_costs(models["b"].double(), (3, 8, 8), device)  # of another precision
+    assert len(calls) > before
+
+
+def test_a_slow_model_is_not_asked_more_often_than_needed(monkeypatch):
+    monkeypatch.setattr("distill.report.summary.PATIENCE", 0.0)
+    seconds = forward_seconds({"a": Small()}, (3, 8, 8), 2)
+    assert len(seconds["a"]) == FEWEST
+
+
+def test_differences_and_classes_are_on_the_page(finished):
+    text = (finished / "report.html").read_text()
+    summary = json.loads((finished / "summary.json").read_text())
+    found = summary["comparisons"]["baseline"]["differences"]["nll"]
+    shown = f"{found['value']:+.4f}".replace("-", "−")
+    ends = " to ".join(f"{end:+.4f}".replace("-", "−") for end in found["interval"])
+    assert f"{shown}<small>{ends}</small>" in text
+    section = text.split("Class by class")[1].split("</section>")[0]
+    for name, count in zip(summary["classes"], summary["majority"]["counts"], strict=True):
+        assert f'<th scope="row">{name}</th><td>{count}</td>' in section
+    low, high = summary["student"]["intervals"]["top1"]
+    assert f"(95 %: {100 * low:.1f} to {100 * high:.1f})" in text
+
+
+def test_unbalanced_classes_and_a_student_of_one_answer_are_at_the_top(copied):
+    def change(summary):
+        summary["majority"] |= {"counts": [90, *[10] * 9], "class": "<zero>", "share": 0.5}
+        favourite = {"label": 3, "share": 0.99, "share_of_others": 0.98}
+        summary["student"]["favourite"] = favourite
+
+    top = edit(copied, change).split("<nav")[0]
+    assert "always answering “&lt;zero&gt;”, the most frequent class, would be right in 50.0" in top
+    assert "The student answers only one class: “3” for 99.0" in top
+
+
+def test_a_summary_of_an_earlier_version_has_a_page_without_what_it_lacks(copied):
+    def change(summary):
+        for name in ("comparisons", "majority"):
+            del summary[name]
+        for role in ("student", "teacher", "baseline", "student_best"):
+            for name in ("intervals", "macro_f1", "favourite", "latency_ms_quartiles",
+                         "images_per_second_quartiles"):  # fmt: skip
+                summary[role].pop(name, None)
+
+    text = edit(copied, change)
+    for name in SECTIONS:
+        assert f'<section id="{name}">' in text, name
+    assert "<small>" not in text
+    assert "told apart" not in text
+    assert "Class by class" not in text
 
 
 def test_an_earlier_baseline_and_foreign_images_are_not_shown(copied):
