@@ -18,9 +18,9 @@ import timm.data
 import torch
 from torch import Tensor, nn
 
-from distill.cli import printable
 from distill.data.errors import reason
 from distill.data.images import MODES, decoded
+from distill.errors import printable
 from distill.files import plain_cell, writing
 from distill.models.bundle import facts_of, load_student, with_calibration
 

@@ -189,6 +189,7 @@ MISTAKES = {
     "student.checkpoint=rgb": "student.checkpoint=rgb has 3 input channels and the data have 1",
     "teacher=timm teacher.checkpoint=nowhere": "no checkpoint at nowhere",
     "teacher=timm teacher.checkpoint=three": "three has 3 classes and the data have 10",
+    "teacher.classes=zero.csv": "is for a teacher that has weights: this one is to be trained",
     f"{GIVEN} teacher.image_size=0": "teacher.image_size must be a number of pixels",
     f"{GIVEN} teacher.image_size=[32]": "or a list of height and width",
     f"{GIVEN} teacher.classes=nowhere.csv": "teacher.classes=nowhere.csv: No such file",
