@@ -263,3 +263,8 @@ def test_a_strangers_names_command_no_terminal(caplog):
         matched(known, ["z\x1b"], "teacher", None)
     for text in (caplog.records[0].getMessage(), str(caught.value)):
         assert text.isprintable()
+
+
+def test_a_table_for_a_model_that_says_nothing_of_its_classes_is_refused():
+    with pytest.raises(ValueError, match="nothing says which classes the teacher has"):
+        build_matched(ModelSpec("resnet18", ARGS), SHAPE, "teacher", "classes.csv")
