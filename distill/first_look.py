@@ -36,6 +36,7 @@ class Look:
         nll: the mean negative log-likelihood of the labels, in nats.
         majority: the share of the most frequent class.
         most_frequent: that class's name.
+        images: how many there are.
     """
 
     role: str
@@ -44,6 +45,7 @@ class Look:
     nll: float
     majority: float
     most_frequent: str
+    images: int
 
     def told(self) -> str:
         """Return the numbers in one line."""
@@ -59,16 +61,17 @@ class Look:
         Args:
             baseline: validation top-1 of the student that learns without it, where it is known.
         """
-        found, own = [], f"the {self.role} is right on {percent(self.top1)} of validation"
+        found = []
+        own = f"{self.role}: right on {percent(self.top1)} of {self.images:,} validation images"
         if not self.top1 > self.majority:
             found.append(
                 f"{own}, and always answering the most frequent class ({self.most_frequent}) would "
-                f"be on {percent(self.majority)}: there is little to learn from it"
+                f"be on {percent(self.majority)}, so that there is little to learn from it"
             )
         if baseline is not None and self.top1 < baseline - SINGLE:
             found.append(
-                f"{own}, and the student that learns without it on {percent(baseline)}: it may do "
-                "more harm than good"
+                f"{own}, and the student that learns without it on {percent(baseline)}, so that it "
+                "may do more harm than good"
             )
         return found
 
@@ -115,6 +118,7 @@ def measured(logits: Tensor, target: Tensor, classes: Sequence[str], role: str) 
         float(negative_log_likelihood(logits, target)),
         int(counts.max()) / len(target),
         classes[int(counts.argmax())],
+        len(target),
     )
 
 

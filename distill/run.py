@@ -324,6 +324,11 @@ def check_teacher(cfg: DictConfig, data: DataModule) -> None:
         raise ValueError("give teacher.name=NAME, a timm model, or teacher.checkpoint=PATH")
     if not to_be_trained(cfg.teacher):
         return
+    if cfg.teacher.get("classes"):
+        raise ValueError(
+            f"teacher.classes={cfg.teacher.classes} is for a teacher that has weights: this one is "
+            "to be trained, on the data's own classes"
+        )
     own = config.alone(cfg, "teacher")
     spec, shape = config.model_spec(own.student), config.model_shape(own.student, data)
     if own.data.batch_size > len(data.train):

@@ -133,7 +133,8 @@ def outcome(action, place):
         with watched():
             action()
     except (ValueError, OSError) as error:
-        from distill.cli import one_line, printable
+        from distill.cli import one_line
+        from distill.errors import printable
 
         line = printable(one_line(error))
         assert len(line.splitlines()) == 1

@@ -15,6 +15,7 @@ from distill.cli import CONF
 from distill.first_look import Look, looked_at, measured
 from distill.models.teacher import Teacher
 from distill.objectives import Objective
+from distill.sweep.lockstep import in_turns
 
 ARGS = {"layers": [1, 1, 1, 1], "channels": [4, 8, 16, 32], "stem_type": "deep", "stem_width": 4}
 KD = Objective({"kl": "kl_divergence"})
@@ -75,19 +76,18 @@ def test_the_numbers_are_those_of_scikit_learn():
 
 
 def test_it_is_said_in_one_line_and_doubted_with_reason():
-    good = Look("teacher", 0.869, 0.851, 0.41, 0.412, "cat")
+    good = Look("teacher", 0.869, 0.851, 0.41, 0.412, "cat", 1968)
     assert good.told() == (
         "teacher: validation top-1 86.9 %, balanced accuracy 85.1 %, NLL 0.41; always answering "
         "the most frequent class (cat) would be right on 41.2 %"
     )
     assert good.doubts() == good.doubts(0.869) == []
     (worse,) = good.doubts(0.9)
-    assert (
-        "right on 86.9 % of validation, and the student that learns without it on 90.0 %" in worse
-    )
-    useless = Look("assistant 1", 0.412, 0.25, 9.0, 0.412, "cat")
+    assert worse.startswith("teacher: right on 86.9 % of 1,968 validation images, and the student")
+    assert "learns without it on 90.0 %" in worse
+    useless = Look("assistant 1", 0.412, 0.25, 9.0, 0.412, "cat", 1968)
     (majority,) = useless.doubts()
-    assert majority.startswith("the assistant 1 is right on 41.2 %")
+    assert majority.startswith("assistant 1: right on 41.2 %")
     assert len(useless.doubts(0.5)) == 2
 
 
@@ -114,6 +114,18 @@ def test_a_teacher_is_asked_once_and_nothing_random_moves(composed, caplog):
     assert torch.equal(labels, expected[1])
     assert found.top1 == pytest.approx((logits.argmax(1) == labels).float().mean().item())
     assert found.told() in caplog.text
+
+
+def test_runs_that_share_a_teacher_look_once(composed, caplog):
+    caplog.set_level(logging.INFO, "distill")
+    cfg = composed()
+    data = config.build_data(cfg)
+    model = Counted(data)
+    teacher, found = Teacher(model), []
+    in_turns([lambda: found.append(looked_at(cfg, data, KD, teacher, "teacher"))] * 3)
+    assert found[0] is found[1] is found[2]
+    assert model.seen == len(data.val)
+    assert caplog.text.count("validation top-1") == 1
 
 
 def test_a_teacher_that_is_asked_nothing_is_not_looked_at(composed, monkeypatch):

@@ -286,6 +286,8 @@ def build_matched(
     """
     known = known_classes(spec, shape, role) if shape.classes else None
     if known is None:
+        if file is not None:
+            raise ValueError(f"teacher.classes={file}: nothing says which classes the {role} has")
         return build_model(spec, shape, role, note=note)
     groups = matched(known, shape.classes, role, file)
     own = replace(shape, num_classes=known.count, classes=())
@@ -294,7 +296,7 @@ def build_matched(
 
 
 def known_classes(spec: ModelSpec, shape: DataShape, role: str) -> Known | None:
-    """Return what is known of the classes of a model's weights; None of weights that say nothing.
+    """Return what is known of the classes of a model's weights; None where there are no weights.
 
     Raises:
         ValueError: if there are more or fewer names than classes.
@@ -311,9 +313,8 @@ def known_classes(spec: ModelSpec, shape: DataShape, role: str) -> Known | None:
         raise ValueError(
             f"{origin} is damaged: it has {len(names)} class names and {count} classes"
         )
-    count = count or (len(names) if names else None)
-    if not isinstance(count, int):
-        return None
+    if not isinstance(count, int) or count < 1:  # nothing but the names, or the data, can say
+        count = len(names) if names else shape.num_classes
     if names is None and count != shape.num_classes and (guess := imagenet_names(count)):
         taken = f"{origin} names no classes, and is taken for one of ImageNet's: it"
         return Known(count, guess, taken, of_imagenet=True)

@@ -15,6 +15,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 
 from distill.data.costs import Line, listed, read_lines
+from distill.errors import printable
 
 log = logging.getLogger(__name__)
 
@@ -293,16 +294,17 @@ def pairs(known: Known, groups: Groups, classes: Sequence[str]) -> str:
 
 
 def described(known: Known, place: int) -> str:
-    """Return what people call one of a model's classes."""
+    """Return what people call one of a model's classes: a stranger's names command no terminal."""
     if known.names is None:
         return f"class {place}"
-    first, *others = known.names[place]
+    first, *others = map(printable, known.names[place])
     return f"{first} ({', '.join(others)})" if others else first
 
 
 def shown(names: Sequence[str]) -> str:
     """Return the first names and how many there are."""
-    return f"{', '.join(names[:SHOWN])}{f', … ({len(names)})' if len(names) > SHOWN else ''}"
+    more = f", … ({len(names)})" if len(names) > SHOWN else ""
+    return ", ".join(map(printable, names[:SHOWN])) + more
 
 
 @cache

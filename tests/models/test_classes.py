@@ -232,3 +232,39 @@ def test_a_student_starts_from_the_rows_of_the_classes_it_knows(bundles, images)
 def test_names_that_are_no_names_are_refused():
     with pytest.raises(ValueError, match="its classes are not a list of names"):
         Checkpoint(resnet().state_dict(), classes=[1, 2])
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_a_model_of_imagenet_teaches_the_classes_it_has(tmp_path, caplog, published):
+    caplog.set_level(logging.INFO, "distill")
+    torch.manual_seed(0)
+    whole = timm.create_model("test_resnet", num_classes=1000).eval()
+    path = tmp_path / "imagenet.pth"
+    torch.save(whole.state_dict(), path)
+    shape = DataShape(2, 3, (64, 64), ("golden_retriever", "n01440764"))
+    overlay = {"pretrained_cfg_overlay": {"file": str(path)}}
+    spec = ModelSpec("test_resnet", overlay, pretrained=True) if published else ModelSpec(
+        "test_resnet", checkpoint=str(path))  # fmt: skip
+    model = build_matched(spec, shape, "teacher")
+    images = torch.rand(2, 3, 64, 64)
+    expected = answers(whole, images)[:, [207, 0]]
+    torch.testing.assert_close(answers(model, images), expected)
+    assert "has 1000 classes, of which the data's 2 are taken by name: golden_retriever = n020" in (
+        caplog.text
+    )
+    assert ("names no classes, and is taken for one of ImageNet's" in caplog.text) != published
+
+
+def test_a_strangers_names_command_no_terminal(caplog):
+    caplog.set_level(logging.INFO, "distill")
+    known = Known(3, [["a\x1b[2J"], ["b"], ["c"]], "teacher")
+    matched(known, ["a\x1b[2J", "b"], "teacher", None)
+    with pytest.raises(ValueError, match="none of its is called") as caught:
+        matched(known, ["z\x1b"], "teacher", None)
+    for text in (caplog.records[0].getMessage(), str(caught.value)):
+        assert text.isprintable()
+
+
+def test_a_table_for_a_model_that_says_nothing_of_its_classes_is_refused():
+    with pytest.raises(ValueError, match="nothing says which classes the teacher has"):
+        build_matched(ModelSpec("resnet18", ARGS), SHAPE, "teacher", "classes.csv")
