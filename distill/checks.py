@@ -84,6 +84,10 @@ SEED = whole(0, 2**32 - 1)
 # A share of the batches, or so many of them; Lightning tells 1 from 1.0.
 BATCHES = Kind("a share of the batches above 0, or how many",
                lambda v: is_real(v) and v > 0 and (isinstance(v, int) or v <= 1))  # fmt: skip
+# A picture's: one number, or its height and width.
+SIZE = Kind("a whole number of at least 1, or height and width such as [96,128]",
+            lambda v: all(whole(1).holds(n) for n in v) and len(v) == 2
+            if isinstance(v, list) else whole(1).holds(v))  # fmt: skip
 
 MODEL = {
     "name": WORD.or_(None),
@@ -129,7 +133,7 @@ KINDS: dict[str, Kind] = {
     **TRAINING,
     "data.batch_size": whole(1),
     "data.num_workers": whole(0),
-    "data.image_size": whole(1),
+    "data.image_size": SIZE.or_(None),
     "data.split_seed": SEED,
     "data.seed": SEED,
     "data.val_fraction": real(0, 1),

@@ -32,6 +32,7 @@ from distill.checks import is_number
 from distill.data import DataModule
 from distill.data.costs import read_costs
 from distill.data.module import CLEAN_VIEW, border
+from distill.data.sizes import ModelSize
 from distill.data.views import StreamedView, is_range
 from distill.errors import first_line
 from distill.losses import dist
@@ -44,6 +45,7 @@ from distill.models.checkpoint import (
     read_lightning,
     student_weights,
 )
+from distill.models.sizes import declared_size
 from distill.models.weights import DataShape, classes_of
 from distill.module import create_optimizer, create_schedule, evaluation_metrics, resolve_topk
 from distill.objectives import Objective
@@ -51,6 +53,7 @@ from distill.sharing import once
 
 log = logging.getLogger(__name__)
 
+CONFIGURED = "distill.data.module.configured"
 EXTRAS = ("wandb", "mlflow")
 # Of a trainer: what a run says itself, or could not end with its numbers under.
 OF_THE_RUN = (
@@ -177,10 +180,19 @@ def check_trainer(cfg: DictConfig) -> None:
 
 def build_data(cfg: DictConfig) -> DataModule:
     """Return the data module; of runs that share, each has its own with the same splits."""
-    data = once(shared_key(cfg, "data"), lambda: make(cfg.data, "data"))
+    given = {"model_size": model_size(cfg)} if CONFIGURED in str(cfg.data.get("_target_")) else {}
+    data = once(shared_key(cfg, "data"), lambda: make(cfg.data, "data", **given))
     if not isinstance(data, DataModule):
         raise ValueError("data must be a distill.data.DataModule")
     return data.with_options(seed=data.seed, batch_size=data.batch_size, views=data.views)
+
+
+def model_size(cfg: DictConfig) -> ModelSize | None:
+    """Return the size that the student, or else the teacher, says of its images, if it is asked."""
+    if cfg.data.get("image_size", 0) is not None:
+        return None
+    teacher = model_spec(cfg.teacher) if "teacher" in cfg else ModelSpec()
+    return declared_size(model_spec(cfg.student)) or declared_size(teacher)
 
 
 def shared_key(cfg: DictConfig, what: str) -> str:
@@ -189,7 +201,7 @@ def shared_key(cfg: DictConfig, what: str) -> str:
     What else a run says is on its student's side: objective, annealing, optimiser, schedule,
     architecture, and the seed of the weights.
     """
-    decided = {"data": plain(cfg.data)}
+    decided = {"data": plain(cfg.data), "size": model_size(cfg)}
     if what != "data":
         decided |= {key: plain(cfg[key]) for key in ("teacher", "trainer")}
         decided["trainer"].pop("max_epochs")
@@ -345,7 +357,8 @@ def differing_views(cfg: DictConfig, data: DataModule) -> str | None:
     known = read_checkpoint(cfg.student.checkpoint).preprocessing
     if "input_size" not in known:  # weights alone, or a Lightning checkpoint
         return None
-    wanted, shown = {"image_size": known["input_size"][1]}, {"image_size": data.image_size[0]}
+    wanted = {"image_size": written_size(known["input_size"][1:])}
+    shown: dict[str, Any] = {"image_size": written_size(data.image_size)}
     if isinstance(data.view, StreamedView):
         wanted |= {key: known[key] for key in CLEAN_VIEW if key in known}
         shown |= data.preprocessing
@@ -358,6 +371,12 @@ def differing_views(cfg: DictConfig, data: DataModule) -> str | None:
         f"student.checkpoint={cfg.student.checkpoint} was trained for {trained} and "
         f"{data.source.name} is shown at {found}: add {missing}"
     )
+
+
+def written_size(size: Sequence[int]) -> str:
+    """Return a size as `data.image_size` says it."""
+    height, width = size
+    return str(height) if height == width else f"[{height},{width}]"
 
 
 def check_border(cfg: DictConfig, data: DataModule, student: nn.Module) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import torch
 from PIL import Image
@@ -105,3 +106,7 @@ class FileLoader:
         path = self.files[position]
         with explained(f"broken image {path}"):
             return decoded(path, self.channels)
+
+    def open(self, position: int) -> IO[bytes]:
+        """Return one image's file."""
+        return self.files[position].open("rb")

@@ -23,6 +23,15 @@ from distill.data.corrupt import CUT, OWN, Altered, altered, build_condition
 from distill.data.image_corruptions import ImageCorruption
 from distill.data.images import MODES
 from distill.data.order import epoch_order
+from distill.data.sizes import (
+    ModelSize,
+    Size,
+    as_size,
+    chosen_size,
+    grey_note,
+    sampled_headers,
+    size_note,
+)
 from distill.data.splits import Resident, Source, Split, Streamed, stratified
 from distill.data.views import CLEAN, ResidentView, StreamedView, is_range
 from distill.sharing import Recent, Streams
@@ -54,7 +63,8 @@ class DataModule(pl.LightningDataModule):
         view: how training views are made; a mapping is keywords of `ResidentView` for data in
             memory, and those of `timm.data.create_transform` named in `TRAINING` and
             `EVALUATION` for streamed data.
-        image_size: side length of streamed views in pixels.
+        image_size: side length of streamed views in pixels, or height and width; None lets the
+            model's own size and the pictures' decide, see `chosen_size`.
         batch_size: samples per step and device.
         num_workers: processes that decode streamed images.
         val_fraction: share of train cut for validation where there is none.
@@ -69,13 +79,14 @@ class DataModule(pl.LightningDataModule):
             Below 1 labels decide the order, also under an objective that reads none.
         condition: keywords of `distill.data.corrupt.Condition`: wrong labels, rare classes or few
             images, in train and, unless it is to stay clean, in validation; never in the test.
+        model_size: what the model says of its images' size.
     """
 
     def __init__(
         self,
         source: Source,
         view: Mapping[str, Any] | None = None,
-        image_size: int = 32,
+        image_size: int | Sequence[int] | None = None,
         batch_size: int = 128,
         num_workers: int = 0,
         val_fraction: float = 0.1,
@@ -85,9 +96,12 @@ class DataModule(pl.LightningDataModule):
         views: int | None = None,
         balance: float = 1.0,
         condition: Mapping[str, Any] | None = None,
+        model_size: ModelSize | None = None,
     ) -> None:
         super().__init__()
-        check_numbers(batch_size, num_workers, image_size, val_fraction, test_fraction)
+        check_numbers(batch_size, num_workers, val_fraction, test_fraction)
+        if image_size is not None:
+            as_size(image_size)
         check_views(views)
         check_balance(balance)
         self.source, self.seed, self.views, self.balance = source, seed, views, balance
@@ -101,8 +115,8 @@ class DataModule(pl.LightningDataModule):
         for name, one in self.altered.items():
             setattr(self, name, one.split)
             self.notes.append(one.told(name))
-        self.view = build_view(self.train, view or {}, image_size, source.channels)
-        self.image_size = sample_size(self.train, image_size)
+        self.image_size = self._image_size(image_size, model_size)
+        self.view = build_view(self.train, view or {}, self.image_size, source.channels)
         self._copies: dict[torch.device, Resident] = {}
         self._streams, self._recent = Streams(), Recent()
         self._keys(self.train, shuffle=True)
@@ -117,6 +131,16 @@ class DataModule(pl.LightningDataModule):
             where = CUT if self.source.val is None else OWN
             found["val"] = altered(self.val, condition, self.classes, where, training=False)
         return found
+
+    def _image_size(self, asked: Any, model: ModelSize | None) -> Size:
+        """Return the size of the views, noting what is done to the pictures for it."""
+        if isinstance(self.train, Resident):
+            return self.train.images.shape[-2], self.train.images.shape[-1]
+        headers = sampled_headers(self.train)
+        size = chosen_size(asked, model, headers)
+        told = size_note(len(self.train), headers, size), grey_note(headers, self.in_chans)
+        self.notes += filter(None, told)
+        return size
 
     @property
     def classes(self) -> list[str]:
@@ -501,7 +525,7 @@ def cut_splits(
 
 
 def build_view(
-    split: Split, options: Mapping[str, Any], image_size: int, channels: int
+    split: Split, options: Mapping[str, Any], image_size: int | Sequence[int], channels: int
 ) -> ResidentView | StreamedView:
     """Return how views of this split are made."""
     resident = isinstance(split, Resident)
@@ -513,7 +537,7 @@ def build_view(
             raise ValueError(f"data.view has no option {name}; there are {', '.join(known)}")
     if resident:
         return resident_view(options, channels)
-    return streamed_view(options, image_size, channels)
+    return streamed_view(options, as_size(image_size), channels)
 
 
 def resident_view(options: Mapping[str, Any], channels: int) -> ResidentView:
@@ -527,13 +551,15 @@ def resident_view(options: Mapping[str, Any], channels: int) -> ResidentView:
     return view
 
 
-def streamed_view(options: Mapping[str, Any], image_size: int, channels: int) -> StreamedView:
+def streamed_view(options: Mapping[str, Any], size: Size, channels: int) -> StreamedView:
     """Return timm's transforms, tried on a blank image so that mistakes show before training."""
     from timm.data import create_transform
     from timm.data.constants import DEFAULT_CROP_PCT
 
     check_streamed(options)
-    common: dict[str, Any] = {"input_size": image_size, "normalize": False}
+    height, width = size
+    # Of a square timm is told the side: a pair it would squash where nothing is augmented.
+    common: dict[str, Any] = {"input_size": height if height == width else size, "normalize": False}
     if channels == 1:
         common["mean"] = (0.5,)  # what is uncovered by turning or shifting is filled with this
     training = {name: value for name, value in options.items() if name in TRAINING}
@@ -549,12 +575,12 @@ def streamed_view(options: Mapping[str, Any], image_size: int, channels: int) ->
             ),
             preprocessing={key: clean[key] for key in CLEAN_VIEW},
         )
-        blank = Image.new(MODES[channels], (image_size + 3, image_size))
+        blank = Image.new(MODES[channels], (width + 3, height))
         views = [view(blank, 0, epoch, 0) for epoch in (CLEAN, 0)]
     except Exception as error:  # timm asserts, looks up and calls without checking
         why = f"{type(error).__name__}: {error}"
         raise ValueError(f"data.view={dict(options)} was refused: {why}") from error
-    assert all(v.shape == (channels, image_size, image_size) for v in views)
+    assert all(v.shape == (channels, height, width) for v in views)
     assert all(v.dtype == torch.uint8 for v in views)
     return view
 
@@ -590,21 +616,13 @@ def check_streamed(options: Mapping[str, Any]) -> None:
         )
 
 
-def sample_size(split: Split, image_size: int) -> tuple[int, int]:
-    """Return the height and width of the views in pixels."""
-    if isinstance(split, Resident):
-        return split.images.shape[-2], split.images.shape[-1]
-    return image_size, image_size
-
-
 def check_numbers(
-    batch_size: int, num_workers: int, image_size: int, val_fraction: float, test_fraction: float
+    batch_size: int, num_workers: int, val_fraction: float, test_fraction: float
 ) -> None:
     """Refuse numbers that are out of range."""
     for name, value, least in (
         ("batch_size", batch_size, 1),
         ("num_workers", num_workers, 0),
-        ("image_size", image_size, 1),
     ):
         if value < least:
             raise ValueError(f"data.{name} must be at least {least}, got {value}")

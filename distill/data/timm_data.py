@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from distill.data.errors import explained
-from distill.data.images import check_channels, squared
+from distill.data.images import check_channels, cropped
+from distill.data.sizes import SAMPLED, Header, ModelSize, Size, chosen_size, header_of
 from distill.data.splits import PARTS, Source, Streamed, check_same_classes, with_test_split
 from distill.data.timm_reader import (
     DatasetLoader,
@@ -34,9 +36,10 @@ def timm_dataset(
     root: str | None = None,
     splits: Mapping[str, str | None] | None = None,
     channels: int = 3,
-    image_size: int = 224,
+    image_size: int | Sequence[int] | None = None,
     classes: Sequence[str] | None = None,
     options: Mapping[str, Any] | None = None,
+    model_size: ModelSize | None = None,
 ) -> Source:
     """Return anything `timm.data.create_dataset` opens: a folder, a tar, `wds/…`, `hfds/…`.
 
@@ -48,9 +51,11 @@ def timm_dataset(
         root: where the data lie.
         splits: `train`, `val`, `test` → timm's split names; leave out what is not there.
         channels: 3 for colour, 1 for grey.
-        image_size: side length in pixels for data that must be held in memory.
+        image_size: side length in pixels, or height and width, for data that must be held in
+            memory; None lets the model decide, see `chosen_size`.
         classes: the class names in label order; None takes the data set's, or numbers.
         options: further keywords of `create_dataset`, such as `input_key` and `target_key`.
+        model_size: what the model says of its images' size.
 
     Raises:
         ValueError: if timm cannot open it, or its labels are not class numbers or names.
@@ -66,10 +71,15 @@ def timm_dataset(
         for part, dataset in opened.items():
             check_same_classes(label, part, class_names(dataset), names)
     parts: dict[str, Streamed] = {}
+    size: Size | None = None  # of what is held: that of train
     for part, dataset in opened.items():  # train first: it names the classes
-        read = held if isinstance(dataset, IterableDataset) else streamed
         with explained(f"{label}, split {named[part]!r}"):
-            parts[part], names = read(dataset, channels, image_size, names)
+            if isinstance(dataset, IterableDataset):
+                headers = first_headers(dataset)
+                size = size or chosen_size(image_size, model_size, headers)
+                parts[part], names = held(dataset, channels, size, names, headers)
+            else:
+                parts[part], names = streamed(dataset, channels, names)
     count = max(int(split.labels.max()) for split in parts.values()) + 1
     names = names or [str(k) for k in range(count)]
     return with_test_split(name or Path(label).stem, names, channels, parts)
@@ -119,32 +129,37 @@ def check_apart(name: str, label: str, opened: Mapping[str, Any]) -> None:
                 raise ValueError(f"{label}: {part} ({place}) contains {other} ({inside})")
 
 
-def streamed(
-    dataset: Any, channels: int, image_size: int, names: list[str]
-) -> tuple[Streamed, list[str]]:
+def streamed(dataset: Any, channels: int, names: list[str]) -> tuple[Streamed, list[str]]:
     """Return a timm data set whose images can be reached by position."""
     labels, names = numbered(sample_labels(dataset), names)
     identities = sample_names(dataset, len(labels))
     return Streamed(DatasetLoader(dataset, channels), labels, identities), names
 
 
+def first_headers(dataset: Any) -> list[Header]:
+    """Return the headers of a data set's first pictures."""
+    with nothing_skipped():
+        return [header_of(image) for image, _ in islice(dataset, SAMPLED)]
+
+
 def held(
-    dataset: Any, channels: int, image_size: int, names: list[str]
+    dataset: Any, channels: int, size: Size, names: list[str], headers: Sequence[Header]
 ) -> tuple[Streamed, list[str]]:
     """Read a timm data set that can only be iterated into memory."""
     with nothing_skipped():
-        pairs = [(squared(image, channels, image_size), label) for image, label in dataset]
+        pairs = [(cropped(image, channels, size), label) for image, label in dataset]
     labels, names = numbered([label for _, label in pairs], names)
     images = torch.stack([image for image, _ in pairs])
     hashes = [hashlib.sha256(image.numpy().tobytes()).hexdigest()[:16] for image in images]
-    return Streamed(HeldLoader(images), labels, hashes), names
+    return Streamed(HeldLoader(images, headers), labels, hashes), names
 
 
 @dataclass(frozen=True, eq=False)
 class HeldLoader:
-    """Position → image held in memory, uint8 `[N, C, H, W]`."""
+    """Position → image held in memory, uint8 `[N, C, H, W]`; `headers` are of some originals."""
 
     images: Tensor
+    headers: Sequence[Header] = ()
 
     def __call__(self, position: int) -> Image.Image:
         """Return one image."""
