@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from distill.data.errors import explained
 from distill.data.images import check_channels, check_image, decoded
+from distill.data.listing import Seen, image_files, real_paths, some, subfolders
 from distill.data.splits import PARTS, Source, Streamed, check_same_classes, with_test_split
 
 
@@ -69,14 +71,14 @@ def image_folder(path: Path, channels: int, verify: bool) -> tuple[list[str], St
     names = sorted(d.name for d in path.iterdir() if d.is_dir() and not d.name.startswith("."))
     if not names:
         raise ValueError(f"{path} has no class folders")
-    files, labels = image_files(path, names)
+    files, labels = files_of_split(path, names)
     if verify:
         for file in files:
             check_image(file)
     return names, Streamed(FileLoader(files, channels), labels, sized_names(files, path))
 
 
-def image_files(path: Path, classes: list[str]) -> tuple[list[Path], Tensor]:
+def files_of_split(path: Path, classes: list[str]) -> tuple[list[Path], Tensor]:
     """Return the image files in the folders of these classes, and their labels."""
     from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
@@ -87,6 +89,68 @@ def image_files(path: Path, classes: list[str]) -> tuple[list[Path], Tensor]:
     if empty:
         raise ValueError(f"{path / classes[empty[0]]} has no images ({', '.join(IMG_EXTENSIONS)})")
     return [Path(name) for name, _ in samples], labels
+
+
+def labelled_images(
+    root: Path | str, classes: Sequence[str] | None = None
+) -> tuple[list[str], list[Path], Tensor, list[str]]:
+    """Return class names, image files, labels int64 `[N]` and notes of class folders in a folder.
+
+    `root/CLASS/**`: images in sub-folders of a class count as that class.
+
+    Args:
+        root: the folder, of one split or of unsorted data.
+        classes: the class names in label order, of which some may have no folder or no image; None
+            takes the folders' own, sorted.
+
+    Raises:
+        ValueError: for no class folders, or one that is none of `classes`.
+        FileNotFoundError: if there is no such folder.
+    """
+    base = existing_folder(root)
+    seen = Seen(base)
+    folders = class_folders(base, seen)
+    names = list(classes) if classes else [path.name for path in folders]
+    unknown = [path.name for path in folders if path.name not in names]
+    if unknown:
+        raise ValueError(f"{base} has folders that are no class: {some(unknown, 5)}")
+    check_distinct(folders)
+    seen.walked |= real_paths([base, *folders])
+    files, labels = files_of(folders, names, seen)
+    absent = sorted(set(range(len(names))) - set(labels.tolist()))
+    notes = [f"no image of {some((names[k] for k in absent), 5)}"] if absent else []
+    return names, files, labels, [*notes, *seen.notes()]
+
+
+def class_folders(path: Path, seen: Seen) -> list[Path]:
+    """Return the class folders of one split's folder, sorted."""
+    folders = subfolders(path, seen)
+    if not folders:
+        raise ValueError(f"{path} has no class folders")
+    return folders
+
+
+def check_distinct(folders: Sequence[Path]) -> None:
+    """Refuse folders that are one and the same by a link: their images would be there twice."""
+    first: dict[str, Path] = {}
+    for path in folders:
+        other = first.setdefault(os.path.realpath(path), path)
+        if other is not path:
+            raise ValueError(f"{other} and {path} are the same folder")
+
+
+def files_of(
+    folders: Sequence[Path], names: Sequence[str], seen: Seen
+) -> tuple[list[Path], Tensor]:
+    """Return the image files in class folders, and their labels."""
+    numbers = {name: number for number, name in enumerate(names)}
+    files: list[Path] = []
+    labels: list[int] = []
+    for folder in folders:
+        found = image_files(folder, seen)
+        files += found
+        labels += [numbers[folder.name]] * len(found)
+    return files, torch.tensor(labels, dtype=torch.long)
 
 
 def sized_names(files: Sequence[Path], root: Path) -> list[str]:
