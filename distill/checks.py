@@ -157,6 +157,7 @@ KINDS: dict[str, Kind] = {
     "objective.alpha": SHARE.or_(None),
     "objective.terms": OBJECT,
     "objective.stages": listed(Kind("a whole number", lambda v: type(v) is int)),
+    "calibration": one_of("bundle", "refit").or_(None),
     "store.mode": one_of("auto", "disk").or_(None),
     "store.path": PATH,
     "store.dtype": one_of("float16", "float32"),

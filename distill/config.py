@@ -31,6 +31,7 @@ from distill.callbacks.speed import Speed
 from distill.checks import is_number
 from distill.data import DataModule
 from distill.data.costs import read_costs
+from distill.data.judged import Judged, named
 from distill.data.module import CLEAN_VIEW, border
 from distill.data.sizes import ModelSize
 from distill.data.views import StreamedView, is_range
@@ -178,13 +179,63 @@ def check_trainer(cfg: DictConfig) -> None:
             raise ValueError(f"trainer.{name} is the run's own to set: leave it out")
 
 
-def build_data(cfg: DictConfig) -> DataModule:
-    """Return the data module; of runs that share, each has its own with the same splits."""
-    given = {"model_size": model_size(cfg)} if CONFIGURED in str(cfg.data.get("_target_")) else {}
-    data = once(shared_key(cfg, "data"), lambda: make(cfg.data, "data", **given))
+def build_data(cfg: DictConfig, judged: Judged | None = None) -> DataModule:
+    """Return the data module; of runs that share, each has its own with the same splits.
+
+    Args:
+        cfg: the configuration.
+        judged: what a trained model brings that is only judged on the data.
+    """
+    given = {"model_size": model_size(cfg), "judged": judged}
+    if CONFIGURED not in str(cfg.data.get("_target_")):
+        given = {}
+    data = once(shared_key(cfg, "data") + repr(judged), lambda: make(cfg.data, "data", **given))
     if not isinstance(data, DataModule):
         raise ValueError("data must be a distill.data.DataModule")
     return data.with_options(seed=data.seed, batch_size=data.batch_size, views=data.views)
+
+
+def to_judge(cfg: DictConfig, whole: bool = True) -> Judged:
+    """Return what the student brings to the data that it is judged on.
+
+    Args:
+        cfg: the configuration.
+        whole: whether data without a train split are judged as a whole.
+    """
+    label = f"student.checkpoint={cfg.student.checkpoint}"
+    facts = kept_facts(cfg.student.checkpoint)
+    known = read_checkpoint(cfg.student.checkpoint) if cfg.student.checkpoint else None
+    refit = cfg.get("calibration") == "refit"
+    shown = known.preprocessing if known else {}
+    return Judged(label, facts.get("classes") or (), shown, whole, refit)
+
+
+def kept_facts(path: str | None) -> dict[str, Any]:
+    """Return what a bundle says of itself; nothing of what is no bundle."""
+    folder = Path(path or "").expanduser()
+    return read_facts(folder) if path and (folder / FACTS).is_file() else {}
+
+
+def calibrations(cfg: DictConfig, data: DataModule) -> dict[str, dict[str, Any]] | None:
+    """Return role → what its bundle says of its calibration, or None to fit it on validation.
+
+    Raises:
+        ValueError: if the one that is asked for is not there.
+    """
+    there, asked = bool(len(data.val)), cfg.calibration
+    if asked == "refit" or (asked is None and there):
+        return None
+    paths = {"student": cfg.student.checkpoint, "teacher": cfg.teacher.checkpoint}
+    kept = {role: kept_facts(path) for role, path in {**paths, "baseline": cfg.baseline}.items()}
+    if asked == "bundle" and not kept["student"]:
+        raise ValueError(
+            f"calibration=bundle: student.checkpoint={cfg.student.checkpoint} is no student bundle "
+            "that knows one"
+        )
+    temperature = kept["student"].get("temperature")
+    told = "none is known" if temperature is None else f"the bundle's {temperature:.4g} is applied"
+    log.info("temperature: %s, nothing is fitted on %s", told, data.source.name)
+    return kept
 
 
 def model_size(cfg: DictConfig) -> ModelSize | None:
@@ -340,7 +391,7 @@ def check_classes(cfg: DictConfig, data: DataModule) -> None:
     if not cfg.student.checkpoint or not (bundle / FACTS).is_file():
         return
     known = read_facts(bundle).get("classes")
-    if known and known != data.classes:
+    if known and known != data.classes:  # of data that are not read by names of classes
         raise ValueError(
             f"student.checkpoint={bundle} knows the classes {named(known)} and {data.source.name} "
             f"has {named(data.classes)}: give the data it was trained on (data=…)"
@@ -397,11 +448,6 @@ def override_of(cfg: DictConfig, key: str) -> str:
     if key == "image_size":
         return "data.image_size"
     return f"{'' if key in cfg.data.view else '+'}data.view.{key}"
-
-
-def named(classes: Sequence[str]) -> str:
-    """Return the first class names and how many there are."""
-    return f"{', '.join(classes[:3])}{', …' if len(classes) > 3 else ''} ({len(classes)})"
 
 
 def data_shape(data: DataModule) -> DataShape:

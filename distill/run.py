@@ -19,6 +19,7 @@ from distill.cache import check_store, fill, open_recall
 from distill.checks import check_folder, check_values
 from distill.data import DataModule
 from distill.data.image_corruptions import chosen
+from distill.data.module import clamped
 from distill.data.preview import contact_sheet
 from distill.files import only_run_in, remove_stale
 from distill.models.build import build_model, normalization
@@ -123,10 +124,13 @@ def evaluate(cfg: DictConfig) -> None:
     check_values(cfg)
     if not cfg.student.checkpoint and not cfg.student.pretrained:
         raise ValueError("give student.checkpoint=PATH: a student bundle or a checkpoint")
-    data = config.build_data(cfg)
+    data = config.build_data(cfg, config.to_judge(cfg))
+    for note in data.notes:
+        log.info("%s: %s", data.source.name, note)
     config.topk(cfg, data)
     config.check_decision(cfg, data)
     config.check_classes(cfg, data)
+    kept = config.calibrations(cfg, data)
     if differing := config.differing_views(cfg, data):  # at another resolution, say, on purpose
         log.info("%s to judge it as it was trained", differing)
     corruptions = chosen(config.plain(cfg.corruptions))
@@ -142,7 +146,7 @@ def evaluate(cfg: DictConfig) -> None:
         judge.robustness(data, modules, answers.device, corruptions),
     ]
     summary = {
-        **judge.summary(cfg, data, answers, models, further),
+        **judge.summary(cfg, data, answers, models, further, kept),
         **report.circumstances(cfg, data),
     }
     write_run(cfg, data, answers, summary)
@@ -312,11 +316,9 @@ def check_teacher(cfg: DictConfig, data: DataModule) -> None:
         return
     own = config.alone(cfg, "teacher")
     spec, shape = config.model_spec(own.student), config.data_shape(data)
-    if own.data.batch_size > len(data.train):
-        raise ValueError(
-            f"teacher.fit.batch_size={own.data.batch_size} is larger than the {len(data.train)} "
-            "training images"
-        )
+    asked, said = own.data.batch_size, cfg.data.batch_size
+    if asked > len(data.train) and asked != said:
+        log.info(clamped("teacher.fit.batch_size", asked, len(data.train)))
     config.check_optimizer(own, build_model(spec, shape, "teacher"), "teacher.fit.")
 
 

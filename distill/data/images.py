@@ -61,7 +61,8 @@ def cropped(image: Image.Image, channels: int, size: tuple[int, int]) -> Tensor:
 
     image = upright(image, channels)
     scale = max(size[0] / image.height, size[1] / image.width)
-    covering = [max(side, int(scale * own)) for side, own in zip(size, image.size[::-1], strict=True)]
+    own = image.height, image.width
+    covering = [max(least, int(scale * side)) for least, side in zip(size, own, strict=True)]
     return tv.pil_to_tensor(tv.center_crop(tv.resize(image, covering), list(size)))
 
 

@@ -20,8 +20,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from distill import sharing
 from distill.checks import is_number
 from distill.data.corrupt import CUT, OWN, Altered, altered, build_condition
+from distill.data.erasing import MODES as MODES_OF_ERASING
+from distill.data.erasing import Erasing
 from distill.data.image_corruptions import ImageCorruption
 from distill.data.images import MODES
+from distill.data.judged import Judged, opened, with_validation
 from distill.data.order import epoch_order
 from distill.data.sizes import (
     ModelSize,
@@ -43,10 +46,43 @@ TRAINING = (
     *("scale", "ratio", "hflip", "vflip", "color_jitter", "color_jitter_prob", "grayscale_prob"),
     *("gaussian_blur_prob", "auto_augment", "interpolation", "train_crop_mode", "no_aug"),
 )
+PROBABILITIES = (
+    *("hflip", "vflip", "re_prob"),
+    *("color_jitter_prob", "grayscale_prob", "gaussian_blur_prob"),
+)
 EVALUATION = ("crop_pct", "crop_mode")  # what timm's configurations record, and so a bundle does
 CROP_MODES = ("center", "squash", "border")
 CLEAN_VIEW = {"interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "center"}
-MIXING = ("mixup", "cutmix")  # of views of data in memory, where a partner is at hand
+ERASING = {"re_prob": 0.0, "re_mode": "const", "re_count": 1}  # timm's, and its defaults
+MIXING = ("mixup", "cutmix")  # as of views of images in memory
+# What timm's transforms take, or views of images in memory do, and what to give in its place.
+INSTEAD = {
+    "input_size": "give data.image_size",
+    "is_training": "training views are augmented, and those of evaluation are not",
+    **dict.fromkeys(("normalize", "mean", "std"), "each model normalises the shared view itself"),
+    **dict.fromkeys(("use_prefetcher", "separate"), "views are whole, and made by data workers"),
+    **dict.fromkeys(
+        ("naflex", "patch_size", "max_seq_len", "patchify", "patchify_channels_last",
+         "patchify_flatten"),
+        "views are pictures of one size, data.image_size",
+    ),
+    "tf_preprocessing": "TensorFlow draws by itself, and not by sample; leave it out",
+    "crop_border_pixels": "no bundle records it; crop_pct below 1 crops as well",
+    "re_num_splits": "a view does not depend on its batch; lower re_prob",
+    "pad": "give scale and ratio",
+    "flip": "give hflip=0.5",
+    "crop_scale": "give scale",
+    "crop_ratio": "give ratio",
+    "erase": "give re_prob",
+    **dict.fromkeys(("erase_scale", "erase_ratio"), "give re_prob, re_mode and re_count"),
+    **dict.fromkeys(
+        ("brightness", "contrast", "saturation", "hue"),
+        "give color_jitter=[brightness,contrast,saturation,hue]",
+    ),
+    **dict.fromkeys(
+        ("rotate", "translate", "zoom", "shear"), "give auto_augment, such as rand-m5-n2"
+    ),
+}  # fmt: skip
 
 
 class DataModule(pl.LightningDataModule):
@@ -80,6 +116,8 @@ class DataModule(pl.LightningDataModule):
         condition: keywords of `distill.data.corrupt.Condition`: wrong labels, rare classes or few
             images, in train and, unless it is to stay clean, in validation; never in the test.
         model_size: what the model says of its images' size.
+        preprocessing: how a trained model is shown pictures, as timm's configurations say it: what
+            `view` leaves open of clean views.
     """
 
     def __init__(
@@ -97,6 +135,7 @@ class DataModule(pl.LightningDataModule):
         balance: float = 1.0,
         condition: Mapping[str, Any] | None = None,
         model_size: ModelSize | None = None,
+        preprocessing: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         check_numbers(batch_size, num_workers, val_fraction, test_fraction)
@@ -116,16 +155,24 @@ class DataModule(pl.LightningDataModule):
             setattr(self, name, one.split)
             self.notes.append(one.told(name))
         self.image_size = self._image_size(image_size, model_size)
-        self.view = build_view(self.train, view or {}, self.image_size, source.channels)
+        self.view = build_view(
+            self.train, view or {}, self.image_size, source.channels, preprocessing
+        )
         self._copies: dict[torch.device, Resident] = {}
         self._streams, self._recent = Streams(), Recent()
-        self._keys(self.train, shuffle=True)
+        if len(self.train):
+            if batch_size > len(self.train):
+                self.batch_size = len(self.train)
+                self.notes.append(clamped("data.batch_size", batch_size, len(self.train)))
+            self._keys(self.train, shuffle=True)
 
     def _altered(self) -> dict[str, Altered]:
         """Return the splits that the condition changes, by name."""
         condition = self.condition
         if condition is None:
             return {}
+        if not len(self.train):
+            raise ValueError(f"condition: {self.source.name} has no training images to make hard")
         found = {"train": altered(self.train, condition, self.classes, CUT, training=True)}
         if not condition.clean_validation:
             where = CUT if self.source.val is None else OWN
@@ -136,9 +183,10 @@ class DataModule(pl.LightningDataModule):
         """Return the size of the views, noting what is done to the pictures for it."""
         if isinstance(self.train, Resident):
             return self.train.images.shape[-2], self.train.images.shape[-1]
-        headers = sampled_headers(self.train)
+        shown = self.train if len(self.train) else self.test
+        headers = sampled_headers(shown)
         size = chosen_size(asked, model, headers)
-        told = size_note(len(self.train), headers, size), grey_note(headers, self.in_chans)
+        told = size_note(len(shown), headers, size), grey_note(headers, self.in_chans)
         self.notes += filter(None, told)
         return size
 
@@ -160,7 +208,7 @@ class DataModule(pl.LightningDataModule):
     @property
     def soft_targets(self) -> bool:
         """Whether training targets are class probabilities `[N, K]` rather than labels `[N]`."""
-        return isinstance(self.view, ResidentView) and self.view.mixes
+        return self.view.mixes
 
     @property
     def preprocessing(self) -> dict[str, Any]:
@@ -186,11 +234,16 @@ class DataModule(pl.LightningDataModule):
         return sha256(repr((parts, self.classes)).encode()).hexdigest()
 
     def with_options(self, *, seed: int, batch_size: int, views: int | None = None) -> DataModule:
-        """Return the same splits under another seed, batch size and number of views."""
+        """Return the same splits under another seed, batch size and number of views.
+
+        A batch is never larger than the training split.
+        """
         twin = copy.copy(self)
         twin.trainer = None
         twin.seed, twin.batch_size, twin.views = seed, batch_size, views
-        twin._keys(twin.train, shuffle=True)
+        if len(twin.train):
+            twin.batch_size = min(batch_size, len(twin.train))
+            twin._keys(twin.train, shuffle=True)
         return twin
 
     def train_dataloader(self) -> KeyLoader:
@@ -208,8 +261,9 @@ class DataModule(pl.LightningDataModule):
         return self._loader(self.test)
 
     def predict_dataloader(self) -> list[KeyLoader]:
-        """Return validation and test: a temperature is fitted on one and judged on the other."""
-        return [self.val_dataloader(), self.test_dataloader()]
+        """Return validation, if there is one, and test: what is fitted on one is judged on it."""
+        fitted = [self.val_dataloader()] if len(self.val) else []
+        return [*fitted, self.test_dataloader()]
 
     def clean_test_images(self, rows: Tensor) -> Tensor:
         """Return uint8 images `[n, C, H, W]` of rows of the test split, without augmentation."""
@@ -220,7 +274,8 @@ class DataModule(pl.LightningDataModule):
 
         Mixed views are shown mixed, uint8 `[n, C, H, W]`.
         """
-        batch = KeyedSplit(self.train, self.view, self.seed, self.views)[epoch, rows]
+        split = KeyedSplit(self.train, self.view, self.seed, self.views, classes=self.num_classes)
+        batch = split[epoch, rows]
         return self._shown(*batch)[0]
 
     def in_order(
@@ -241,7 +296,7 @@ class DataModule(pl.LightningDataModule):
             corruption: of the images, where they are to be judged under one.
         """
         loader = DataLoader(
-            KeyedSplit(split, self.view, self.seed, self.views, corruption=corruption),
+            KeyedSplit(split, self.view, self.seed, self.views, True, corruption, self.num_classes),
             batch_size=None,
             sampler=[(number, batch) for batch in positions],
             num_workers=self.num_workers if isinstance(split, Streamed) else 0,
@@ -333,7 +388,7 @@ class DataModule(pl.LightningDataModule):
     def _loader(self, split: Split, shuffle: bool = False, fetch: bool = True) -> KeyLoader:
         streamed = isinstance(split, Streamed)
         return KeyLoader(
-            KeyedSplit(split, self.view, self.seed, self.views, fetch),
+            KeyedSplit(split, self.view, self.seed, self.views, fetch, classes=self.num_classes),
             batch_size=None,
             sampler=self._keys(split, shuffle),
             num_workers=self.num_workers if streamed else 0,
@@ -346,14 +401,27 @@ class DataModule(pl.LightningDataModule):
         )
 
 
-def configured(source: Callable[..., Source], **group: Any) -> DataModule:
+def configured(
+    source: Callable[..., Source], judged: Judged | None = None, **group: Any
+) -> DataModule:
     """Return the data module of a config group, whose keys go to the source and module they fit.
 
     So it is `data.root=` on a command line; a key that fits neither, the module refuses.
+
+    Args:
+        source: what opens the data.
+        judged: what a trained model brings, where it is to be judged on them.
+        **group: the keys.
     """
     own, shared = signature(source).parameters, signature(DataModule).parameters
     rest = {key: group[key] for key in group if key not in own or key in shared}
-    return DataModule(source(**{key: group[key] for key in group if key in own}), **rest)
+    options = {key: group[key] for key in group if key in own}
+    if judged is None:
+        return DataModule(source(**options), **rest)
+    found = opened(source, options, judged)
+    if judged.refit:
+        found = with_validation(found, group["val_fraction"], group["split_seed"])
+    return DataModule(found, preprocessing=judged.preprocessing, **rest)
 
 
 class KeySampler(Sampler[Key]):
@@ -458,6 +526,8 @@ class KeyedSplit(Dataset[Any]):
         views: how many views each sample has, or None for a new one every epoch.
         fetch: whether to return images, rather than the positions of those that are in memory.
         corruption: what is done to clean views, for evaluation.
+        classes: K, of the probabilities that are the targets of streamed views which mix two
+            samples; those of images in memory are mixed later.
     """
 
     def __init__(
@@ -468,7 +538,9 @@ class KeyedSplit(Dataset[Any]):
         views: int | None = None,
         fetch: bool = True,
         corruption: ImageCorruption | None = None,
+        classes: int = 0,
     ) -> None:
+        self.classes = classes
         self.split, self.view, self.seed = split, view, seed
         self.views, self.fetch, self.corruption = views, fetch, corruption
 
@@ -477,6 +549,8 @@ class KeyedSplit(Dataset[Any]):
         number = epoch if epoch == CLEAN or self.views is None else epoch % self.views
         found = positions.clamp(min=0)
         index = torch.where(positions < 0, positions, self.split.index[found])
+        if isinstance(self.view, StreamedView) and self.view.mixes and number != CLEAN:
+            return *self._mixed(self.view, number, found), index, number
         images = self._images(number, found) if self.fetch else found
         if self.corruption is not None:
             images = self.corruption(images, index)
@@ -489,6 +563,15 @@ class KeyedSplit(Dataset[Any]):
         assert isinstance(view, StreamedView)
         indices = split.index[positions].tolist()
         return torch.stack([view(split.load(i), self.seed, number, i) for i in indices])
+
+    def _mixed(self, view: StreamedView, number: int, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return views mixed with their partners' views of the epoch, and class probabilities."""
+        split, key = self.split, (self.seed, number, self.split.index[positions])
+        others = view.mixing.partners(*key, len(split))
+        own, partners = (self._images(number, places) for places in (positions, others))
+        mixed, share = view.mixing.mixed(own, partners, *key)
+        labels = split.labels[positions], split.labels[others]
+        return mixed, class_probabilities(*labels, share, self.classes)
 
 
 def class_probabilities(target: Tensor, other: Tensor, share: Tensor, classes: int) -> Tensor:
@@ -511,6 +594,8 @@ def cut_splits(
     """Return train, validation and test, cutting from train what the source lacks."""
     train, val, test = source.train, source.val, source.test
     notes = list(source.notes)
+    if test is not None and not len(train):  # nothing to cut from
+        return train, train if val is None else val, test, notes
     if test is None or val is None:
         check_cuttable(source)
     if test is None:
@@ -524,20 +609,33 @@ def cut_splits(
     return train, val, test, notes
 
 
+def clamped(key: str, asked: int, count: int) -> str:
+    """Return what is said of a batch that is larger than the training split."""
+    return f"{key}={asked}: there are {count} training images, so batches are of {count}"
+
+
 def build_view(
-    split: Split, options: Mapping[str, Any], image_size: int | Sequence[int], channels: int
+    split: Split,
+    options: Mapping[str, Any],
+    image_size: int | Sequence[int],
+    channels: int,
+    preprocessing: Mapping[str, Any] | None = None,
 ) -> ResidentView | StreamedView:
     """Return how views of this split are made."""
     resident = isinstance(split, Resident)
-    known = [f.name for f in fields(ResidentView)] if resident else [*TRAINING, *EVALUATION]
+    known = (
+        [f.name for f in fields(ResidentView)]
+        if resident
+        else [*TRAINING, *EVALUATION, *ERASING, *MIXING]
+    )
     for name in options:
-        if name in MIXING and not resident:
-            raise ValueError(f"data.view.{name} needs images in memory, and these are streamed")
+        if not resident and name in INSTEAD:
+            raise ValueError(f"data.view.{name} is not taken: {INSTEAD[name]}")
         if name not in known:
             raise ValueError(f"data.view has no option {name}; there are {', '.join(known)}")
     if resident:
         return resident_view(options, channels)
-    return streamed_view(options, as_size(image_size), channels)
+    return streamed_view(options, as_size(image_size), channels, preprocessing or {})
 
 
 def resident_view(options: Mapping[str, Any], channels: int) -> ResidentView:
@@ -551,10 +649,11 @@ def resident_view(options: Mapping[str, Any], channels: int) -> ResidentView:
     return view
 
 
-def streamed_view(options: Mapping[str, Any], size: Size, channels: int) -> StreamedView:
+def streamed_view(
+    options: Mapping[str, Any], size: Size, channels: int, preprocessing: Mapping[str, Any]
+) -> StreamedView:
     """Return timm's transforms, tried on a blank image so that mistakes show before training."""
     from timm.data import create_transform
-    from timm.data.constants import DEFAULT_CROP_PCT
 
     check_streamed(options)
     height, width = size
@@ -562,18 +661,24 @@ def streamed_view(options: Mapping[str, Any], size: Size, channels: int) -> Stre
     common: dict[str, Any] = {"input_size": height if height == width else size, "normalize": False}
     if channels == 1:
         common["mean"] = (0.5,)  # what is uncovered by turning or shifting is filled with this
+    mixing = ResidentView(**{name: options[name] or 0.0 for name in MIXING if name in options})
     training = {name: value for name, value in options.items() if name in TRAINING}
     asked = {k: v for k, v in options.items() if k in EVALUATION and v is not None}
-    clean = {**CLEAN_VIEW, "crop_pct": DEFAULT_CROP_PCT, **asked}
+    known = {key: preprocessing[key] for key in CLEAN_VIEW if key in preprocessing}
+    clean = {**CLEAN_VIEW, **known, **asked}
     if options.get("interpolation", "random") != "random":
         clean["interpolation"] = options["interpolation"]
     try:
+        train = create_transform(is_training=True, **common, **training)
+        if training.get("no_aug") and height != width:  # timm would squash
+            train = create_transform(is_training=False, crop_pct=1.0, **common)
         view = StreamedView(
-            train=create_transform(is_training=True, **common, **training),
+            train=erased(train, options, channels),
             clean=create_transform(
                 is_training=False, **{**common, "mean": border(channels)}, **clean
             ),
             preprocessing={key: clean[key] for key in CLEAN_VIEW},
+            mixing=mixing,
         )
         blank = Image.new(MODES[channels], (width + 3, height))
         views = [view(blank, 0, epoch, 0) for epoch in (CLEAN, 0)]
@@ -583,6 +688,20 @@ def streamed_view(options: Mapping[str, Any], size: Size, channels: int) -> Stre
     assert all(v.shape == (channels, height, width) for v in views)
     assert all(v.dtype == torch.uint8 for v in views)
     return view
+
+
+def erased(train: Any, options: Mapping[str, Any], channels: int) -> Any:
+    """Return a transform whose views are erased afterwards, where the options say so."""
+    from timm.data.constants import IMAGENET_DEFAULT_STD
+    from torchvision.transforms import Compose
+
+    chosen = {**ERASING, **{k: v for k, v in options.items() if k in ERASING and v is not None}}
+    probability, mode, count = chosen.values()
+    if not probability:
+        return train
+    std = sum(IMAGENET_DEFAULT_STD) / 3
+    stds = IMAGENET_DEFAULT_STD if channels == 3 else (std,) * channels
+    return Compose([train, Erasing(probability, mode, count, border(channels), stds)])
 
 
 def border(channels: int) -> tuple[float, ...]:
@@ -598,7 +717,14 @@ def border(channels: int) -> tuple[float, ...]:
 
 def check_streamed(options: Mapping[str, Any]) -> None:
     """Refuse what timm takes and draws nonsense with."""
-    for name in ("hflip", "vflip", "color_jitter_prob", "grayscale_prob", "gaussian_blur_prob"):
+    for name in (
+        "hflip",
+        "vflip",
+        "re_prob",
+        "color_jitter_prob",
+        "grayscale_prob",
+        "gaussian_blur_prob",
+    ):
         share = options.get(name)
         if share is not None and not (is_number(share) and 0 <= share <= 1):
             raise ValueError(f"data.view.{name} must be a probability, got {share!r}")
@@ -609,6 +735,7 @@ def check_streamed(options: Mapping[str, Any]) -> None:
     crop = options.get("crop_pct")
     if crop is not None and not (is_number(crop) and 0 < crop <= 1):
         raise ValueError(f"data.view.crop_pct must be a share above 0, got {crop!r}")
+    check_erasing(options.get("re_mode"), options.get("re_count"))
     mode = options.get("crop_mode")
     if mode is not None and mode not in CROP_MODES:
         raise ValueError(
@@ -629,6 +756,15 @@ def check_numbers(
     for name, share in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
         if not 0 < share < 1:
             raise ValueError(f"data.{name} must lie between 0 and 1, got {share}")
+
+
+def check_erasing(mode: Any, count: Any) -> None:
+    """Refuse ways of erasing that timm has not."""
+    if mode is not None and mode not in MODES_OF_ERASING:
+        known = ", ".join(MODES_OF_ERASING)
+        raise ValueError(f"data.view.re_mode must be one of {known}, got {mode!r}")
+    if count is not None and (type(count) is not int or count < 1):
+        raise ValueError(f"data.view.re_count must be a number of boxes, got {count!r}")
 
 
 def check_views(views: Any) -> None:
@@ -654,7 +790,7 @@ def check_cuttable(source: Source) -> None:
     labels = source.train.labels.clamp(0, len(source.classes))
     found = torch.bincount(labels, minlength=len(source.classes))
     for name, count in zip(source.classes, found.tolist(), strict=False):
-        if count < needed:
+        if count < needed and not (source.judged and count == 0):
             raise ValueError(
                 f"{source.name}: train has {count} images of {name}, and {needed} are needed where "
                 "splits are cut from it"
@@ -665,7 +801,10 @@ def check_labels(data: DataModule) -> None:
     """Refuse splits whose labels cannot be learned or judged."""
     if data.num_classes < 2:
         raise ValueError(f"{data.source.name} has {data.num_classes} class: nothing to tell apart")
+    judged = data.source.judged
     for name, split in (("train", data.train), ("val", data.val), ("test", data.test)):
+        if not len(split) and judged and name != "test":
+            continue
         if not len(split):
             raise ValueError(f"{data.source.name}: the {name} split is empty")
         low, high = int(split.labels.min()), int(split.labels.max())
@@ -676,7 +815,7 @@ def check_labels(data: DataModule) -> None:
             )
         found = torch.bincount(split.labels, minlength=data.num_classes)
         missing = [data.classes[k] for k in torch.nonzero(found == 0).flatten().tolist()]
-        if missing:
+        if missing and not judged:
             more = " …" if len(missing) > 5 else ""
             raise ValueError(
                 f"{data.source.name}: {name} has no image of {', '.join(missing[:5])}{more}"

@@ -98,7 +98,10 @@ PARTS = ("train", "val", "test")
 
 @dataclass
 class Source:
-    """Images with their splits and class names; a missing split is cut from `train` later."""
+    """Images with their splits and class names; a missing split is cut from `train` later.
+
+    What is `judged` by a trained model may lack classes, and have nothing to train on.
+    """
 
     name: str
     classes: list[str]
@@ -107,6 +110,7 @@ class Source:
     val: Split | None = None
     test: Split | None = None
     notes: list[str] = field(default_factory=list)
+    judged: bool = False
 
 
 def with_test_split(
