@@ -661,7 +661,8 @@ def streamed_view(
     common: dict[str, Any] = {"input_size": height if height == width else size, "normalize": False}
     if channels == 1:
         common["mean"] = (0.5,)  # what is uncovered by turning or shifting is filled with this
-    mixing = ResidentView(**{name: options[name] or 0.0 for name in MIXING if name in options})
+    shares: dict[str, Any] = {name: options[name] or 0.0 for name in MIXING if name in options}
+    mixing = ResidentView(**shares)
     training = {name: value for name, value in options.items() if name in TRAINING}
     asked = {k: v for k, v in options.items() if k in EVALUATION and v is not None}
     known = {key: preprocessing[key] for key in CLEAN_VIEW if key in preprocessing}
