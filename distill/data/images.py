@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from distill.data.errors import explained
 from distill.data.sizes import as_size
 
 MODES = {1: "L", 3: "RGB"}
@@ -22,13 +21,6 @@ def check_channels(channels: int) -> None:
     """Refuse a number of channels that images do not come in."""
     if channels not in MODES:
         raise ValueError(f"data.channels must be 1 (grey) or 3 (colour), got {channels}")
-
-
-def check_image(path: Path) -> None:
-    """Refuse a file that is no image; nothing is decoded, so a truncated JPEG passes."""
-    with explained(f"broken image {path}"), Image.open(path) as image:
-        check_mode(image)
-        image.verify()
 
 
 def check_mode(image: Image.Image) -> None:

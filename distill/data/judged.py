@@ -9,9 +9,18 @@ from typing import Any
 
 import torch
 
-from distill.data.folder import FileLoader, existing_folder, folder, labelled_images, sized_names
-from distill.data.images import check_channels, check_image
-from distill.data.splits import PARTS, Source, Streamed, stratified
+from distill.data.contents import Listed, Piece, read_splits
+from distill.data.folder import (
+    FileLoader,
+    existing_folder,
+    folder,
+    folders_in,
+    labelled_images,
+)
+from distill.data.images import check_channels
+from distill.data.listing import relative
+from distill.data.splits import PARTS, Source, meaning, stratified
+from distill.data.table import table
 from distill.data.timm_data import timm_dataset
 
 
@@ -76,11 +85,7 @@ def known_as(source: Source, judged: Judged) -> Source:
     changed: dict[str, Any] = {
         part: split and relabelled(split, labels) for part, split in splits.items()
     }
-    absent = [name for k, name in enumerate(judged.classes) if k not in places]
-    notes = [f"it has no picture of {named(absent)}"] if absent else []
-    return replace(
-        source, classes=judged.classes, notes=[*source.notes, *notes], judged=True, **changed
-    )
+    return replace(source, classes=judged.classes, judged=True, **changed)
 
 
 def relabelled(split: Any, labels: torch.Tensor) -> Any:
@@ -114,37 +119,32 @@ def folder_to_judge(group: Mapping[str, Any]) -> Source | None:
 
     A folder `val` beside `test` is validation; alone it is what is judged.
     """
-    base, channels = existing_folder(group["root"]), group.get("channels", 3)
-    check_channels(channels)
-    parts = [part for part in PARTS if (base / part).is_dir()]
+    base = existing_folder(group["root"])
+    check_channels(group.get("channels", 3))
+    parts = {meaning(path.name): path for path in sorted(folders_in(base))}
     if "train" in parts:
         return None
-    verify = group.get("verify", True)
-    if not parts:
-        return images_to_judge(base, base, channels, verify)
-    judged = parts[-1]  # test, where there is one
-    found = images_to_judge(base, base / judged, channels, verify)
-    if judged == "val" or "val" not in parts:
-        return found
-    val = images_to_judge(base, base / "val", channels, verify)
-    assert val.test is not None
-    places = {name: k for k, name in enumerate(found.classes)}
-    missing = [name for name in val.classes if name not in places]
+    places = [parts[part] for part in ("test", "val") if part in parts] or [base]
+    judged, *more = (images_to_judge(base, place, group) for place in places)
+    if not more:
+        return judged
+    numbers = {name: k for k, name in enumerate(judged.classes)}
+    missing = [name for name in more[0].classes if name not in numbers]
     if missing:
         raise ValueError(f"{base}: val has {named(missing)}, of which test has no folder")
-    labels = torch.tensor([places[name] for name in val.classes])
-    return replace(found, val=relabelled(val.test, labels))
+    labels = torch.tensor([numbers[name] for name in more[0].classes])
+    return replace(judged, val=relabelled(more[0].test, labels))
 
 
-def images_to_judge(base: Path, place: Path, channels: int, verify: bool) -> Source:
+def images_to_judge(base: Path, place: Path, group: Mapping[str, Any]) -> Source:
     """Return the class folders in a place as pictures to be judged."""
     classes, files, labels, notes = labelled_images(place)
-    if verify:
-        for file in files:
-            check_image(file)
-    split = Streamed(FileLoader(files, channels), labels, sized_names(files, place))
-    source = only_judged(base.resolve().name, classes, channels, split)
-    return replace(source, notes=[*source.notes, *notes])
+    channels, names = group.get("channels", 3), [relative(file, place) for file in files]
+    listed = Listed(FileLoader(files, channels), labels, names, [Piece(file) for file in files])
+    how = group.get("verify", True), group.get("broken", "refuse"), group.get("cache")
+    splits, left_out = read_splits(base, {"test": listed}, classes, *how)
+    source = only_judged(base.resolve().name, classes, channels, splits["test"])
+    return replace(source, notes=[*source.notes, *notes, *left_out])
 
 
 def timm_to_judge(group: Mapping[str, Any]) -> Source | None:
@@ -157,9 +157,19 @@ def timm_to_judge(group: Mapping[str, Any]) -> Source | None:
     return only_judged(found.name, found.classes, found.channels, found.train)
 
 
+def table_to_judge(group: Mapping[str, Any]) -> Source | None:
+    """Return a table, whose images are all to be judged where it names no splits."""
+    found = table(**group)
+    if found.val is not None or found.test is not None:
+        return found
+    source = only_judged(found.name, found.classes, found.channels, found.train)
+    return replace(source, notes=[*source.notes, *found.notes])
+
+
 # How sources are read of which there is nothing to train on.
 WHOLE: dict[Any, Callable[[Mapping[str, Any]], Source | None]] = {
     folder: folder_to_judge,
+    table: table_to_judge,
     timm_dataset: timm_to_judge,
 }
 

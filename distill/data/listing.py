@@ -28,6 +28,7 @@ class Seen:
     endings: Counter[str] = field(default_factory=Counter)
     links: list[Path] = field(default_factory=list)
     nested: list[Path] = field(default_factory=list)
+    loose: list[Path] = field(default_factory=list)
 
     def notes(self) -> list[str]:
         """Return a line for each kind of thing that was met."""
@@ -58,6 +59,12 @@ class Seen:
             found.append(
                 f"images in sub-folders of a class count as that class ({self._some(self.nested)})"
             )
+        if self.loose:
+            what = "image lies" if len(self.loose) == 1 else "images lie"
+            found.append(
+                f"{len(self.loose)} {what} in no class folder, and not used "
+                f"({self._some(self.loose)})"
+            )
         return found
 
     def _some(self, paths: Iterable[Path]) -> str:
@@ -85,6 +92,23 @@ def endings() -> tuple[str, ...]:
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
     return IMG_EXTENSIONS
+
+
+def loose_images(folder: Path) -> list[Path]:
+    """Return the images in a folder itself."""
+    wanted = endings()
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in wanted and not hidden(path.name) and path.is_file()
+    )
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether there is an image in a folder or in those in it, but for what is hidden."""
+    wanted = endings()
+    inside = walked(folder, Seen(folder))
+    return any(file.suffix.lower() in wanted for _, files in inside for file in files)
 
 
 def subfolders(folder: Path, seen: Seen) -> list[Path]:

@@ -25,6 +25,7 @@ from distill.data.erasing import Erasing
 from distill.data.image_corruptions import ImageCorruption
 from distill.data.images import MODES
 from distill.data.judged import Judged, opened, with_validation
+from distill.data.listing import some
 from distill.data.order import epoch_order
 from distill.data.sizes import (
     ModelSize,
@@ -118,6 +119,8 @@ class DataModule(pl.LightningDataModule):
         model_size: what the model says of its images' size.
         preprocessing: how a trained model is shown pictures, as timm's configurations say it: what
             `view` leaves open of clean views.
+        duplicates: what becomes of training images that are in validation or test, too: `keep` or
+            `drop`. Both are said.
     """
 
     def __init__(
@@ -136,6 +139,7 @@ class DataModule(pl.LightningDataModule):
         condition: Mapping[str, Any] | None = None,
         model_size: ModelSize | None = None,
         preprocessing: Mapping[str, Any] | None = None,
+        duplicates: str = "keep",
     ) -> None:
         super().__init__()
         check_numbers(batch_size, num_workers, val_fraction, test_fraction)
@@ -148,7 +152,10 @@ class DataModule(pl.LightningDataModule):
         self.train, self.val, self.test, self.notes = cut_splits(
             source, val_fraction, test_fraction, split_seed
         )
+        self.train, told = apart(self.train, self.val, self.test, duplicates)
+        self.notes += told
         check_labels(self)
+        self.notes += absent_classes(self)
         self.condition = build_condition(condition)
         self.altered = self._altered()
         for name, one in self.altered.items():
@@ -591,27 +598,94 @@ def class_probabilities(target: Tensor, other: Tensor, share: Tensor, classes: i
 def cut_splits(
     source: Source, val_fraction: float, test_fraction: float, seed: int
 ) -> tuple[Split, Split, Split, list[str]]:
-    """Return train, validation and test, cutting from train what the source lacks."""
+    """Return train, validation and test, cutting from train what the source lacks.
+
+    Classes of too few images to be in each of them stay in train.
+    """
     train, val, test = source.train, source.val, source.test
     notes = list(source.notes)
     if test is not None and not len(train):  # nothing to cut from
         return train, train if val is None else val, test, notes
-    if test is None or val is None:
-        check_cuttable(source)
+    rare = [] if test is not None and val is not None else too_rare(source)
     if test is None:
-        positions, rest = stratified(train.labels, test_fraction, seed)
+        positions, rest = stratified(train.labels, test_fraction, seed, rare)
         train, test = train.subset(rest), train.subset(positions)
         notes.append(f"no test split: {len(test)} images cut from train (split_seed={seed})")
     if val is None:
-        positions, rest = stratified(train.labels, val_fraction, seed)
+        positions, rest = stratified(train.labels, val_fraction, seed, rare)
         train, val = train.subset(rest), train.subset(positions)
         notes.append(f"no validation split: {len(val)} images cut from train (split_seed={seed})")
+    if rare:
+        names = some((source.classes[k] for k in rare), 5)
+        notes.append(f"too few images to be in each split, and so only in train: {names}")
     return train, val, test, notes
 
 
 def clamped(key: str, asked: int, count: int) -> str:
     """Return what is said of a batch that is larger than the training split."""
     return f"{key}={asked}: there are {count} training images, so batches are of {count}"
+
+
+def too_rare(source: Source) -> list[int]:
+    """Return the classes with too few images to be in train and in each split cut from it.
+
+    Raises:
+        ValueError: if no class has enough.
+    """
+    needed = 1 + (source.val is None) + (source.test is None)
+    labels = source.train.labels
+    labels = labels[(labels >= 0) & (labels < len(source.classes))]
+    found = torch.bincount(labels, minlength=len(source.classes))
+    if not bool((found >= needed).any()):
+        raise ValueError(
+            f"{source.name}: train has {int(found.max())} images of a class at most, and {needed} "
+            "are needed where splits are cut from it"
+        )
+    return torch.nonzero((found > 0) & (found < needed)).flatten().tolist()
+
+
+def apart(train: Split, val: Split, test: Split, duplicates: str) -> tuple[Split, list[str]]:
+    """Return train, if asked without the images that are held out too, and what is to be said.
+
+    Images are the same if they hold the same bytes: files byte for byte, images in memory pixel for
+    pixel. Where a source does not know what its images hold, nothing is found.
+
+    Args:
+        train: the training split.
+        val: the validation split.
+        test: the test split.
+        duplicates: `keep` or `drop`.
+    """
+    if duplicates not in ("keep", "drop"):
+        raise ValueError(f"data.duplicates must be keep or drop, got {duplicates!r}")
+    learned, notes = train.contents(), []
+    held_out = {"val": set(val.contents()), "test": set(test.contents())}
+    both = sum(content in held_out["val"] for content in test.contents())
+    if both:
+        notes.append(f"{images(both)} of test {are(both)} in val, too")
+    twice = {name: sum(c in found for c in learned) for name, found in held_out.items()}
+    among = torch.tensor([content in held_out["val"] | held_out["test"] for content in learned])
+    if not bool(among.any()):
+        return train, notes
+    where = " and ".join(f"{count} of them in {name}" for name, count in twice.items() if count)
+    count = int(among.sum())
+    told = f"{images(count)} of train {are(count)} held out, too ({where})"
+    if duplicates == "keep":
+        return train, [*notes, f"{told}; data.duplicates=drop takes them out of train"]
+    return train.subset(torch.nonzero(~among).flatten()), [
+        *notes,
+        f"{told}, and dropped from train",
+    ]
+
+
+def images(count: int) -> str:
+    """Return so many images in words."""
+    return f"{count} image{'' if count == 1 else 's'}"
+
+
+def are(count: int) -> str:
+    """Return the verb of so many things."""
+    return "is" if count == 1 else "are"
 
 
 def build_view(
@@ -785,19 +859,6 @@ def check_balance(balance: Any) -> None:
         )
 
 
-def check_cuttable(source: Source) -> None:
-    """Refuse to cut splits from classes that have too few images to be in each of them."""
-    needed = 1 + (source.val is None) + (source.test is None)
-    labels = source.train.labels.clamp(0, len(source.classes))
-    found = torch.bincount(labels, minlength=len(source.classes))
-    for name, count in zip(source.classes, found.tolist(), strict=False):
-        if count < needed and not (source.judged and count == 0):
-            raise ValueError(
-                f"{source.name}: train has {count} images of {name}, and {needed} are needed where "
-                "splits are cut from it"
-            )
-
-
 def check_labels(data: DataModule) -> None:
     """Refuse splits whose labels cannot be learned or judged."""
     if data.num_classes < 2:
@@ -814,10 +875,20 @@ def check_labels(data: DataModule) -> None:
                 f"{data.source.name}: {name} has label {low if low < 0 else high}, but labels of "
                 f"{data.num_classes} classes go from 0 to {data.num_classes - 1}"
             )
-        found = torch.bincount(split.labels, minlength=data.num_classes)
-        missing = [data.classes[k] for k in torch.nonzero(found == 0).flatten().tolist()]
-        if missing and not judged:
-            more = " …" if len(missing) > 5 else ""
-            raise ValueError(
-                f"{data.source.name}: {name} has no image of {', '.join(missing[:5])}{more}"
-            )
+    if (missing := lacking(data, data.train)) and not judged:
+        raise ValueError(f"{data.source.name}: train has no image of {some(missing, 5)}")
+
+
+def lacking(data: DataModule, split: Split) -> list[str]:
+    """Return the names of the classes that a split has no image of."""
+    found = torch.bincount(split.labels, minlength=data.num_classes)
+    return [data.classes[k] for k in torch.nonzero(found == 0).flatten().tolist()]
+
+
+def absent_classes(data: DataModule) -> list[str]:
+    """Return what is to be said of classes that cannot be judged, or that nothing is fitted on."""
+    return [
+        f"{name} has no image of {some(missing, 5)}"
+        for name, split in (("val", data.val), ("test", data.test))
+        if len(split) and (missing := lacking(data, split))
+    ]

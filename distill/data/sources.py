@@ -10,9 +10,10 @@ from distill.data.folder import folder
 from distill.data.idx import idx
 from distill.data.images import resize
 from distill.data.splits import Resident, Source, stratified
+from distill.data.table import table
 from distill.data.timm_data import timm_dataset
 
-__all__ = ["digits", "folder", "idx", "timm_dataset"]
+__all__ = ["digits", "folder", "idx", "table", "timm_dataset"]
 
 
 def digits(image_size: int | Sequence[int] = 32, test_size: int = 800) -> Source:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -37,6 +37,11 @@ class Resident:
         """Return the same samples with other labels, int64 `[N]`."""
         return Resident(self.images, labels, self.index)
 
+    def contents(self) -> list[str]:
+        """Return a hash of each sample's pixels."""
+        images = np.ascontiguousarray(self.images.numpy())
+        return [hashlib.blake2b(image.data, digest_size=16).hexdigest() for image in images]
+
     def fingerprint(self) -> str:
         """Return a hash of the pixels and labels, made once: the runs of a sweep share a split."""
         return self._fingerprint
@@ -55,8 +60,9 @@ class Streamed:
     Args:
         load: position in the source → PIL image.
         labels: int64 `[N]`.
-        names: one name per sample, for the fingerprint.
+        names: one name per sample of the source, for the fingerprint.
         index: the samples' positions in the source, int64 `[N]`; None counts from 0.
+        digests: a hash of what each sample of the source holds; None where only names tell it.
     """
 
     def __init__(
@@ -65,8 +71,9 @@ class Streamed:
         labels: Tensor,
         names: Sequence[str],
         index: Tensor | None = None,
+        digests: Sequence[str] | None = None,
     ) -> None:
-        self.load, self.labels, self.names = load, labels, names
+        self.load, self.labels, self.names, self.digests = load, labels, names, digests
         self.index = torch.arange(len(labels)) if index is None else index
 
     def __len__(self) -> int:
@@ -74,26 +81,39 @@ class Streamed:
 
     def subset(self, positions: Tensor) -> Streamed:
         """Return the samples at these positions, which keep their index."""
-        return Streamed(self.load, self.labels[positions], self.names, self.index[positions])
+        labels, index = self.labels[positions], self.index[positions]
+        return Streamed(self.load, labels, self.names, index, self.digests)
 
     def relabelled(self, labels: Tensor) -> Streamed:
         """Return the same samples with other labels, int64 `[N]`."""
-        return Streamed(self.load, labels, self.names, self.index)
+        return Streamed(self.load, labels, self.names, self.index, self.digests)
+
+    def contents(self) -> list[str]:
+        """Return a hash of what each sample holds; none where that is not known."""
+        digests = self.digests
+        return [] if digests is None else [digests[position] for position in self.index.tolist()]
 
     def fingerprint(self) -> str:
-        """Return a hash of the names and labels, made once."""
+        """Return a hash of names, of what the samples hold, and of labels, made once."""
         return self._fingerprint
 
     @cached_property
     def _fingerprint(self) -> str:
         digest = hashlib.sha256()
         for index, label in zip(self.index.tolist(), self.labels.tolist(), strict=True):
-            digest.update(f"{index}\0{self.names[index]}\0{label}\n".encode(errors="replace"))
+            held = "" if self.digests is None else f"\0{self.digests[index]}"
+            line = f"{index}\0{self.names[index]}{held}\0{label}\n"
+            digest.update(line.encode(errors="replace"))
         return digest.hexdigest()
 
 
 Split = Resident | Streamed
 PARTS = ("train", "val", "test")
+MEANINGS = {  # of names of folders and of values in tables, in small letters
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "eval"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 
 
 @dataclass
@@ -113,6 +133,11 @@ class Source:
     judged: bool = False
 
 
+def meaning(name: str) -> str | None:
+    """Return which split a name means, whatever its letters' case, or None."""
+    return MEANINGS.get(name.strip().lower())
+
+
 def with_test_split(
     name: str, classes: list[str], channels: int, parts: Mapping[str, Split]
 ) -> Source:
@@ -124,27 +149,33 @@ def with_test_split(
     return source
 
 
-def check_same_classes(label: str, part: str, names: list[str], classes: list[str]) -> None:
-    """Refuse a split whose classes are not those of train: its labels would mean something else."""
-    if names != classes:
-        differing = sorted(set(names) ^ set(classes))
+def check_same_classes(label: str, part: str, names: Sequence[str], classes: Sequence[str]) -> None:
+    """Refuse a split with classes that train lacks; it may lack some itself."""
+    differing = sorted(set(names) - set(classes))
+    if differing:
         more = " …" if len(differing) > 5 else ""
         raise ValueError(
-            f"{label}: train and {part} have different classes: {', '.join(differing[:5])}{more}"
+            f"{label}: train and {part} have different classes: {part} has "
+            f"{', '.join(differing[:5])}{more}, and train has not"
         )
 
 
-def stratified(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+def stratified(
+    labels: Tensor, fraction: float, seed: int, spared: Collection[int] = ()
+) -> tuple[Tensor, Tensor]:
     """Return the positions of a seeded share of every class, and of the rest, both sorted.
 
-    The share holds at least one sample of each class.
+    The share holds at least one sample of each class but those that are `spared`, of which, as of
+    a class of one sample, all are in the rest.
     """
     from sklearn.model_selection import train_test_split
 
-    positions = np.arange(len(labels))
+    classes, counts = np.unique(labels.numpy(), return_counts=True)
+    whole = np.isin(labels.numpy(), [*spared, *classes[counts < 2]])
+    positions = np.flatnonzero(~whole)
     try:
         rest, part = train_test_split(
-            positions, test_size=fraction, stratify=labels.numpy(), random_state=seed
+            positions, test_size=fraction, stratify=labels.numpy()[positions], random_state=seed
         )
     except ValueError as error:
         raise ValueError(
@@ -154,5 +185,5 @@ def stratified(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tens
     _, first = np.unique(labels.numpy()[rest], return_index=True)
     lacking = ~np.isin(labels.numpy()[rest[first]], labels.numpy()[part])
     part = np.concatenate([part, rest[first[lacking]]])
-    rest = np.setdiff1d(rest, part)
+    rest = np.setdiff1d(np.arange(len(labels)), part)
     return torch.from_numpy(np.sort(part)), torch.from_numpy(rest)

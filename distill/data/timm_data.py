@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,16 +17,29 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from distill.data.contents import Listed, read_splits
 from distill.data.errors import explained
 from distill.data.images import check_channels, cropped
+from distill.data.listing import Seen
 from distill.data.sizes import SAMPLED, Header, ModelSize, Size, chosen_size, header_of
-from distill.data.splits import PARTS, Source, Streamed, check_same_classes, with_test_split
+from distill.data.splits import (
+    PARTS,
+    Resident,
+    Source,
+    Split,
+    Streamed,
+    check_same_classes,
+    with_test_split,
+)
 from distill.data.timm_reader import (
     DatasetLoader,
     class_names,
     reader_of,
+    sample_digests,
     sample_labels,
     sample_names,
+    sample_pieces,
+    without_hidden,
 )
 
 
@@ -40,6 +52,9 @@ def timm_dataset(
     classes: Sequence[str] | None = None,
     options: Mapping[str, Any] | None = None,
     model_size: ModelSize | None = None,
+    verify: bool = True,
+    broken: str = "refuse",
+    cache: str | None = None,
 ) -> Source:
     """Return anything `timm.data.create_dataset` opens: a folder, a tar, `wds/…`, `hfds/…`.
 
@@ -56,9 +71,13 @@ def timm_dataset(
         classes: the class names in label order; None takes the data set's, or numbers.
         options: further keywords of `create_dataset`, such as `input_key` and `target_key`.
         model_size: what the model says of its images' size.
+        verify: decode each file of a folder or tar once to find broken images before training does.
+        broken: `refuse` broken images, or `skip` them.
+        cache: where to keep what the files hold; None reads them anew each time.
 
     Raises:
-        ValueError: if timm cannot open it, or its labels are not class numbers or names.
+        ValueError: if timm cannot open it, its labels are not class numbers or names, or images are
+            broken.
         FileNotFoundError: if there is nothing at `root`.
     """
     check_channels(channels)
@@ -66,11 +85,17 @@ def timm_dataset(
     label, named = name or str(root), requested(splits or {"train": "train"})
     opened = {part: open_timm(name, root, split, options or {}) for part, split in named.items()}
     check_apart(name, label, opened)
-    names = list(classes) if classes else class_names(opened["train"])
-    if not classes and not name:  # each folder and each tar numbers its own classes
+    place = Path(root or ".").expanduser()
+    seen = Seen(place)
+    for dataset in opened.values():
+        without_hidden(dataset, seen)
+    own = class_names(opened["train"])
+    if not name:  # each folder and each tar numbers its own classes
         for part, dataset in opened.items():
-            check_same_classes(label, part, class_names(dataset), names)
-    parts: dict[str, Streamed] = {}
+            check_same_classes(label, part, class_names(dataset), own)
+    names = list(classes or own)
+    parts: dict[str, Split] = {}
+    listed: dict[str, Listed] = {}
     size: Size | None = None  # of what is held: that of train
     for part, dataset in opened.items():  # train first: it names the classes
         with explained(f"{label}, split {named[part]!r}"):
@@ -78,11 +103,22 @@ def timm_dataset(
                 headers = first_headers(dataset)
                 size = size or chosen_size(image_size, model_size, headers)
                 parts[part], names = held(dataset, channels, size, names, headers)
+                continue
+            labels, names = numbered(sample_labels(dataset), names)
+            labels = labels if name else renumbered(labels, class_names(dataset), own)
+            found = opened_split(dataset, labels, channels)
+            if isinstance(found, Listed):
+                listed[part] = found
             else:
-                parts[part], names = streamed(dataset, channels, names)
+                parts[part] = found
+    base = place if place.is_dir() else place.parent
+    read, left_out = read_splits(base, listed, names, verify, broken, cache)
+    parts |= read
     count = max(int(split.labels.max()) for split in parts.values()) + 1
     names = names or [str(k) for k in range(count)]
-    return with_test_split(name or Path(label).stem, names, channels, parts)
+    source = with_test_split(name or Path(label).stem, names, channels, parts)
+    source.notes += [*left_out, *seen.notes()]
+    return source
 
 
 def check_place(name: str, root: str | None) -> None:
@@ -129,11 +165,20 @@ def check_apart(name: str, label: str, opened: Mapping[str, Any]) -> None:
                 raise ValueError(f"{label}: {part} ({place}) contains {other} ({inside})")
 
 
-def streamed(dataset: Any, channels: int, names: list[str]) -> tuple[Streamed, list[str]]:
+def opened_split(dataset: Any, labels: Tensor, channels: int) -> Streamed | Listed:
     """Return a timm data set whose images can be reached by position."""
-    labels, names = numbered(sample_labels(dataset), names)
-    identities = sample_names(dataset, len(labels))
-    return Streamed(DatasetLoader(dataset, channels), labels, identities), names
+    loader, names = DatasetLoader(dataset, channels), sample_names(dataset, len(labels))
+    pieces = sample_pieces(dataset)
+    if pieces is not None:
+        return Listed(loader, labels, names, pieces)
+    return Streamed(loader, labels, names, digests=sample_digests(dataset, len(labels)))
+
+
+def renumbered(labels: Tensor, names: Sequence[str], classes: Sequence[str]) -> Tensor:
+    """Return labels that number `names` as numbers of `classes`, which have them all."""
+    if list(names) == list(classes):
+        return labels
+    return torch.tensor([classes.index(name) for name in names])[labels]
 
 
 def first_headers(dataset: Any) -> list[Header]:
@@ -150,8 +195,9 @@ def held(
         pairs = [(cropped(image, channels, size), label) for image, label in dataset]
     labels, names = numbered([label for _, label in pairs], names)
     images = torch.stack([image for image, _ in pairs])
-    hashes = [hashlib.sha256(image.numpy().tobytes()).hexdigest()[:16] for image in images]
-    return Streamed(HeldLoader(images, headers), labels, hashes), names
+    hashes = Resident(images, labels).contents()
+    positions = [str(position) for position in range(len(hashes))]
+    return Streamed(HeldLoader(images, headers), labels, positions, digests=hashes), names
 
 
 @dataclass(frozen=True, eq=False)

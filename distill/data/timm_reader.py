@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from PIL import Image
 
+from distill.data.contents import Piece
 from distill.data.errors import explained
-from distill.data.folder import sized_names
 from distill.data.images import decoded, upright
+from distill.data.listing import Seen, hidden, relative
 
 
 def reader_of(dataset: Any) -> Any:
@@ -55,15 +58,80 @@ def check_columns(reader: Any) -> None:
             )
 
 
-def sample_names(dataset: Any, count: int) -> list[str]:
-    """Return one name per sample that changes when the data do."""
+def without_hidden(dataset: Any, seen: Seen) -> None:
+    """Leave out what timm finds in hidden folders, or again behind links that lead back.
+
+    timm follows every link, and takes a hidden folder for a class.
+    """
+    reader = reader_of(dataset)
+    if not hasattr(reader, "samples") or not hasattr(reader, "class_to_idx") or in_tar(reader):
+        return
+    root, places = Path(reader.root), {}
+    kept = []
+    for path, label in sorted(reader.samples, key=lambda sample: depth(sample[0])):
+        inside = Path(path).relative_to(root)
+        place = os.path.realpath(os.path.dirname(path))
+        if any(hidden(name) for name in inside.parts):
+            seen.hidden.append(Path(path))
+        elif places.setdefault(place, os.path.dirname(path)) != os.path.dirname(path):
+            seen.links.append(Path(path))
+        else:
+            kept.append((path, label))
+    if len(kept) < len(reader.samples):
+        keep(reader, set(kept))
+
+
+def depth(path: str) -> int:
+    """Return how many folders deep a file lies."""
+    return path.count(os.sep)
+
+
+def keep(reader: Any, kept: Collection[tuple[str, int]]) -> None:
+    """Let a reader of folders have these samples only, and no class that had others alone."""
+    gone = {label for _, label in reader.samples} - {label for _, label in kept}
+    names = sorted((i, name) for name, i in reader.class_to_idx.items() if i not in gone)
+    numbers = {old: new for new, (old, _) in enumerate(names)}
+    reader.class_to_idx = {name: numbers[old] for old, name in names}
+    reader.samples = [(path, numbers[i]) for path, i in reader.samples if (path, i) in kept]
+    if hasattr(reader, "targets"):  # torchvision's own
+        reader.targets = [label for _, label in reader.samples]
+
+
+def sample_pieces(dataset: Any) -> list[Piece] | None:
+    """Return where the bytes of each sample are, or None where they lie in no files."""
     reader = reader_of(dataset)
     if in_tar(reader):
-        return [f"{member.name}:{member.size}" for member, _, _ in reader.samples]
+        return [tar_piece(reader, position) for position in range(len(reader.samples))]
+    if hasattr(reader, "samples") and hasattr(reader, "root"):
+        return [Piece(Path(sample[0])) for sample in reader.samples]
+    return None
+
+
+def sample_names(dataset: Any, count: int) -> list[str]:
+    """Return one name per sample, which for a table of the Hub changes when the data do."""
+    reader = reader_of(dataset)
+    if in_tar(reader):
+        return [member.name for member, _, _ in reader.samples]
     if hasattr(reader, "samples"):
-        return sized_names([Path(sample[0]) for sample in reader.samples], Path(reader.root))
+        root = Path(reader.root)
+        return [relative(Path(sample[0]), root) for sample in reader.samples]
     version = getattr(getattr(reader, "dataset", None), "_fingerprint", "")
     return [f"{version}:{position}" for position in range(count)]
+
+
+def sample_digests(dataset: Any, count: int) -> list[str] | None:
+    """Return a hash of each image that lies in no file, or None where `sample_names` tell it."""
+    reader = reader_of(dataset)
+    if getattr(getattr(reader, "dataset", None), "_fingerprint", ""):
+        return None
+    images = (dataset[position][0] for position in range(count))
+    return [hashlib.blake2b(pixels(image), digest_size=16).hexdigest() for image in images]
+
+
+def pixels(image: Any) -> bytes:
+    """Return all that an image shows, as bytes."""
+    about = f"{image.mode} {image.size} " if isinstance(image, Image.Image) else ""
+    return about.encode() + (image.tobytes() if about else repr(image).encode())
 
 
 @dataclass(frozen=True)
@@ -105,7 +173,12 @@ def open_in_tar(reader: Any, position: int) -> IO[bytes]:
 
     timm's reader keeps the tar open, and data workers would then share one place in it.
     """
+    return io.BytesIO(tar_piece(reader, position).read())
+
+
+def tar_piece(reader: Any, position: int) -> Piece:
+    """Return where in which tar a sample's bytes are."""
     member, archive, inner = reader.samples[position]
-    with open(os.path.join(reader.root, archive) if archive else reader.root, "rb") as file:
-        file.seek(member.offset_data + (inner.offset_data if inner else 0))
-        return io.BytesIO(file.read(member.size))
+    path = Path(reader.root, archive) if archive else Path(reader.root)
+    start = member.offset_data + (inner.offset_data if inner else 0)
+    return Piece(path, start, member.size, member.name)

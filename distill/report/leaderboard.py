@@ -17,7 +17,7 @@ AVERAGED = ("val_top1", "test_top1", "test_nll", "test_ece", "baseline_top1")
 TEMPERATURE, SEED = "objective.temperature", "seed"
 # Values that decide no number.
 FREE = ("sweep.", "paths.", "ckpt_path", "resume", "report", "preview.", "store.path",
-        "data.num_workers", "trainer.log_every_n_steps")  # fmt: skip
+        "data.num_workers", "data.cache", "trainer.log_every_n_steps")  # fmt: skip
 UNSHOWN = ("folder", "config", "validation")  # of a row: no columns
 Row = dict[str, Any]
 Points = list[tuple[float, float, float, int]]

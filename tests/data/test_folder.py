@@ -82,7 +82,14 @@ def test_a_broken_image_is_named_when_it_is_decoded(tmp_path, damage, ext):
 
 
 @pytest.mark.parametrize(
-    ("damage", "ext"), [("empty", "jpg"), ("text", "jpg"), ("empty", "png"), ("truncated", "png")]
+    ("damage", "ext"),
+    [
+        ("empty", "jpg"),
+        ("text", "jpg"),
+        ("empty", "png"),
+        ("truncated", "png"),
+        ("truncated", "jpg"),
+    ],
 )
 def test_a_broken_image_is_named_before_training(tmp_path, damage, ext):
     write_folder(tmp_path, ("train", "val"), ext=ext)
@@ -116,7 +123,8 @@ def test_wrong_roots_are_refused_with_what_was_meant(tmp_path):
     refusal(lambda: folder(str(tmp_path / "fotos")), "fotos is not a folder: it does not exist")
     refusal(lambda: folder(str(root / "train" / "cat" / "0.png")), "is not a folder")
     refusal(lambda: folder(str(root / "train")), "no folder 'train'", f"data.root={root}?")
-    refusal(lambda: folder(str(root / "val")), "no folder 'train'", "data=timm")
+    refusal(lambda: folder(str(root / "val")), "no folder 'train'", f"data.root={root}?")
+    refusal(lambda: folder(str(tmp_path)), "no folder 'train'", f"data.root={root}?")
     (tmp_path / "empty").mkdir()
     refusal(lambda: folder(str(tmp_path / "empty")), "empty has no folder 'train'")
     (tmp_path / "empty" / "train").mkdir()
@@ -130,7 +138,8 @@ def test_empty_and_missing_classes_are_named(tmp_path):
     (root / "train" / "eel").mkdir()
     refusal(lambda: folder(str(root)), root / "train" / "eel", "no images")
     write_image(root / "train" / "eel" / "0.png", 0)
-    refusal(lambda: folder(str(root)), root, "train and val have different classes: eel")
+    write_image(root / "val" / "fox" / "0.png", 0)
+    refusal(lambda: folder(str(root)), root, "train and val have different classes: val has fox")
 
 
 def test_ten_thousand_classes_are_refused_in_a_short_line(tmp_path):
@@ -144,15 +153,113 @@ def test_ten_thousand_classes_are_refused_in_a_short_line(tmp_path):
     assert len(message) < 300
 
 
-def test_the_fingerprint_of_a_folder_is_of_names_sizes_and_labels(tmp_path):
+def test_the_fingerprint_of_a_folder_is_of_names_contents_and_labels(tmp_path):
     def fingerprint(root=tmp_path / "a"):
         return folder(str(root)).train.fingerprint()
 
-    write_folder(tmp_path / "a", ("train",))
-    write_folder(tmp_path / "elsewhere", ("train",))
+    write_folder(tmp_path / "a", ("train",), ext="bmp")
+    write_folder(tmp_path / "elsewhere", ("train",), ext="bmp")
     first = fingerprint()
     assert fingerprint(tmp_path / "elsewhere") == first
-    (tmp_path / "a" / "train" / "cat" / "0.png").rename(tmp_path / "a" / "train" / "cat" / "00.png")
+    (tmp_path / "a" / "train" / "cat" / "0.bmp").rename(tmp_path / "a" / "train" / "cat" / "00.bmp")
     second = fingerprint()
-    write_image(tmp_path / "a" / "train" / "cat" / "1.png", 0, size=(90, 90))
+    changed = tmp_path / "a" / "train" / "cat" / "1.bmp"
+    size = changed.stat().st_size
+    write_image(changed, (1, 2, 3))
+    assert changed.stat().st_size == size
     assert len({first, second, fingerprint()}) == 3
+
+
+# The names that folders have in the wild
+
+
+@pytest.mark.parametrize("name", ["valid", "Validation", "dev", "EVAL", "val"])
+@pytest.mark.parametrize("training", ["train", "Training"])
+@pytest.mark.parametrize("testing", ["test", "testing"])
+def test_folders_of_splits_may_have_the_names_that_are_in_use(tmp_path, name, training, testing):
+    write_folder(tmp_path, (training, name, testing), count=1)
+    source = folder(str(tmp_path))
+    assert [len(split) for split in (source.train, source.val, source.test)] == [2, 2, 2]
+    renamed = [n for n in (training, name, testing) if n not in ("train", "val", "test")]
+    assert all(any(n in note for note in source.notes) for n in renamed)
+    assert len(source.notes) == len(renamed)
+
+
+def test_two_folders_of_one_meaning_are_refused(tmp_path):
+    write_folder(tmp_path, ("train", "val", "valid"), count=1)
+    refusal(lambda: folder(str(tmp_path)), "val and valid both mean val")
+    os.symlink("train", tmp_path / "test")
+    (tmp_path / "valid").rename(tmp_path / "other")
+    refusal(lambda: folder(str(tmp_path)), "the same folder")
+
+
+def test_a_folder_that_is_not_used_is_named(tmp_path):
+    write_folder(tmp_path, ("train", "holdout", ".cache"), count=1)
+    write_image(tmp_path / "train" / "loose.png", 0)
+    notes = folder(str(tmp_path)).notes
+    assert notes == [
+        "beside the splits, and not used: holdout",
+        "1 hidden file or folder is not read (.cache)",
+        "1 image lies in no class folder, and not used (train/loose.png)",
+    ]
+
+
+def test_held_out_splits_may_lack_classes_but_keep_the_labels_of_train(tmp_path):
+    write_folder(tmp_path, ("train", "test"), classes=("cat", "dog", "eel"), count=1)
+    write_folder(tmp_path, ("val",), classes=("eel",), count=1)
+    source = folder(str(tmp_path))
+    assert source.val.labels.tolist() == [2]
+
+
+def test_flat_class_folders_are_one_pool(tmp_path):
+    write_folder(tmp_path, ("",), classes=("cat", "dog"), count=2)
+    (tmp_path / "docs").mkdir()
+    source = folder(str(tmp_path))
+    assert source.classes == ["cat", "dog"]
+    assert source.train.labels.tolist() == [0, 0, 1, 1]
+    assert (source.val, source.test) == (None, None)
+    assert source.notes == [
+        "no folders of splits: its 2 folders are classes",
+        "without images, and not used: docs",
+    ]
+
+
+def test_what_may_be_splits_or_classes_is_refused(tmp_path):
+    write_folder(tmp_path / "a", ("",), classes=("car", "bus", "train"))
+    refusal(lambda: folder(str(tmp_path / "a")), "train may be a split", "a class beside bus, car")
+    write_folder(tmp_path / "b", ("trn", "tst"))
+    refusal(lambda: folder(str(tmp_path / "b")), "trn, tst each hold cat, dog", "train, val and")
+    write_folder(tmp_path / "c", ("val", "test"))
+    refusal(lambda: folder(str(tmp_path / "c")), "no folder 'train', only test, val")
+
+
+# Broken images
+
+
+def test_all_broken_images_are_listed_at_once(tmp_path):
+    write_folder(tmp_path, ("train", "val"), count=8)
+    for part in ("train", "val"):
+        for k in range(6):
+            truncated(tmp_path / part / "cat" / f"{k}.png")
+    message = refusal(lambda: folder(str(tmp_path)), f"12 broken images in {tmp_path}: ")
+    assert message.count(".png (") == 10
+    assert "train/cat/5.png" in message
+    assert "data.broken=skip" in message
+
+
+def test_broken_images_can_be_left_out_named_and_counted(tmp_path):
+    write_folder(tmp_path, ("train", "test"))
+    write_folder(tmp_path / "whole", ("train", "test"))
+    truncated(tmp_path / "train" / "dog" / "1.png")
+    os.symlink("nowhere", tmp_path / "test" / "cat" / "9.png")
+    source = folder(str(tmp_path), broken="skip")
+    assert source.train.labels.tolist() == [0, 0, 0, 1, 1]
+    assert colours(source.train)[3:] == [[0, 200, 0], [0, 200, 2]]
+    assert len(source.test) == 6
+    assert "2 broken images are left out (train/dog/1.png, test/cat/9.png)" in source.notes
+    whole = folder(str(tmp_path / "whole"))
+    assert source.train.fingerprint() != whole.train.fingerprint()
+    for k in (0, 2):
+        truncated(tmp_path / "train" / "dog" / f"{k}.png")
+    refusal(lambda: folder(str(tmp_path), broken="skip"), "all training images of dog are broken")
+    refusal(lambda: folder(str(tmp_path), broken="drop"), "data.broken must be refuse or skip")

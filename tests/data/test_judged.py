@@ -7,6 +7,7 @@ from distill.data.folder import folder
 from distill.data.judged import Judged, known_as, place_of
 from distill.data.module import configured
 from distill.data.splits import Resident, Source
+from distill.data.table import table
 from distill.data.timm_data import timm_dataset
 from tests.data.conftest import COLOURS, colours, write_folder
 
@@ -44,7 +45,7 @@ def test_classes_may_be_absent_or_written_in_other_letters(tmp_path):
     (tmp_path / "test" / "cat").rename(tmp_path / "test" / "CAT")
     data = judged(tmp_path)
     assert data.test.labels.tolist() == [2, 2]
-    assert any("no picture of eel, dog (2)" in note for note in data.notes)
+    assert any("test has no image of eel, dog" in note for note in data.notes)
     write_folder(tmp_path, ("test",), classes=("cat",), count=2)
     with pytest.raises(ValueError, match=r"two of .* are the same class"):
         judged(tmp_path)
@@ -94,6 +95,13 @@ def test_a_timm_data_set_without_train_is_judged_whole(tmp_path):
         tmp_path, timm_dataset, splits={"train": None, "test": "test"}, name="", channels=3
     )
     check_labels(data, 6)
+
+
+def test_a_table_without_splits_is_judged_whole(tmp_path):
+    write_folder(tmp_path, ("x",), classes=("cat", "dog"), count=3)
+    rows = [f"x/{name}/{k}.png,{name}" for name in ("cat", "dog") for k in range(3)]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label", *rows]) + "\n")
+    check_labels(judged(tmp_path, table, file="labels.csv"), 6)
 
 
 def test_labels_of_any_source_are_matched_by_name():

@@ -797,23 +797,27 @@ def labelled(labels):
     return Resident(torch.zeros(len(labels), 1, 2, 2, dtype=torch.uint8), labels)
 
 
+def distinct(labels, start=0):
+    """Images of these labels, each its own number."""
+    images = torch.arange(start, start + len(labels)).to(torch.uint8)
+    return Resident(images[:, None, None, None].repeat(1, 1, 2, 2), torch.tensor(labels))
+
+
 @pytest.mark.parametrize(
     ("train", "val", "test", "word"),
     [
         ([], [0, 1], [0, 1], "the train split is empty"),
         ([0, 1], [], [0, 1], "the val split is empty"),
         ([0, 1], [0, 1], [], "the test split is empty"),
-        ([], None, None, "0 images of"),
+        ([], None, None, "train has 0 images of a class at most, and 3 are needed"),
         ([0, 0], [0, 1], [0, 1], "train has no image of class 1"),
-        ([0, 1], [0, 0], [0, 1], "val has no image of class 1"),
-        ([0, 1], [0, 1], [1, 1], "test has no image of class 0"),
         ([0, 1, 2], [0, 1], [0, 1], "train has label 2, but labels of 2 classes go from 0 to 1"),
         ([0, 1], [0, 1, -1], [0, 1], "val has label -1"),
         ([0, 1], [0, 1], [0, 1, 10**12], "test has label 1000000000000"),
         ([0, 1] * 9 + [-1], None, None, "label -1|cannot cut"),
         ([0, 1, 10**12] * 9, None, None, "label 1000000000000"),
-        ([0] * 50 + [1] * 2, None, None, "2 images of class 1, and 3 are needed"),
-        ([0] * 50 + [1], None, [0, 1], "1 images of class 1, and 2 are needed"),
+        ([0, 0, 1, 1], None, None, "2 images of a class at most, and 3 are needed"),
+        ([0, 1], None, [0, 1], "1 images of a class at most, and 2 are needed"),
     ],
 )
 def test_splits_that_cannot_be_learned_or_judged(train, val, test, word):
@@ -830,10 +834,79 @@ def test_one_class_is_nothing_to_tell_apart():
 
 
 def test_many_missing_classes_are_named_in_a_short_line():
-    splits = (labelled(range(5000)), labelled(range(10)), labelled(range(5000)))
-    with pytest.raises(ValueError, match="val has no image of class 10, class 11") as caught:
+    splits = (labelled(range(10)), labelled(range(10)), labelled(range(10)))
+    with pytest.raises(ValueError, match="train has no image of class 10, class 11") as caught:
         module(source=source(*splits, classes=5000))
     assert len(str(caught.value)) < 200
+
+
+def test_held_out_splits_may_lack_rare_classes_and_that_is_said():
+    splits = (distinct([0, 1, 2] * 4), distinct([0, 1], 20), distinct([1, 1], 30))
+    data = module(source=source(*splits))
+    assert data.notes == [
+        "val has no image of class 2",
+        "test has no image of class 0, class 2",
+    ]
+
+
+@pytest.mark.parametrize(("count", "val", "test"), [(1, None, None), (2, None, None), (1, None, 1)])
+def test_classes_too_rare_to_be_cut_stay_in_train_and_that_is_said(count, val, test):
+    given = None if test is None else distinct([0, 1], 200)
+    labels = [0] * 50 + [1] * count
+    data = module(source=source(distinct(labels), val, given, classes=2))
+    assert int((data.train.labels == 1).sum()) == count
+    assert not bool((data.val.labels == 1).any())
+    assert "too few images to be in each split, and so only in train: class 1" in data.notes
+    assert "val has no image of class 1" in data.notes
+
+
+def test_a_class_that_a_large_cut_leaves_one_image_of_keeps_it_in_train():
+    labels = [0] * 50 + [1] * 3
+    data = module(source=source(distinct(labels), classes=2), test_fraction=0.6)
+    assert bool((data.train.labels == 1).any())
+
+
+# The same image twice
+
+
+def test_images_in_two_splits_are_counted_said_and_dropped_on_request():
+    train, val, test = distinct([0, 1] * 8), distinct([0, 1] * 2, 3), distinct([0, 1] * 2, 5)
+    data = module(source=source(train, val, test, classes=2))
+    assert data.train is train
+    assert data.notes == [
+        "2 images of test are in val, too",
+        "6 images of train are held out, too (4 of them in val and 4 of them in test); "
+        "data.duplicates=drop takes them out of train",
+    ]
+    dropped = module(source=source(train, val, test, classes=2), duplicates="drop")
+    assert dropped.train.index.tolist() == [0, 1, 2, *range(9, 16)]
+    assert (dropped.val, dropped.test) == (val, test)
+    assert "dropped from train" in dropped.notes[1]
+    assert dropped.fingerprint != data.fingerprint
+    with pytest.raises(ValueError, match=r"data\.duplicates must be keep or drop"):
+        module(duplicates="refuse")
+
+
+def test_the_same_image_may_not_straddle_splits_that_are_cut_here_unsaid():
+    train = distinct([0, 1] * 30)
+    train.images[1::2] = train.images[0::2]  # each image twice
+    data = module(source=source(train, classes=2))
+    held_out = {bytes(i.numpy().data) for s in (data.val, data.test) for i in s.images}
+    straddling = sum(bytes(image.numpy().data) in held_out for image in data.train.images)
+    assert straddling
+    assert any(note.startswith(f"{straddling} images of train") for note in data.notes)
+    dropped = module(source=source(train, classes=2), duplicates="drop")
+    assert len(dropped.train) == len(data.train) - straddling
+
+
+def test_the_same_file_in_two_splits_is_known_by_its_bytes(tmp_path):
+    write_folder(tmp_path, ("train",), count=8)
+    write_folder(tmp_path, ("val", "test"), count=1)
+    group_of = (f"root={tmp_path}", "batch_size=4")
+    assert any(
+        "2 images of train are held out, too" in note for note in group("folder", *group_of).notes
+    )
+    assert len(group("folder", *group_of, "duplicates=drop").train) == 14
 
 
 @settings(deadline=None, max_examples=30)
@@ -899,7 +972,8 @@ def test_options_of_a_source_are_keys_of_its_config_group(tmp_path):
     path.write_bytes(b"")
     common = (f"root={tmp_path}", "batch_size=4")
     assert len(group("folder", *common, "verify=false").source.train) == 16
-    found = group("timm", *common, "classes=[feline,canine]")
+    found = group("timm", *common, "classes=[feline,canine]", "broken=skip")
+    assert len(found.source.train) == 15
     assert found.classes == ["feline", "canine"]
 
 

@@ -3,9 +3,11 @@
 import gc
 import io
 import json
+import os
 import sys
 import warnings
 from contextlib import closing
+from itertools import product
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from PIL import Image
 from distill.data.folder import folder
 from distill.data.timm_data import timm_dataset
 from tests.data.conftest import (
+    COLOURS,
     colour,
     colours,
     refusal,
@@ -23,6 +26,7 @@ from tests.data.conftest import (
     write_tar,
 )
 
+STORED = {"compress_level": 0}
 THREE = {"train": "train", "val": "val", "test": "test"}
 
 
@@ -61,10 +65,60 @@ def test_timm_splits_that_are_one_place_are_refused(tmp_path):
 
 
 def test_timm_classes_that_differ_between_splits_are_refused(tmp_path):
-    write_folder(tmp_path, ("train",), classes=("cat", "dog", "eel"))
-    write_folder(tmp_path, ("test",), classes=("cat", "eel"))
+    write_folder(tmp_path, ("train",), classes=("cat", "eel"))
+    write_folder(tmp_path, ("test",), classes=("cat", "dog", "eel"))
     splits = {"train": "train", "test": "test"}
-    refusal(lambda: timm_dataset(root=str(tmp_path), splits=splits), "different classes: dog")
+    refusal(
+        lambda: timm_dataset(root=str(tmp_path), splits=splits), "different classes: test has dog"
+    )
+
+
+def test_a_held_out_folder_of_timm_may_lack_classes_and_keeps_the_labels_of_train(tmp_path):
+    write_folder(tmp_path, ("train",), classes=("cat", "dog", "eel"))
+    write_folder(tmp_path, ("test",), classes=("cat", "eel"), count=1)
+    source = timm_dataset(root=str(tmp_path), splits={"train": "train", "test": "test"})
+    assert source.test.labels.tolist() == [0, 2]
+
+
+def test_timm_folders_are_read_without_what_is_hidden_or_links_back(tmp_path):
+    write_folder(tmp_path, ("",), classes=("cat", "eel"))
+    for place in ("cat/.ipynb_checkpoints", ".cache/x"):
+        write_image(tmp_path / place / "0.png", 0)
+    os.symlink("..", tmp_path / "eel" / "up")
+    source = timm_dataset(root=str(tmp_path))
+    assert source.classes == ["cat", "eel"]
+    assert source.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert [colour[0] for colour in colours(source.train)] == [200] * 3 + [0] * 3
+    assert any("hidden" in note for note in source.notes)
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_timm_folders_and_tars_are_known_by_what_they_hold(tmp_path, kind):
+    def opened(root):
+        place = root if kind == "folder" else write_tar(tmp_path / "photos.tar", root)
+        return timm_dataset(root=str(place), cache=str(tmp_path / "cache")).train
+
+    for root, name in product((tmp_path / "x", tmp_path / "y"), ("cat/0", "cat/1", "dog/0")):
+        write_image(root / f"{name}.png", COLOURS[name[:3]], (8, 8 + int(name[-1])), **STORED)
+    first = opened(tmp_path / "x")
+    assert len(set(first.contents())) == 3
+    assert opened(tmp_path / "x").fingerprint() == first.fingerprint()
+    assert opened(tmp_path / "y").fingerprint() == first.fingerprint()
+    write_image(tmp_path / "y" / "cat" / "0.png", (3, 3, 3), (8, 8), **STORED)  # of the same size
+    second = opened(tmp_path / "y")
+    assert second.fingerprint() != first.fingerprint()
+    differ = [a != b for a, b in zip(first.contents(), second.contents(), strict=True)]
+    assert differ == [True, False, False]
+
+
+def test_broken_images_of_a_tar_are_left_out_on_request(tmp_path):
+    write_folder(tmp_path / "x", ("",))
+    truncated(tmp_path / "x" / "cat" / "1.png")
+    tar = write_tar(tmp_path / "photos.tar", tmp_path / "x")
+    refusal(lambda: timm_dataset(root=str(tar)), "broken image", "photos.tar/cat/1.png")
+    source = timm_dataset(root=str(tar), broken="skip")
+    assert source.train.labels.tolist() == [0, 0, 1, 1, 1]
+    assert source.notes == ["1 broken image is left out (photos.tar/cat/1.png)"]
 
 
 def test_timm_tars(tmp_path):
@@ -102,7 +156,7 @@ def test_timm_names_a_broken_image_and_never_gives_another_instead(tmp_path):
     truncated(tmp_path / "x" / "cat" / "1.png")
     tar = write_tar(tmp_path / "photos.tar", tmp_path / "x")
     for root in (tmp_path / "x", tar):
-        split = timm_dataset(root=str(root)).train
+        split = timm_dataset(root=str(root), verify=False).train
         refusal(lambda split=split: split.load(1), "broken image", "cat/1.png", error=ValueError)
         assert colour(split.load(2)) == [200, 0, 2]
 
