@@ -133,8 +133,10 @@ def image_files(given: Sequence[str], stdin: Iterable[str]) -> Iterable[str]:
     """Return the files that are meant: files themselves, all images in folders, `-` for a list.
 
     Raises:
-        FileNotFoundError: for a folder without images.
+        FileNotFoundError: for a folder without images, or if nothing that was named is there.
     """
+    if not any(name == "-" or Path(name).exists() for name in given):
+        raise FileNotFoundError(f"there is no {' and no '.join(given[:3])}")
     files: list[Iterable[str]] = []
     for name in given:
         if name == "-":

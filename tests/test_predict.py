@@ -190,7 +190,7 @@ def test_mistakes_leave_no_file(bundle, photos, tmp_path):
     out = tmp_path / "out.csv"
     (tmp_path / "bare").mkdir()
     for given, options, message in (
-        (["nowhere.png"], {}, "none of 1 images could be read"),
+        (["nowhere.png"], {}, "there is no nowhere.png"),
         ([str(photos / "broken.png")], {}, "none of 1 images could be read"),
         ([str(tmp_path / "bare")], {}, "there are no images in"),
         ([str(photos)], {"topk": 4}, "--topk 4 is not from 1 to the student's 3"),
