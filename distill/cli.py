@@ -31,6 +31,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import distill.resolvers  # noqa: F401  (the configuration files call them)
 from distill import signals
+from distill.errors import printable
 from distill.ranks import first_of_run
 
 PACKAGE = Path(__file__).resolve().parent
@@ -328,11 +329,6 @@ def refuse(error: Exception, program: str = "distill") -> NoReturn:
     """Print what went wrong in one line and exit with code 2, or the error's own."""
     print(f"{program}: {printable(one_line(error))}", file=sys.stderr)
     raise SystemExit(getattr(error, "exit_code", USER_ERROR))
-
-
-def printable(text: str) -> str:
-    """Return a text in which nothing commands a terminal: it may hold names of a stranger's."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def one_line(error: BaseException) -> str:

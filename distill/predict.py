@@ -18,9 +18,10 @@ import timm.data
 import torch
 from torch import Tensor, nn
 
-from distill.cli import printable
 from distill.data.errors import reason
 from distill.data.images import MODES, decoded
+from distill.data.listing import hidden
+from distill.errors import printable
 from distill.files import plain_cell, writing
 from distill.models.bundle import facts_of, load_student, with_calibration
 
@@ -149,13 +150,17 @@ def image_files(given: Sequence[str], stdin: Iterable[str]) -> Iterable[str]:
 
 
 def images_in(folder: Path) -> list[str]:
-    """Return all images in a folder and the folders in it, sorted."""
+    """Return all images in a folder and the folders in it, sorted; hidden ones are counted."""
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
     inside = sorted(str(p) for p in folder.rglob("*") if p.suffix.lower() in IMG_EXTENSIONS)
-    if not inside:
+    shown = [p for p in inside if not any(map(hidden, Path(p).relative_to(folder).parts))]
+    if not shown:
         raise FileNotFoundError(f"there are no images in {folder}")
-    return inside
+    if left := len(inside) - len(shown):
+        told = f"{folder}: {left} image{'s' * (left != 1)} in hidden files or folders not read"
+        print(printable(f"distill-predict: {told}"), file=sys.stderr)
+    return shown
 
 
 def run(

@@ -20,6 +20,7 @@ UNDER_HYDRA = ("distill", "distill-eval", "distill-store", "distill-export")
 WHOLE = {"summary.json", "report.html", "student", "predictions.npz", "export.json", "views.png",
          "student.onnx", "found.csv", "reports.html"}  # fmt: skip
 TIMM, IDX, FOLDER = "data=timm data.batch_size=4", "data=idx", "data=folder data.batch_size=4"
+CSV = "data=csv data.batch_size=4"
 BUNDLE, GIVEN = "student.checkpoint=bundle", "teacher=timm teacher.checkpoint=bundle"
 ALONE = "teacher=none"
 
@@ -150,6 +151,12 @@ MISTAKES = {
     f"{FOLDER} data.root=float": "broken image float/train/a/0.tiff: floating-point pixels",
     f"{FOLDER} data.root=bomb": "broken image bomb/train/a/0.ppm: .*decompression bomb",
     f"{FOLDER} data.root=photos data.channels=2": "data.channels must be 1",
+    f"{FOLDER} data.root=photos data.broken=no": "data.broken must be refuse or skip, got 'no'",
+    f"{FOLDER} data.root=photos data.duplicates=no": "data.duplicates must be keep or drop",
+    f"{FOLDER} data.root=photos/train": "no folder 'train': did you mean data.root",
+    f"{CSV} data.root=photos": "give data.file=…",
+    f"{CSV} data.root=photos data.file=x.csv": "data.file=x.csv is neither in photos nor",
+    f"{CSV} data.root=photos data.file=text.txt": "text.txt has one column",
     f"{FOLDER} data.root=photos data.view.scale=[0,0]": "data.view.scale must be two numbers",
     f"{FOLDER} data.root=photos data.view.hflip=2": "data.view.hflip must be a probability",
     f"{FOLDER} data.root=photos objective=dkd": "with two classes there is only one",

@@ -218,3 +218,12 @@ def test_the_command_predicts_and_a_closed_pipe_is_no_error(command, bundle, pho
     (line,) = done.stderr.splitlines()
     assert line.startswith("distill-predict: ")
     assert "is not a student bundle" in line
+
+
+def test_hidden_images_of_a_folder_are_counted_and_not_read(tmp_path, capsys):
+    for place in ("a.png", "in/b.png", "in/._b.png", ".ipynb_checkpoints/c.png"):
+        (tmp_path / "photos" / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / place).touch()
+    found = predict.images_in(tmp_path / "photos")
+    assert found == [str(tmp_path / "photos" / place) for place in ("a.png", "in/b.png")]
+    assert "2 images in hidden files or folders not read" in capsys.readouterr().err

@@ -82,7 +82,7 @@ class Condition:
         """
         sizes = counts.clone()
         if self.tail:
-            sizes = tail_sizes(counts, self.tail, self.imbalance).clamp(min=least)
+            sizes = tail_sizes(counts, self.tail, self.imbalance).clamp(min=least).minimum(counts)
         if self.shots:
             sizes = counts.clamp(max=self.shots)
         for name in self.drop:
@@ -277,7 +277,7 @@ def tail_sizes(counts: Tensor, tail: str, imbalance: float) -> Tensor:
 
     `exponential`: `n_k = ⌊n_max · γ^(−k / (K − 1))⌋` for classes k = 0 … K − 1 in label order;
     `step`: `n_max` for the first half of the classes, `⌊n_max / γ⌋` for the others. `n_max` is the
-    largest number for which there are enough images of every class.
+    largest number for which there are enough images of every class that has any.
 
     Args:
         counts: images of each class, `[K]`.
@@ -297,7 +297,7 @@ def tail_sizes(counts: Tensor, tail: str, imbalance: float) -> Tensor:
     else:
         share = torch.ones_like(place)
         share[math.ceil(classes / 2) :] /= imbalance
-    largest = ((counts.double() + 1 - 2e-6) / share).amin().floor()
+    largest = ((counts.double() + 1 - 2e-6) / share)[counts > 0].amin().floor()
     # A power may be a rounding below the whole number that it stands for.
     return (largest * share + 1e-6).floor().long()
 

@@ -19,7 +19,7 @@ from distill.data.images import check_channels, decoded
 from distill.data.listing import (
     Seen,
     endings,
-    hidden,
+    folders_in,
     holds_images,
     image_files,
     loose_images,
@@ -172,11 +172,6 @@ def others_mean_splits(base: Path) -> bool:
     """Whether folders beside this one are called like other splits."""
     parts = {meaning(path.name) for path in folders_in(base.absolute().parent)}
     return bool(parts - {None, meaning(base.name)})
-
-
-def folders_in(path: Path) -> list[Path]:
-    """Return the folders in a folder that are not hidden."""
-    return [inside for inside in path.iterdir() if not hidden(inside.name) and inside.is_dir()]
 
 
 def has_folders(path: Path) -> bool:

@@ -10,15 +10,9 @@ from typing import Any
 import torch
 
 from distill.data.contents import Listed, Piece, read_splits
-from distill.data.folder import (
-    FileLoader,
-    existing_folder,
-    folder,
-    folders_in,
-    labelled_images,
-)
+from distill.data.folder import FileLoader, existing_folder, folder, labelled_images
 from distill.data.images import check_channels
-from distill.data.listing import relative
+from distill.data.listing import folders_in, relative
 from distill.data.splits import PARTS, Source, meaning, stratified
 from distill.data.table import table
 from distill.data.timm_data import timm_dataset

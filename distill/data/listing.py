@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from distill.errors import printable
+
 # What systems and tools leave beside pictures; names that begin with a dot are hidden anyway.
 LITTER = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "__pycache__", "lost+found")
 SHOWN = 3  # names that a note gives as examples
@@ -74,7 +76,7 @@ class Seen:
 def some(names: Iterable[str], shown: int = SHOWN) -> str:
     """Return the first few of these names, and an ellipsis where there are more."""
     names = list(names)
-    return ", ".join(names[:shown]) + (", …" if len(names) > shown else "")
+    return printable(", ".join(names[:shown])) + (", …" if len(names) > shown else "")
 
 
 def relative(path: Path, root: Path) -> str:
@@ -92,6 +94,11 @@ def endings() -> tuple[str, ...]:
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
     return IMG_EXTENSIONS
+
+
+def folders_in(path: Path) -> list[Path]:
+    """Return the folders in a folder that are not hidden."""
+    return [inside for inside in path.iterdir() if not hidden(inside.name) and inside.is_dir()]
 
 
 def loose_images(folder: Path) -> list[Path]:

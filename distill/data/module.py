@@ -638,8 +638,9 @@ def too_rare(source: Source) -> list[int]:
     found = torch.bincount(labels, minlength=len(source.classes))
     if not bool((found >= needed).any()):
         raise ValueError(
-            f"{source.name}: train has {int(found.max())} images of a class at most, and {needed} "
-            "are needed where splits are cut from it"
+            f"{source.name}: train has {int(found.max())} images of "
+            f"{source.classes[int(found.argmax())]}, and {needed} are needed where splits are cut "
+            "from it; no class has more"
         )
     return torch.nonzero((found > 0) & (found < needed)).flatten().tolist()
 

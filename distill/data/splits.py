@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from distill.data.listing import some
+
 
 class Resident:
     """A split that fits in memory.
@@ -151,12 +153,12 @@ def with_test_split(
 
 def check_same_classes(label: str, part: str, names: Sequence[str], classes: Sequence[str]) -> None:
     """Refuse a split with classes that train lacks; it may lack some itself."""
-    differing = sorted(set(names) - set(classes))
-    if differing:
-        more = " …" if len(differing) > 5 else ""
+    unknown = sorted(set(names) - set(classes))
+    if unknown:
+        differing = sorted(set(names) ^ set(classes))
         raise ValueError(
-            f"{label}: train and {part} have different classes: {part} has "
-            f"{', '.join(differing[:5])}{more}, and train has not"
+            f"{label}: train and {part} have different classes: {some(differing, 5)}; train lacks "
+            f"{some(unknown, 5)}"
         )
 
 

@@ -13,7 +13,7 @@ import torch
 from distill.data.contents import Listed, Piece, check_broken, read_splits
 from distill.data.folder import FileLoader, existing_folder
 from distill.data.images import check_channels
-from distill.data.listing import relative, some
+from distill.data.listing import endings, relative, some
 from distill.data.splits import PARTS, Source, meaning, with_test_split
 
 COLUMNS = {
@@ -216,8 +216,19 @@ def present(place: Path, rows: Sequence[Row], broken: str) -> tuple[list[Row], l
     what = "file is" if len(missing) == 1 else "files are"
     told = f"{place}: {len(missing)} {what} missing ({names})"
     if broken == "refuse" or len(missing) == len(rows):
-        raise ValueError(f"{told}; data.broken=skip leaves them out")
+        raise ValueError(f"{told}{why_missing(rows, missing)}; data.broken=skip leaves them out")
     return [row for row in rows if row.path.is_file()], [f"{told}, and left out"]
+
+
+def why_missing(rows: Sequence[Row], missing: Sequence[Row]) -> str:
+    """Return what may be amiss with paths that lead nowhere."""
+    path = missing[0].path
+    for ending in endings():
+        if path.with_name(path.name + ending).is_file():
+            return f"; their names lack {ending}"
+    if missing[0] is rows[0] and rows[0].line == 1 and len(rows) > 1:
+        return "; if the first line is a header, call its columns path and label"
+    return ""
 
 
 def class_order(labels: Iterable[str]) -> list[str]:

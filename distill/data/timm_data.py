@@ -20,7 +20,7 @@ from torch.utils.data import IterableDataset
 from distill.data.contents import Listed, read_splits
 from distill.data.errors import explained
 from distill.data.images import check_channels, cropped
-from distill.data.listing import Seen
+from distill.data.listing import Seen, folders_in, some
 from distill.data.sizes import SAMPLED, Header, ModelSize, Size, chosen_size, header_of
 from distill.data.splits import (
     PARTS,
@@ -117,8 +117,18 @@ def timm_dataset(
     count = max(int(split.labels.max()) for split in parts.values()) + 1
     names = names or [str(k) for k in range(count)]
     source = with_test_split(name or Path(label).stem, names, channels, parts)
-    source.notes += [*left_out, *seen.notes()]
+    source.notes += [*beside(name, place, opened), *left_out, *seen.notes()]
     return source
+
+
+def beside(name: str, place: Path, opened: Mapping[str, Any]) -> list[str]:
+    """Return a note of the folders beside those of the splits, which timm does not open."""
+    roots = {Path(os.path.abspath(getattr(reader_of(d), "root", place))) for d in opened.values()}
+    if name or not place.is_dir() or Path(os.path.abspath(place)) in roots:
+        return []
+    unused = sorted(p.name for p in folders_in(place) if Path(os.path.abspath(p)) not in roots)
+    told = f"beside the splits, and not used: {some(unused, 10)}; data.splits names what is"
+    return [told] if unused else []
 
 
 def check_place(name: str, root: str | None) -> None:

@@ -66,8 +66,8 @@ def without_hidden(dataset: Any, seen: Seen) -> None:
     reader = reader_of(dataset)
     if not hasattr(reader, "samples") or not hasattr(reader, "class_to_idx") or in_tar(reader):
         return
-    root, places = Path(reader.root), {}
-    kept = []
+    root, kept = Path(reader.root), []
+    places: dict[str, str] = {}
     for path, label in sorted(reader.samples, key=lambda sample: depth(sample[0])):
         inside = Path(path).relative_to(root)
         place = os.path.realpath(os.path.dirname(path))

@@ -9,6 +9,13 @@ from PIL import Image
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}  # read when first imported
 
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """Keep what configured data sets find out about files of a test away from a person's cache."""
+    monkeypatch.setenv("DISTILL_CACHE", str(tmp_path_factory.getbasetemp() / "data-cache"))
+
+
 COLOURS = {"cat": (200, 0, 0), "dog": (0, 200, 0), "eel": (0, 0, 200)}
 
 

@@ -111,6 +111,15 @@ def test_an_exponential_tail_follows_its_formula(classes, imbalance):
 
 
 @pytest.mark.parametrize("tail", ["exponential", "step"])
+def test_a_class_without_images_does_not_decide_the_tail_of_the_others(tail):
+    full = tail_sizes(torch.tensor([90, 90, 90, 90]), tail, 9.0)
+    assert tail_sizes(torch.tensor([90, 0, 90, 90]), tail, 9.0).equal(full)
+    condition = Condition(tail=tail, imbalance=9.0)
+    sizes = condition.sizes(torch.tensor([90, 0, 90, 90]), ["a", "b", "c", "d"], least=1)
+    assert sizes.tolist() == [full[0], 0, *full[2:]]
+
+
+@pytest.mark.parametrize("tail", ["exponential", "step"])
 def test_a_tail_has_the_largest_head_that_there_are_images_for(tail):
     counts = torch.tensor([90, 70, 30, 8, 40])
     sizes = tail_sizes(counts, tail, 10)

@@ -139,7 +139,11 @@ def test_empty_and_missing_classes_are_named(tmp_path):
     refusal(lambda: folder(str(root)), root / "train" / "eel", "no images")
     write_image(root / "train" / "eel" / "0.png", 0)
     write_image(root / "val" / "fox" / "0.png", 0)
-    refusal(lambda: folder(str(root)), root, "train and val have different classes: val has fox")
+    refusal(
+        lambda: folder(str(root)),
+        root,
+        "train and val have different classes: eel, fox; train lacks fox",
+    )
 
 
 def test_ten_thousand_classes_are_refused_in_a_short_line(tmp_path):

@@ -112,3 +112,10 @@ def test_a_link_that_leads_nowhere_is_listed_to_be_found_broken(root):
     seen = Seen(root)
     folders = subfolders(root, seen)
     assert root / "cat" / "9.png" in image_files(folders[0], seen)
+
+
+def test_no_name_commands_the_terminal(root):
+    write_image(root / "cat" / "new\nline\x1b[2J" / "0.png", 0)
+    assert labelled_images(root)[3] == [
+        "images in sub-folders of a class count as that class (cat/new\\nline\\x1b[2J)"
+    ]

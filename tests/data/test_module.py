@@ -809,15 +809,15 @@ def distinct(labels, start=0):
         ([], [0, 1], [0, 1], "the train split is empty"),
         ([0, 1], [], [0, 1], "the val split is empty"),
         ([0, 1], [0, 1], [], "the test split is empty"),
-        ([], None, None, "train has 0 images of a class at most, and 3 are needed"),
+        ([], None, None, "train has 0 images of class 0, and 3 are needed"),
         ([0, 0], [0, 1], [0, 1], "train has no image of class 1"),
         ([0, 1, 2], [0, 1], [0, 1], "train has label 2, but labels of 2 classes go from 0 to 1"),
         ([0, 1], [0, 1, -1], [0, 1], "val has label -1"),
         ([0, 1], [0, 1], [0, 1, 10**12], "test has label 1000000000000"),
         ([0, 1] * 9 + [-1], None, None, "label -1|cannot cut"),
         ([0, 1, 10**12] * 9, None, None, "label 1000000000000"),
-        ([0, 0, 1, 1], None, None, "2 images of a class at most, and 3 are needed"),
-        ([0, 1], None, [0, 1], "1 images of a class at most, and 2 are needed"),
+        ([0, 0, 1, 1], None, None, "2 images of class 0, and 3 are needed"),
+        ([0, 1], None, [0, 1], "1 images of class 0, and 2 are needed"),
     ],
 )
 def test_splits_that_cannot_be_learned_or_judged(train, val, test, word):

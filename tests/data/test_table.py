@@ -83,6 +83,11 @@ def test_missing_files_are_named_and_counted(root):
     refusal(lambda: written(root, "deep/3.png,a\ndeep/0.png,a"), "broken image", "3.png")
 
 
+def test_what_may_be_amiss_with_missing_files_is_said(root):
+    refusal(lambda: written(root, "deep/0,a\ndeep/1,b"), "their names lack .png")
+    refusal(lambda: written(root, "img,kind\ndeep/1.png,b"), "if the first line is a header, call")
+
+
 WRONG = {
     "deep/0.png,a\ndeep/1.png,b\ndeep/0.png,b": "lines 1 and 3: 0.png has the labels a and b",
     "path,label,split\ndeep/0.png,a,train\ndeep/0.png,a,test": "0.png has the splits train and",

@@ -69,7 +69,8 @@ def test_timm_classes_that_differ_between_splits_are_refused(tmp_path):
     write_folder(tmp_path, ("test",), classes=("cat", "dog", "eel"))
     splits = {"train": "train", "test": "test"}
     refusal(
-        lambda: timm_dataset(root=str(tmp_path), splits=splits), "different classes: test has dog"
+        lambda: timm_dataset(root=str(tmp_path), splits=splits),
+        "different classes: dog; train lacks dog",
     )
 
 
@@ -90,6 +91,16 @@ def test_timm_folders_are_read_without_what_is_hidden_or_links_back(tmp_path):
     assert source.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert [colour[0] for colour in colours(source.train)] == [200] * 3 + [0] * 3
     assert any("hidden" in note for note in source.notes)
+
+
+def test_folders_that_timm_does_not_open_are_named(tmp_path):
+    write_folder(tmp_path, ("train", "valid", "test", ".cache"))
+    splits = {"train": "train", "test": "test"}
+    assert timm_dataset(root=str(tmp_path), splits=splits).notes == [
+        "beside the splits, and not used: valid; data.splits names what is"
+    ]
+    write_folder(tmp_path / "flat", ("",))
+    assert timm_dataset(root=str(tmp_path / "flat")).notes == []
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar"])

@@ -37,6 +37,9 @@ def make_photos(folder, count):
 def workplace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     make_photos(folder / "photos", 60)
+    files = sorted((folder / "photos" / "train").glob("*/*.png"))
+    rows = [f"train/{file.parent.name}/{file.name},{file.parent.name}\n" for file in files]
+    (folder / "photos" / "labels.csv").write_text("path,label\n" + "".join(rows))
     costs = [[0 if i == j else 5 if i == 3 else 1 for j in range(10)] for i in range(10)]
     (folder / "costs.csv").write_text("\n".join(",".join(map(str, row)) for row in costs))
     with tarfile.open(folder / "photos.tar", "w") as archive:
