@@ -84,6 +84,10 @@ SEED = whole(0, 2**32 - 1)
 # A share of the batches, or so many of them; Lightning tells 1 from 1.0.
 BATCHES = Kind("a share of the batches above 0, or how many",
                lambda v: is_real(v) and v > 0 and (isinstance(v, int) or v <= 1))  # fmt: skip
+# A picture's: one number, or its height and width.
+SIZE = Kind("a whole number of at least 1, or height and width such as [96,128]",
+            lambda v: all(whole(1).holds(n) for n in v) and len(v) == 2
+            if isinstance(v, list) else whole(1).holds(v))  # fmt: skip
 
 SIZE = Kind("a number of pixels, or a list of height and width",
             lambda v: all(type(n) is int and n > 0 for n in (v if isinstance(v, list) else [v]))
@@ -140,7 +144,7 @@ KINDS: dict[str, Kind] = {
     **TRAINING,
     "data.batch_size": whole(1),
     "data.num_workers": whole(0),
-    "data.image_size": whole(1),
+    "data.image_size": SIZE.or_(None),
     "data.split_seed": SEED,
     "data.seed": SEED,
     "data.val_fraction": real(0, 1),
@@ -174,6 +178,7 @@ KINDS: dict[str, Kind] = {
     "objective.alpha": SHARE.or_(None),
     "objective.terms": OBJECT,
     "objective.stages": listed(Kind("a whole number", lambda v: type(v) is int)),
+    "calibration": one_of("bundle", "refit").or_(None),
     "store.mode": one_of("auto", "disk").or_(None),
     "store.path": PATH,
     "store.dtype": one_of("float16", "float32"),

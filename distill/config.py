@@ -34,7 +34,9 @@ from distill.callbacks.speed import Speed
 from distill.checks import is_number
 from distill.data import DataModule
 from distill.data.costs import read_costs
+from distill.data.judged import Judged, named
 from distill.data.module import CLEAN_VIEW, border
+from distill.data.sizes import ModelSize
 from distill.data.views import StreamedView, is_range
 from distill.errors import first_line
 from distill.losses import dist
@@ -48,6 +50,7 @@ from distill.models.checkpoint import (
     read_lightning,
     student_weights,
 )
+from distill.models.sizes import declared_size
 from distill.models.weights import DataShape
 from distill.module import create_optimizer, create_schedule, evaluation_metrics, resolve_topk
 from distill.objectives import Objective
@@ -56,6 +59,7 @@ from distill.sharing import once
 
 log = logging.getLogger(__name__)
 
+CONFIGURED = "distill.data.module.configured"
 EXTRAS = ("wandb", "mlflow")
 # Of a trainer: what a run says itself, or could not end with its numbers under.
 OF_THE_RUN = (
@@ -181,12 +185,71 @@ def check_trainer(cfg: DictConfig) -> None:
             raise ValueError(f"trainer.{name} is the run's own to set: leave it out")
 
 
-def build_data(cfg: DictConfig) -> DataModule:
-    """Return the data module; of runs that share, each has its own with the same splits."""
-    data = once(shared_key(cfg, "data"), lambda: make(cfg.data, "data"))
+def build_data(cfg: DictConfig, judged: Judged | None = None) -> DataModule:
+    """Return the data module; of runs that share, each has its own with the same splits.
+
+    Args:
+        cfg: the configuration.
+        judged: what a trained model brings that is only judged on the data.
+    """
+    given = {"model_size": model_size(cfg), "judged": judged}
+    if CONFIGURED not in str(cfg.data.get("_target_")):
+        given = {}
+    data = once(shared_key(cfg, "data") + repr(judged), lambda: make(cfg.data, "data", **given))
     if not isinstance(data, DataModule):
         raise ValueError("data must be a distill.data.DataModule")
     return data.with_options(seed=data.seed, batch_size=data.batch_size, views=data.views)
+
+
+def to_judge(cfg: DictConfig, whole: bool = True) -> Judged:
+    """Return what the student brings to the data that it is judged on.
+
+    Args:
+        cfg: the configuration.
+        whole: whether data without a train split are judged as a whole.
+    """
+    label = f"student.checkpoint={cfg.student.checkpoint}"
+    facts = kept_facts(cfg.student.checkpoint)
+    known = read_checkpoint(cfg.student.checkpoint) if cfg.student.checkpoint else None
+    refit = cfg.get("calibration") == "refit"
+    shown = known.preprocessing if known else {}
+    return Judged(label, facts.get("classes") or (), shown, whole, refit)
+
+
+def kept_facts(path: str | None) -> dict[str, Any]:
+    """Return what a bundle says of itself; nothing of what is no bundle."""
+    folder = Path(path or "").expanduser()
+    return read_facts(folder) if path and (folder / FACTS).is_file() else {}
+
+
+def calibrations(cfg: DictConfig, data: DataModule) -> dict[str, dict[str, Any]] | None:
+    """Return role → what its bundle says of its calibration, or None to fit it on validation.
+
+    Raises:
+        ValueError: if the one that is asked for is not there.
+    """
+    there, asked = bool(len(data.val)), cfg.calibration
+    if asked == "refit" or (asked is None and there):
+        return None
+    paths = {"student": cfg.student.checkpoint, "teacher": cfg.teacher.checkpoint}
+    kept = {role: kept_facts(path) for role, path in {**paths, "baseline": cfg.baseline}.items()}
+    if asked == "bundle" and not kept["student"]:
+        raise ValueError(
+            f"calibration=bundle: student.checkpoint={cfg.student.checkpoint} is no student bundle "
+            "that knows one"
+        )
+    temperature = kept["student"].get("temperature")
+    told = "none is known" if temperature is None else f"the bundle's {temperature:.4g} is applied"
+    log.info("temperature: %s, nothing is fitted on %s", told, data.source.name)
+    return kept
+
+
+def model_size(cfg: DictConfig) -> ModelSize | None:
+    """Return the size that the student, or else the teacher, says of its images, if it is asked."""
+    if cfg.data.get("image_size", 0) is not None:
+        return None
+    teacher = model_spec(cfg.teacher) if "teacher" in cfg else ModelSpec()
+    return declared_size(model_spec(cfg.student)) or declared_size(teacher)
 
 
 def shared_key(cfg: DictConfig, what: str) -> str:
@@ -195,7 +258,7 @@ def shared_key(cfg: DictConfig, what: str) -> str:
     What else a run says is on its student's side: objective, annealing, optimiser, schedule,
     architecture, and the seed of the weights.
     """
-    decided = {"data": plain(cfg.data)}
+    decided = {"data": plain(cfg.data), "size": model_size(cfg)}
     if what != "data":
         decided |= {key: plain(cfg[key]) for key in ("teacher", "trainer")}
         decided["trainer"].pop("max_epochs")
@@ -361,7 +424,7 @@ def check_classes(cfg: DictConfig, data: DataModule) -> None:
     if not cfg.student.checkpoint or not (bundle / FACTS).is_file():
         return
     known = read_facts(bundle).get("classes")
-    if known and known != data.classes:
+    if known and known != data.classes:  # of data that are not read by names of classes
         raise ValueError(
             f"student.checkpoint={bundle} knows the classes {named(known)} and {data.source.name} "
             f"has {named(data.classes)}: give the data it was trained on (data=…)"
@@ -378,7 +441,8 @@ def differing_views(cfg: DictConfig, data: DataModule) -> str | None:
     known = read_checkpoint(cfg.student.checkpoint).preprocessing
     if "input_size" not in known:  # weights alone, or a Lightning checkpoint
         return None
-    wanted, shown = {"image_size": known["input_size"][1]}, {"image_size": data.image_size[0]}
+    wanted = {"image_size": written_size(known["input_size"][1:])}
+    shown: dict[str, Any] = {"image_size": written_size(data.image_size)}
     if isinstance(data.view, StreamedView):
         wanted |= {key: known[key] for key in CLEAN_VIEW if key in known}
         shown |= data.preprocessing
@@ -391,6 +455,12 @@ def differing_views(cfg: DictConfig, data: DataModule) -> str | None:
         f"student.checkpoint={cfg.student.checkpoint} was trained for {trained} and "
         f"{data.source.name} is shown at {found}: add {missing}"
     )
+
+
+def written_size(size: Sequence[int]) -> str:
+    """Return a size as `data.image_size` says it."""
+    height, width = size
+    return str(height) if height == width else f"[{height},{width}]"
 
 
 def check_border(cfg: DictConfig, data: DataModule, student: nn.Module) -> None:
@@ -411,11 +481,6 @@ def override_of(cfg: DictConfig, key: str) -> str:
     if key == "image_size":
         return "data.image_size"
     return f"{'' if key in cfg.data.view else '+'}data.view.{key}"
-
-
-def named(classes: Sequence[str]) -> str:
-    """Return the first class names and how many there are."""
-    return f"{', '.join(classes[:3])}{', …' if len(classes) > 3 else ''} ({len(classes)})"
 
 
 def data_shape(data: DataModule) -> DataShape:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import nan
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,6 +22,7 @@ from distill.data.splits import Split
 from distill.data.views import CLEAN
 from distill.files import save_arrays
 from distill.metrics import (
+    VectorScaling,
     class_numbers,
     cost_numbers,
     evaluate,
@@ -73,6 +75,8 @@ def answer(cfg: DictConfig, module: Distiller, data: DataModule) -> Answers:
     trainer = single_device(cfg)
     batches = trainer.predict(module, datamodule=data)
     assert batches is not None
+    if not len(data.val):  # of a single loader Lightning gives no list
+        return Answers({"test": joined(batches)}, trainer.strategy.root_device)
     answers = {split: joined(found) for split, found in zip(SPLITS, batches, strict=True)}
     return Answers(answers, trainer.strategy.root_device)
 
@@ -106,6 +110,7 @@ def summary(
     answers: Answers,
     models: Mapping[str, nn.Module],
     further: Sequence[Mapping[str, Mapping[str, Any]]] = (),
+    kept: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Return every number of a run: each model's own, and the evidence that its page shows.
 
@@ -115,6 +120,8 @@ def summary(
         answers: of the models to the held-out splits.
         models: role → model; `student` is there, the others may be.
         further: more numbers, each role → its own.
+        kept: role → what its bundle says of its calibration, which is applied; None fits it on
+            validation.
     """
     costs = config.costs(cfg, data)
     measured = costs_of(cfg, data, models, answers.device)
@@ -122,21 +129,27 @@ def summary(
     intervals, comparisons = uncertain(answers, models, topk)
     found: dict[str, Any] = dict.fromkeys(ROLES)
     for role, model in models.items():
-        found[role] = judge(cfg, data, answers, role, costs) | {"params": report.parameters(model)}
-        for numbers in (*further, measured, {role: {"intervals": intervals[role]}}):
-            found[role] |= numbers.get(role, {})
+        own = None if kept is None else kept.get(role, {})
+        numbers = judge(cfg, data, answers, role, costs, own)
+        found[role] = numbers | {"params": report.parameters(model)}
+        for more in (*further, measured, {role: {"intervals": intervals[role]}}):
+            found[role] |= more.get(role, {})
     if "teacher" in models:
         found["teacher"] = {"name": config.direct_teacher(cfg), **found["teacher"]}
     found["chain"] = [found.pop(role) for role in list(found) if role.startswith("teacher_")]
-    vector = fit_vector_scaling(*answers.of("student", "val"))
-    found["student"] |= vector_numbers(vector, *answers.of("student", "test"))
-    validation = answers.of("student", "val")
+    vector = vector_of(answers, kept)
+    if vector is not None:
+        found["student"] |= vector_numbers(vector, *answers.of("student", "test"))
+    validation = None
+    if "val" in answers.splits:
+        held_out = answers.of("student", "val")
+        validation = evaluate(*held_out, topk=topk) | classes_on_validation(*held_out)
     return {
         **found,
         "comparisons": comparisons,
         "majority": majority(answers.splits["test"]["target"], data.classes),
-        "validation": evaluate(*validation, topk=topk) | classes_on_validation(*validation),
-        "vector_scaling": asdict(vector),
+        "validation": validation,
+        "vector_scaling": vector and asdict(vector),
         "evidence": report.evidence(answers.splits["test"], found),
     }
 
@@ -200,20 +213,40 @@ def size_for(cfg: DictConfig, data: DataModule, role: str) -> tuple[int, int]:
     return config.model_shape(cfg.teacher, data).image_size if role == first else data.image_size
 
 
+def vector_of(
+    answers: Answers, kept: Mapping[str, Mapping[str, Any]] | None
+) -> VectorScaling | None:
+    """Return the student's vector scaling: fitted on validation, or its bundle's, if it has one."""
+    if kept is None:
+        return fit_vector_scaling(*answers.of("student", "val"))
+    known = kept.get("student", {}).get("vector_scaling")
+    return VectorScaling(known["scale"], known["bias"], "ok", nan, nan) if known else None
+
+
 def judge(
-    cfg: DictConfig, data: DataModule, answers: Answers, role: str, costs: Tensor | None
+    cfg: DictConfig,
+    data: DataModule,
+    answers: Answers,
+    role: str,
+    costs: Tensor | None,
+    kept: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the test split's numbers of one model; what is fitted is fitted on validation."""
+    """Return the test split's numbers of one model.
+
+    What is fitted is fitted on validation, or `kept`: what the model's bundle says of it.
+    """
     logits, target = answers.of(role, "test")
     numbers: dict[str, Any] = evaluate(
         logits,
         target,
         None if role.startswith("teacher") else answers.splits["test"].get("teacher"),
         topk=config.topk(cfg, data),
-        validation=answers.of(role, "val"),
+        validation=answers.of(role, "val") if kept is None else None,
         confidence=cfg.decision.confidence,
+        temperature=(kept or {}).get("temperature"),
     )
-    numbers |= class_numbers(logits, target, data.image_counts, config.plain(cfg.shot_groups))
+    counts = data.image_counts if len(data.train) else [nan] * data.num_classes  # nobody knows
+    numbers |= class_numbers(logits, target, counts, config.plain(cfg.shot_groups))
     if costs is not None:
         fitted = numbers["temperature_star"]
         assert not isinstance(fitted, str)

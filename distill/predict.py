@@ -134,18 +134,18 @@ def image_files(given: Sequence[str], stdin: Iterable[str]) -> Iterable[str]:
     """Return the files that are meant: files themselves, all images in folders, `-` for a list.
 
     Raises:
-        FileNotFoundError: for a file that is not there, or a folder without images.
+        FileNotFoundError: for a folder without images, or if nothing that was named is there.
     """
+    if not any(name == "-" or Path(name).exists() for name in given):
+        raise FileNotFoundError(f"there is no {' and no '.join(given[:3])}")
     files: list[Iterable[str]] = []
     for name in given:
         if name == "-":
             files.append(line.rstrip("\r\n") for line in stdin if line.strip())
         elif Path(name).is_dir():
             files.append(images_in(Path(name)))
-        elif Path(name).exists():
+        else:  # one that is not there is skipped and counted like a broken one
             files.append([name])
-        else:
-            raise FileNotFoundError(f"there is no {name}")
     return chain.from_iterable(files)
 
 

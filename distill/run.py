@@ -20,6 +20,7 @@ from distill.callbacks.head_first import classifier_parameters
 from distill.checks import check_folder, check_values
 from distill.data import DataModule
 from distill.data.image_corruptions import chosen
+from distill.data.module import clamped
 from distill.data.preview import contact_sheet
 from distill.files import only_run_in, remove_stale
 from distill.first_look import warned
@@ -132,10 +133,13 @@ def evaluate(cfg: DictConfig) -> None:
     config.run_imports(cfg)
     if not cfg.student.checkpoint and not cfg.student.pretrained:
         raise ValueError("give student.checkpoint=PATH: a student bundle or a checkpoint")
-    data = config.build_data(cfg)
+    data = config.build_data(cfg, config.to_judge(cfg))
+    for note in data.notes:
+        log.info("%s: %s", data.source.name, note)
     config.topk(cfg, data)
     config.check_decision(cfg, data)
     config.check_classes(cfg, data)
+    kept = config.calibrations(cfg, data)
     if differing := config.differing_views(cfg, data):  # at another resolution, say, on purpose
         log.info("%s to judge it as it was trained", differing)
     corruptions = chosen(config.plain(cfg.corruptions))
@@ -151,7 +155,7 @@ def evaluate(cfg: DictConfig) -> None:
         judge.robustness(data, modules, answers.device, corruptions),
     ]
     summary = {
-        **judge.summary(cfg, data, answers, models, further),
+        **judge.summary(cfg, data, answers, models, further, kept),
         "warnings": [],
         **report.circumstances(cfg, data),
     }
@@ -331,11 +335,9 @@ def check_teacher(cfg: DictConfig, data: DataModule) -> None:
         )
     own = config.alone(cfg, "teacher")
     spec, shape = config.model_spec(own.student), config.model_shape(own.student, data)
-    if own.data.batch_size > len(data.train):
-        raise ValueError(
-            f"teacher.fit.batch_size={own.data.batch_size} is larger than the {len(data.train)} "
-            "training images"
-        )
+    asked, said = own.data.batch_size, cfg.data.batch_size
+    if asked > len(data.train) and asked != said:
+        log.info(clamped("teacher.fit.batch_size", asked, len(data.train)))
     model = build_model(spec, shape, "teacher", any_classes=True, note=log.info)
     config.check_optimizer(own, model, "teacher.fit.")
     if cfg.teacher.fit.get("head_epochs"):

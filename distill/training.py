@@ -100,7 +100,9 @@ def untrained(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> Dis
         "classes": list(data.classes),
         "student_model": asdict(replace(spec, checkpoint=None, pretrained=False)),
         "preprocessing": {
-            name: values.flatten().tolist() for name, values in student.normalize.named_buffers()
+            **data.preprocessing,
+            "input_size": list(data.preprocessing["input_size"]),
+            **{n: values.flatten().tolist() for n, values in student.normalize.named_buffers()},
         },
     }
     return student

@@ -87,6 +87,16 @@ def test_every_image_gets_the_calibrated_probabilities_of_stock_timm(bundle, pho
     assert counted == "distill-predict: 4 images, 2 skipped"
 
 
+def test_a_missing_path_is_skipped_and_counted_like_a_broken_one(bundle, photos, capsys):
+    given = [str(photos / "gone.png"), str(photos / "b.jpg"), str(photos / "empty.jpg")]
+    predict.run(bundle, given, None, "jsonl", 2, **PLAIN)
+    printed = capsys.readouterr()
+    assert [json.loads(line)["path"] for line in printed.out.splitlines()] == given[1:2]
+    missing, _, counted = printed.err.splitlines()
+    assert missing == f"distill-predict: {given[0]}: No such file or directory"
+    assert counted == "distill-predict: 1 image, 2 skipped"
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("mode", ["center", "squash", "border"])
 def test_a_bundle_sees_the_clean_views_that_it_was_judged_by(photos, tmp_path, channels, mode):

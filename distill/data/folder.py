@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import IO
 
 import torch
 from PIL import Image
@@ -282,3 +283,7 @@ class FileLoader:
         path = self.files[position]
         with explained(f"broken image {path}"):
             return decoded(path, self.channels)
+
+    def open(self, position: int) -> IO[bytes]:
+        """Return one image's file."""
+        return self.files[position].open("rb")

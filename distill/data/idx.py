@@ -17,12 +17,15 @@ from distill.data.images import resize
 from distill.data.splits import Resident, Source
 
 
-def idx(root: str, image_size: int = 32, classes: Sequence[str] | None = None) -> Source:
+def idx(
+    root: str, image_size: int | Sequence[int] = 32, classes: Sequence[str] | None = None
+) -> Source:
     """Return a data set in MNIST's format: `train-*` and `t10k-*` idx files, plain or gzipped.
 
     Args:
         root: the folder of the four `*-images-idx3-ubyte` and `*-labels-idx1-ubyte` files.
-        image_size: side length in pixels the images are enlarged or reduced to.
+        image_size: side length in pixels, or height and width, the images are enlarged or reduced
+            to.
         classes: the class names in label order; None numbers them.
 
     Raises:
@@ -40,7 +43,7 @@ def idx(root: str, image_size: int = 32, classes: Sequence[str] | None = None) -
     return Source(folder.name, names, 1, train, test=test)
 
 
-def read_idx_split(folder: Path, part: str, image_size: int) -> Resident:
+def read_idx_split(folder: Path, part: str, image_size: int | Sequence[int]) -> Resident:
     """Read one part of an idx data set."""
     images = read_idx(find_idx(folder, f"{part}-images-idx3-ubyte"), dimensions=3)
     labels = read_idx(find_idx(folder, f"{part}-labels-idx1-ubyte"), dimensions=1)

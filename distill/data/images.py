@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
@@ -10,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
+
+from distill.data.sizes import as_size
 
 MODES = {1: "L", 3: "RGB"}
 
@@ -46,22 +49,24 @@ def upright(image: Image.Image, channels: int) -> Image.Image:
     return image.convert(MODES[channels])
 
 
-def squared(image: Image.Image, channels: int, size: int) -> Tensor:
-    """Return an image as uint8 `[C, size, size]`: shorter side resized, centre cropped."""
+def cropped(image: Image.Image, channels: int, size: tuple[int, int]) -> Tensor:
+    """Return an image as uint8 `[C, H, W]`: resized until it covers H × W, centre cropped."""
     from torchvision.transforms.v2 import functional as tv
 
-    image = tv.center_crop(tv.resize(upright(image, channels), [size]), [size, size])
-    return tv.pil_to_tensor(image)
+    image = upright(image, channels)
+    scale = max(size[0] / image.height, size[1] / image.width)
+    own = image.height, image.width
+    covering = [max(least, int(scale * side)) for least, side in zip(size, own, strict=True)]
+    return tv.pil_to_tensor(tv.center_crop(tv.resize(image, covering), list(size)))
 
 
-def resize(images: Tensor, size: int) -> Tensor:
-    """Return uint8 images `[N, C, size, size]`, interpolated bilinearly."""
-    if size < 1:
-        raise ValueError(f"data.image_size must be at least 1 pixel, got {size}")
-    if images.shape[-2:] == (size, size):
+def resize(images: Tensor, size: int | Sequence[int]) -> Tensor:
+    """Return uint8 images `[N, C, H, W]` of a square's side or of height and width, bilinearly."""
+    height, width = as_size(size)
+    if images.shape[-2:] == (height, width):
         return images
     parts = [
-        F.interpolate(part.float(), size=(size, size), mode="bilinear", antialias=True)
+        F.interpolate(part.float(), size=(height, width), mode="bilinear", antialias=True)
         for part in images.split(1024)
     ]
     return torch.cat([part.round().clamp(0, 255).to(torch.uint8) for part in parts])

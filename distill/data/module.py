@@ -20,10 +20,22 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from distill import sharing
 from distill.checks import is_number
 from distill.data.corrupt import CUT, OWN, Altered, altered, build_condition
+from distill.data.erasing import MODES as MODES_OF_ERASING
+from distill.data.erasing import Erasing
 from distill.data.image_corruptions import ImageCorruption
 from distill.data.images import MODES
+from distill.data.judged import Judged, opened, with_validation
 from distill.data.listing import some
 from distill.data.order import endless_order, epoch_order
+from distill.data.sizes import (
+    ModelSize,
+    Size,
+    as_size,
+    chosen_size,
+    grey_note,
+    sampled_headers,
+    size_note,
+)
 from distill.data.splits import Resident, Source, Split, Streamed, stratified
 from distill.data.unlabeled import Reading, check_share, joined, per_batch, read, without
 from distill.data.views import CLEAN, ResidentView, StreamedView, is_range
@@ -36,10 +48,43 @@ TRAINING = (
     *("scale", "ratio", "hflip", "vflip", "color_jitter", "color_jitter_prob", "grayscale_prob"),
     *("gaussian_blur_prob", "auto_augment", "interpolation", "train_crop_mode", "no_aug"),
 )
+PROBABILITIES = (
+    *("hflip", "vflip", "re_prob"),
+    *("color_jitter_prob", "grayscale_prob", "gaussian_blur_prob"),
+)
 EVALUATION = ("crop_pct", "crop_mode")  # what timm's configurations record, and so a bundle does
 CROP_MODES = ("center", "squash", "border")
 CLEAN_VIEW = {"interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "center"}
-MIXING = ("mixup", "cutmix")  # of views of data in memory, where a partner is at hand
+ERASING = {"re_prob": 0.0, "re_mode": "const", "re_count": 1}  # timm's, and its defaults
+MIXING = ("mixup", "cutmix")  # as of views of images in memory
+# What timm's transforms take, or views of images in memory do, and what to give in its place.
+INSTEAD = {
+    "input_size": "give data.image_size",
+    "is_training": "training views are augmented, and those of evaluation are not",
+    **dict.fromkeys(("normalize", "mean", "std"), "each model normalises the shared view itself"),
+    **dict.fromkeys(("use_prefetcher", "separate"), "views are whole, and made by data workers"),
+    **dict.fromkeys(
+        ("naflex", "patch_size", "max_seq_len", "patchify", "patchify_channels_last",
+         "patchify_flatten"),
+        "views are pictures of one size, data.image_size",
+    ),
+    "tf_preprocessing": "TensorFlow draws by itself, and not by sample; leave it out",
+    "crop_border_pixels": "no bundle records it; crop_pct below 1 crops as well",
+    "re_num_splits": "a view does not depend on its batch; lower re_prob",
+    "pad": "give scale and ratio",
+    "flip": "give hflip=0.5",
+    "crop_scale": "give scale",
+    "crop_ratio": "give ratio",
+    "erase": "give re_prob",
+    **dict.fromkeys(("erase_scale", "erase_ratio"), "give re_prob, re_mode and re_count"),
+    **dict.fromkeys(
+        ("brightness", "contrast", "saturation", "hue"),
+        "give color_jitter=[brightness,contrast,saturation,hue]",
+    ),
+    **dict.fromkeys(
+        ("rotate", "translate", "zoom", "shear"), "give auto_augment, such as rand-m5-n2"
+    ),
+}  # fmt: skip
 
 
 class DataModule(pl.LightningDataModule):
@@ -57,7 +102,8 @@ class DataModule(pl.LightningDataModule):
         view: how training views are made; a mapping is keywords of `ResidentView` for data in
             memory, and those of `timm.data.create_transform` named in `TRAINING` and
             `EVALUATION` for streamed data.
-        image_size: side length of streamed views in pixels.
+        image_size: side length of streamed views in pixels, or height and width; None lets the
+            model's own size and the pictures' decide, see `chosen_size`.
         batch_size: samples per step and device.
         num_workers: processes that decode streamed images.
         val_fraction: share of train cut for validation where there is none.
@@ -79,6 +125,9 @@ class DataModule(pl.LightningDataModule):
         verify: whether each picture of an unlabelled folder is decoded once to find broken ones.
         broken: `refuse` broken pictures of such a folder, or `skip` them.
         cache: where to keep what its files hold; None reads them anew each time.
+        model_size: what the model says of its images' size.
+        preprocessing: how a trained model is shown pictures, as timm's configurations say it: what
+            `view` leaves open of clean views.
         duplicates: what becomes of training images that are in validation or test, too: `keep` or
             `drop`. Both are said.
     """
@@ -89,7 +138,7 @@ class DataModule(pl.LightningDataModule):
         self,
         source: Source,
         view: Mapping[str, Any] | None = None,
-        image_size: int = 32,
+        image_size: int | Sequence[int] | None = None,
         batch_size: int = 128,
         num_workers: int = 0,
         val_fraction: float = 0.1,
@@ -104,10 +153,14 @@ class DataModule(pl.LightningDataModule):
         verify: bool = True,
         broken: str = "refuse",
         cache: str | None = None,
+        model_size: ModelSize | None = None,
+        preprocessing: Mapping[str, Any] | None = None,
         duplicates: str = "keep",
     ) -> None:
         super().__init__()
-        check_numbers(batch_size, num_workers, image_size, val_fraction, test_fraction)
+        check_numbers(batch_size, num_workers, val_fraction, test_fraction)
+        if image_size is not None:
+            as_size(image_size)
         check_views(views)
         check_balance(balance)
         self.source, self.seed, self.views, self.balance = source, seed, views, balance
@@ -121,36 +174,46 @@ class DataModule(pl.LightningDataModule):
         self.notes += absent_classes(self)
         check_share(unlabeled_share)
         self.unlabeled_share, self.left_out = unlabeled_share, 0
-        self.unlabeled = self._unlabeled(unlabeled, image_size, Reading(verify, broken, cache))
+        self.unlabeled = self._unlabeled(unlabeled, Reading(verify, broken, cache))
+        self.image_size = self._image_size(image_size, model_size)
         self.condition = build_condition(condition)
         self.altered = self._altered()
         for name, one in self.altered.items():
             setattr(self, name, one.split)
             self.notes.append(one.told(name))
         self.pool = self._pool()
-        self.view = build_view(self.train, view or {}, image_size, source.channels)
+        self.view = build_view(
+            self.train, view or {}, self.image_size, source.channels, preprocessing
+        )
         check_mixing(self)
-        self.image_size = sample_size(self.train, image_size)
         self._copies: dict[torch.device, Resident] = {}
         self._streams, self._recent = Streams(), Recent()
-        self._keys(self.pool, shuffle=True)
+        if len(self.train):
+            self.batch_size = self._fitting(batch_size)
+            if self.batch_size < batch_size:
+                self.notes.append(
+                    clamped("data.batch_size", batch_size, len(self.train), self.batch_size)
+                )
+            self._keys(self.pool, shuffle=True)
 
     def _altered(self) -> dict[str, Altered]:
         """Return the splits that the condition changes, by name."""
         condition = self.condition
         if condition is None:
             return {}
+        if not len(self.train):
+            raise ValueError(f"condition: {self.source.name} has no training images to make hard")
         found = {"train": altered(self.train, condition, self.classes, CUT, training=True)}
         if not condition.clean_validation:
             where = CUT if self.source.val is None else OWN
             found["val"] = altered(self.val, condition, self.classes, where, training=False)
         return found
 
-    def _unlabeled(self, where: str | Source | None, size: int, reading: Reading) -> Split | None:
+    def _unlabeled(self, where: str | Source | None, reading: Reading) -> Split | None:
         """Return the unlabelled pictures but for those held out, and say how many those are."""
         if where is None:
             return None
-        found, notes = read(where, self.source, size, reading)
+        found, notes = read(where, self.source, reading)
         self.notes += [f"data.unlabeled: {note}" for note in notes]
         found, left_out = without(found, (self.val, self.test))
         if left_out is None:
@@ -217,6 +280,29 @@ class DataModule(pl.LightningDataModule):
         drawn = [keys.unlabeled_order(epoch) for epoch in range(number, epochs, every)]
         return torch.cat([labelled, *drawn]).unique()
 
+    def _image_size(self, asked: Any, model: ModelSize | None) -> Size:
+        """Return the size of the views, noting what is done to the pictures for it."""
+        if isinstance(self.train, Resident):
+            return self.train.images.shape[-2], self.train.images.shape[-1]
+        shown = self.train if len(self.train) else self.test
+        headers = sampled_headers(shown)
+        size = chosen_size(asked, model, headers)
+        told = size_note(len(shown), headers, size), grey_note(headers, self.in_chans)
+        self.notes += filter(None, told)
+        return size
+
+    def _fitting(self, batch_size: int) -> int:
+        """Return a batch size, less where train has fewer images than a batch has labelled ones."""
+        if self.unlabeled is None:
+            return min(batch_size, len(self.train))
+        counts = len(self.train), len(self.unlabeled)
+        while batch_size > 2:
+            beside = per_batch(batch_size, self.unlabeled_share, *counts)
+            if batch_size - beside <= len(self.train):
+                break
+            batch_size -= 1
+        return batch_size
+
     @property
     def classes(self) -> list[str]:
         """The class names, in label order."""
@@ -235,7 +321,7 @@ class DataModule(pl.LightningDataModule):
     @property
     def soft_targets(self) -> bool:
         """Whether training targets are class probabilities `[N, K]` rather than labels `[N]`."""
-        return isinstance(self.view, ResidentView) and self.view.mixes
+        return self.view.mixes
 
     @property
     def preprocessing(self) -> dict[str, Any]:
@@ -267,7 +353,8 @@ class DataModule(pl.LightningDataModule):
     ) -> DataModule:
         """Return the same splits under another seed, batch size and number of views.
 
-        Without `unlabeled` they are those of a run that learns from labels alone.
+        Without `unlabeled` they are those of a run that learns from labels alone. A batch is never
+        larger than the training split.
         """
         twin = copy.copy(self)
         twin.trainer = None
@@ -276,7 +363,9 @@ class DataModule(pl.LightningDataModule):
             twin.unlabeled, twin.pool = None, self.train
             twin._copies = {}
             twin.__dict__.pop("fingerprint", None)
-        twin._keys(twin.pool, shuffle=True)
+        if len(twin.train):
+            twin.batch_size = twin._fitting(batch_size)
+            twin._keys(twin.pool, shuffle=True)
         return twin
 
     def train_dataloader(self) -> KeyLoader:
@@ -294,8 +383,9 @@ class DataModule(pl.LightningDataModule):
         return self._loader(self.test)
 
     def predict_dataloader(self) -> list[KeyLoader]:
-        """Return validation and test: a temperature is fitted on one and judged on the other."""
-        return [self.val_dataloader(), self.test_dataloader()]
+        """Return validation, if there is one, and test: what is fitted on one is judged on it."""
+        fitted = [self.val_dataloader()] if len(self.val) else []
+        return [*fitted, self.test_dataloader()]
 
     def clean_test_images(self, rows: Tensor) -> Tensor:
         """Return uint8 images `[n, C, H, W]` of rows of the test split, without augmentation."""
@@ -306,7 +396,8 @@ class DataModule(pl.LightningDataModule):
 
         Mixed views are shown mixed, uint8 `[n, C, H, W]`.
         """
-        batch = KeyedSplit(self.train, self.view, self.seed, self.views)[epoch, rows]
+        split = KeyedSplit(self.train, self.view, self.seed, self.views, classes=self.num_classes)
+        batch = split[epoch, rows]
         return self._shown(*batch)[0]
 
     def in_order(
@@ -327,7 +418,7 @@ class DataModule(pl.LightningDataModule):
             corruption: of the images, where they are to be judged under one.
         """
         loader = DataLoader(
-            KeyedSplit(split, self.view, self.seed, self.views, corruption=corruption),
+            KeyedSplit(split, self.view, self.seed, self.views, True, corruption, self.num_classes),
             batch_size=None,
             sampler=[(number, batch) for batch in positions],
             num_workers=self.num_workers if isinstance(split, Streamed) else 0,
@@ -423,7 +514,7 @@ class DataModule(pl.LightningDataModule):
     def _loader(self, split: Split, shuffle: bool = False, fetch: bool = True) -> KeyLoader:
         streamed = isinstance(split, Streamed)
         return KeyLoader(
-            KeyedSplit(split, self.view, self.seed, self.views, fetch),
+            KeyedSplit(split, self.view, self.seed, self.views, fetch, classes=self.num_classes),
             batch_size=None,
             sampler=self._keys(split, shuffle),
             num_workers=self.num_workers if streamed else 0,
@@ -436,14 +527,27 @@ class DataModule(pl.LightningDataModule):
         )
 
 
-def configured(source: Callable[..., Source], **group: Any) -> DataModule:
+def configured(
+    source: Callable[..., Source], judged: Judged | None = None, **group: Any
+) -> DataModule:
     """Return the data module of a config group, whose keys go to the source and module they fit.
 
     So it is `data.root=` on a command line; a key that fits neither, the module refuses.
+
+    Args:
+        source: what opens the data.
+        judged: what a trained model brings, where it is to be judged on them.
+        **group: the keys.
     """
     own, shared = signature(source).parameters, signature(DataModule).parameters
     rest = {key: group[key] for key in group if key not in own or key in shared}
-    return DataModule(source(**{key: group[key] for key in group if key in own}), **rest)
+    options = {key: group[key] for key in group if key in own}
+    if judged is None:
+        return DataModule(source(**options), **rest)
+    found = opened(source, options, judged)
+    if judged.refit:
+        found = with_validation(found, group["val_fraction"], group["split_seed"])
+    return DataModule(found, preprocessing=judged.preprocessing, **rest)
 
 
 class KeySampler(Sampler[Key]):
@@ -580,6 +684,8 @@ class KeyedSplit(Dataset[Any]):
         views: how many views each sample has, or None for a new one every epoch.
         fetch: whether to return images, rather than the positions of those that are in memory.
         corruption: what is done to clean views, for evaluation.
+        classes: K, of the probabilities that are the targets of streamed views which mix two
+            samples; those of images in memory are mixed later.
     """
 
     def __init__(
@@ -590,7 +696,9 @@ class KeyedSplit(Dataset[Any]):
         views: int | None = None,
         fetch: bool = True,
         corruption: ImageCorruption | None = None,
+        classes: int = 0,
     ) -> None:
+        self.classes = classes
         self.split, self.view, self.seed = split, view, seed
         self.views, self.fetch, self.corruption = views, fetch, corruption
 
@@ -599,6 +707,8 @@ class KeyedSplit(Dataset[Any]):
         number = epoch if epoch == CLEAN or self.views is None else epoch % self.views
         found = positions.clamp(min=0)
         index = torch.where(positions < 0, positions, self.split.index[found])
+        if isinstance(self.view, StreamedView) and self.view.mixes and number != CLEAN:
+            return *self._mixed(self.view, number, found), index, number
         images = self._images(number, found) if self.fetch else found
         if self.corruption is not None:
             images = self.corruption(images, index)
@@ -611,6 +721,15 @@ class KeyedSplit(Dataset[Any]):
         assert isinstance(view, StreamedView)
         indices = split.index[positions].tolist()
         return torch.stack([view(split.load(i), self.seed, number, i) for i in indices])
+
+    def _mixed(self, view: StreamedView, number: int, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return views mixed with their partners' views of the epoch, and class probabilities."""
+        split, key = self.split, (self.seed, number, self.split.index[positions])
+        others = view.mixing.partners(*key, len(split))
+        own, partners = (self._images(number, places) for places in (positions, others))
+        mixed, share = view.mixing.mixed(own, partners, *key)
+        labels = split.labels[positions], split.labels[others]
+        return mixed, class_probabilities(*labels, share, self.classes)
 
 
 def class_probabilities(target: Tensor, other: Tensor, share: Tensor, classes: int) -> Tensor:
@@ -636,6 +755,8 @@ def cut_splits(
     """
     train, val, test = source.train, source.val, source.test
     notes = list(source.notes)
+    if test is not None and not len(train):  # nothing to cut from
+        return train, train if val is None else val, test, notes
     rare = [] if test is not None and val is not None else too_rare(source)
     if test is None:
         positions, rest = stratified(train.labels, test_fraction, seed, rare)
@@ -649,6 +770,11 @@ def cut_splits(
         names = some((source.classes[k] for k in rare), 5)
         notes.append(f"too few images to be in each split, and so only in train: {names}")
     return train, val, test, notes
+
+
+def clamped(key: str, asked: int, count: int, given: int | None = None) -> str:
+    """Return what is said of a batch that is larger than the training split."""
+    return f"{key}={asked}: there are {count} training images, so batches are of {given or count}"
 
 
 def too_rare(source: Source) -> list[int]:
@@ -715,19 +841,27 @@ def are(count: int) -> str:
 
 
 def build_view(
-    split: Split, options: Mapping[str, Any], image_size: int, channels: int
+    split: Split,
+    options: Mapping[str, Any],
+    image_size: int | Sequence[int],
+    channels: int,
+    preprocessing: Mapping[str, Any] | None = None,
 ) -> ResidentView | StreamedView:
     """Return how views of this split are made."""
     resident = isinstance(split, Resident)
-    known = [f.name for f in fields(ResidentView)] if resident else [*TRAINING, *EVALUATION]
+    known = (
+        [f.name for f in fields(ResidentView)]
+        if resident
+        else [*TRAINING, *EVALUATION, *ERASING, *MIXING]
+    )
     for name in options:
-        if name in MIXING and not resident:
-            raise ValueError(f"data.view.{name} needs images in memory, and these are streamed")
+        if not resident and name in INSTEAD:
+            raise ValueError(f"data.view.{name} is not taken: {INSTEAD[name]}")
         if name not in known:
             raise ValueError(f"data.view has no option {name}; there are {', '.join(known)}")
     if resident:
         return resident_view(options, channels)
-    return streamed_view(options, image_size, channels)
+    return streamed_view(options, as_size(image_size), channels, preprocessing or {})
 
 
 def resident_view(options: Mapping[str, Any], channels: int) -> ResidentView:
@@ -741,36 +875,60 @@ def resident_view(options: Mapping[str, Any], channels: int) -> ResidentView:
     return view
 
 
-def streamed_view(options: Mapping[str, Any], image_size: int, channels: int) -> StreamedView:
+def streamed_view(
+    options: Mapping[str, Any], size: Size, channels: int, preprocessing: Mapping[str, Any]
+) -> StreamedView:
     """Return timm's transforms, tried on a blank image so that mistakes show before training."""
     from timm.data import create_transform
-    from timm.data.constants import DEFAULT_CROP_PCT
 
     check_streamed(options)
-    common: dict[str, Any] = {"input_size": image_size, "normalize": False}
+    height, width = size
+    # Of a square timm is told the side: a pair it would squash where nothing is augmented.
+    common: dict[str, Any] = {"input_size": height if height == width else size, "normalize": False}
     if channels == 1:
         common["mean"] = (0.5,)  # what is uncovered by turning or shifting is filled with this
+    shares: dict[str, Any] = {name: options[name] or 0.0 for name in MIXING if name in options}
+    mixing = ResidentView(**shares)
     training = {name: value for name, value in options.items() if name in TRAINING}
     asked = {k: v for k, v in options.items() if k in EVALUATION and v is not None}
-    clean = {**CLEAN_VIEW, "crop_pct": DEFAULT_CROP_PCT, **asked}
+    known = {key: preprocessing[key] for key in CLEAN_VIEW if key in preprocessing}
+    clean = {**CLEAN_VIEW, **known, **asked}
     if options.get("interpolation", "random") != "random":
         clean["interpolation"] = options["interpolation"]
     try:
+        train = create_transform(is_training=True, **common, **training)
+        if training.get("no_aug") and height != width:  # timm would squash
+            train = create_transform(is_training=False, crop_pct=1.0, **common)
         view = StreamedView(
-            train=create_transform(is_training=True, **common, **training),
+            train=erased(train, options, channels),
             clean=create_transform(
                 is_training=False, **{**common, "mean": border(channels)}, **clean
             ),
             preprocessing={key: clean[key] for key in CLEAN_VIEW},
+            mixing=mixing,
         )
-        blank = Image.new(MODES[channels], (image_size + 3, image_size))
+        blank = Image.new(MODES[channels], (width + 3, height))
         views = [view(blank, 0, epoch, 0) for epoch in (CLEAN, 0)]
     except Exception as error:  # timm asserts, looks up and calls without checking
         why = f"{type(error).__name__}: {error}"
         raise ValueError(f"data.view={dict(options)} was refused: {why}") from error
-    assert all(v.shape == (channels, image_size, image_size) for v in views)
+    assert all(v.shape == (channels, height, width) for v in views)
     assert all(v.dtype == torch.uint8 for v in views)
     return view
+
+
+def erased(train: Any, options: Mapping[str, Any], channels: int) -> Any:
+    """Return a transform whose views are erased afterwards, where the options say so."""
+    from timm.data.constants import IMAGENET_DEFAULT_STD
+    from torchvision.transforms import Compose
+
+    chosen = {**ERASING, **{k: v for k, v in options.items() if k in ERASING and v is not None}}
+    probability, mode, count = chosen.values()
+    if not probability:
+        return train
+    std = sum(IMAGENET_DEFAULT_STD) / 3
+    stds = IMAGENET_DEFAULT_STD if channels == 3 else (std,) * channels
+    return Compose([train, Erasing(probability, mode, count, border(channels), stds)])
 
 
 def border(channels: int) -> tuple[float, ...]:
@@ -786,7 +944,14 @@ def border(channels: int) -> tuple[float, ...]:
 
 def check_streamed(options: Mapping[str, Any]) -> None:
     """Refuse what timm takes and draws nonsense with."""
-    for name in ("hflip", "vflip", "color_jitter_prob", "grayscale_prob", "gaussian_blur_prob"):
+    for name in (
+        "hflip",
+        "vflip",
+        "re_prob",
+        "color_jitter_prob",
+        "grayscale_prob",
+        "gaussian_blur_prob",
+    ):
         share = options.get(name)
         if share is not None and not (is_number(share) and 0 <= share <= 1):
             raise ValueError(f"data.view.{name} must be a probability, got {share!r}")
@@ -797,6 +962,7 @@ def check_streamed(options: Mapping[str, Any]) -> None:
     crop = options.get("crop_pct")
     if crop is not None and not (is_number(crop) and 0 < crop <= 1):
         raise ValueError(f"data.view.crop_pct must be a share above 0, got {crop!r}")
+    check_erasing(options.get("re_mode"), options.get("re_count"))
     mode = options.get("crop_mode")
     if mode is not None and mode not in CROP_MODES:
         raise ValueError(
@@ -804,27 +970,28 @@ def check_streamed(options: Mapping[str, Any]) -> None:
         )
 
 
-def sample_size(split: Split, image_size: int) -> tuple[int, int]:
-    """Return the height and width of the views in pixels."""
-    if isinstance(split, Resident):
-        return split.images.shape[-2], split.images.shape[-1]
-    return image_size, image_size
-
-
 def check_numbers(
-    batch_size: int, num_workers: int, image_size: int, val_fraction: float, test_fraction: float
+    batch_size: int, num_workers: int, val_fraction: float, test_fraction: float
 ) -> None:
     """Refuse numbers that are out of range."""
     for name, value, least in (
         ("batch_size", batch_size, 1),
         ("num_workers", num_workers, 0),
-        ("image_size", image_size, 1),
     ):
         if value < least:
             raise ValueError(f"data.{name} must be at least {least}, got {value}")
     for name, share in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
         if not 0 < share < 1:
             raise ValueError(f"data.{name} must lie between 0 and 1, got {share}")
+
+
+def check_erasing(mode: Any, count: Any) -> None:
+    """Refuse ways of erasing that timm has not."""
+    if mode is not None and mode not in MODES_OF_ERASING:
+        known = ", ".join(MODES_OF_ERASING)
+        raise ValueError(f"data.view.re_mode must be one of {known}, got {mode!r}")
+    if count is not None and (type(count) is not int or count < 1):
+        raise ValueError(f"data.view.re_count must be a number of boxes, got {count!r}")
 
 
 def check_views(views: Any) -> None:
@@ -858,7 +1025,10 @@ def check_labels(data: DataModule) -> None:
     """Refuse splits whose labels cannot be learned or judged."""
     if data.num_classes < 2:
         raise ValueError(f"{data.source.name} has {data.num_classes} class: nothing to tell apart")
+    judged = data.source.judged
     for name, split in (("train", data.train), ("val", data.val), ("test", data.test)):
+        if not len(split) and judged and name != "test":
+            continue
         if not len(split):
             raise ValueError(f"{data.source.name}: the {name} split is empty")
         low, high = int(split.labels.min()), int(split.labels.max())
@@ -867,7 +1037,7 @@ def check_labels(data: DataModule) -> None:
                 f"{data.source.name}: {name} has label {low if low < 0 else high}, but labels of "
                 f"{data.num_classes} classes go from 0 to {data.num_classes - 1}"
             )
-    if missing := lacking(data, data.train):
+    if (missing := lacking(data, data.train)) and not judged:
         raise ValueError(f"{data.source.name}: train has no image of {some(missing, 5)}")
 
 
@@ -882,5 +1052,5 @@ def absent_classes(data: DataModule) -> list[str]:
     return [
         f"{name} has no image of {some(missing, 5)}"
         for name, split in (("val", data.val), ("test", data.test))
-        if (missing := lacking(data, split))
+        if len(split) and (missing := lacking(data, split))
     ]

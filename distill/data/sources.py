@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from distill.data.folder import folder
@@ -14,7 +16,7 @@ from distill.data.timm_data import timm_dataset
 __all__ = ["digits", "folder", "idx", "table", "timm_dataset"]
 
 
-def digits(image_size: int = 32, test_size: int = 800) -> Source:
+def digits(image_size: int | Sequence[int] = 32, test_size: int = 800) -> Source:
     """Return scikit-learn's 1,797 handwritten digits, enlarged to `image_size` pixels.
 
     The test split is stratified and always the same. Source: UCI, Alpaydin and Kaynak 1998.

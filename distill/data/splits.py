@@ -120,7 +120,10 @@ MEANINGS = {  # of names of folders and of values in tables, in small letters
 
 @dataclass
 class Source:
-    """Images with their splits and class names; a missing split is cut from `train` later."""
+    """Images with their splits and class names; a missing split is cut from `train` later.
+
+    What is `judged` by a trained model may lack classes, and have nothing to train on.
+    """
 
     name: str
     classes: list[str]
@@ -129,6 +132,7 @@ class Source:
     val: Split | None = None
     test: Split | None = None
     notes: list[str] = field(default_factory=list)
+    judged: bool = False
 
 
 def meaning(name: str) -> str | None:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from torch.utils.data import IterableDataset
 
 from distill.data.contents import Listed, read_splits
 from distill.data.errors import explained
-from distill.data.images import check_channels, squared
+from distill.data.images import check_channels, cropped
 from distill.data.listing import Seen, folders_in, some
+from distill.data.sizes import SAMPLED, Header, ModelSize, Size, chosen_size, header_of
 from distill.data.splits import (
     PARTS,
     Resident,
@@ -46,9 +48,10 @@ def timm_dataset(
     root: str | None = None,
     splits: Mapping[str, str | None] | None = None,
     channels: int = 3,
-    image_size: int = 224,
+    image_size: int | Sequence[int] | None = None,
     classes: Sequence[str] | None = None,
     options: Mapping[str, Any] | None = None,
+    model_size: ModelSize | None = None,
     verify: bool = True,
     broken: str = "refuse",
     cache: str | None = None,
@@ -63,9 +66,11 @@ def timm_dataset(
         root: where the data lie.
         splits: `train`, `val`, `test` → timm's split names; leave out what is not there.
         channels: 3 for colour, 1 for grey.
-        image_size: side length in pixels for data that must be held in memory.
+        image_size: side length in pixels, or height and width, for data that must be held in
+            memory; None lets the model decide, see `chosen_size`.
         classes: the class names in label order; None takes the data set's, or numbers.
         options: further keywords of `create_dataset`, such as `input_key` and `target_key`.
+        model_size: what the model says of its images' size.
         verify: decode each file of a folder or tar once to find broken images before training does.
         broken: `refuse` broken images, or `skip` them.
         cache: where to keep what the files hold; None reads them anew each time.
@@ -91,10 +96,13 @@ def timm_dataset(
     names = list(classes or own)
     parts: dict[str, Split] = {}
     listed: dict[str, Listed] = {}
+    size: Size | None = None  # of what is held: that of train
     for part, dataset in opened.items():  # train first: it names the classes
         with explained(f"{label}, split {named[part]!r}"):
             if isinstance(dataset, IterableDataset):
-                parts[part], names = held(dataset, channels, image_size, names)
+                headers = first_headers(dataset)
+                size = size or chosen_size(image_size, model_size, headers)
+                parts[part], names = held(dataset, channels, size, names, headers)
                 continue
             labels, names = numbered(sample_labels(dataset), names)
             labels = labels if name else renumbered(labels, class_names(dataset), own)
@@ -183,24 +191,31 @@ def renumbered(labels: Tensor, names: Sequence[str], classes: Sequence[str]) -> 
     return torch.tensor([classes.index(name) for name in names])[labels]
 
 
+def first_headers(dataset: Any) -> list[Header]:
+    """Return the headers of a data set's first pictures."""
+    with nothing_skipped():
+        return [header_of(image) for image, _ in islice(dataset, SAMPLED)]
+
+
 def held(
-    dataset: Any, channels: int, image_size: int, names: list[str]
+    dataset: Any, channels: int, size: Size, names: list[str], headers: Sequence[Header]
 ) -> tuple[Streamed, list[str]]:
     """Read a timm data set that can only be iterated into memory."""
     with nothing_skipped():
-        pairs = [(squared(image, channels, image_size), label) for image, label in dataset]
+        pairs = [(cropped(image, channels, size), label) for image, label in dataset]
     labels, names = numbered([label for _, label in pairs], names)
     images = torch.stack([image for image, _ in pairs])
     hashes = Resident(images, labels).contents()
     positions = [str(position) for position in range(len(hashes))]
-    return Streamed(HeldLoader(images), labels, positions, digests=hashes), names
+    return Streamed(HeldLoader(images, headers), labels, positions, digests=hashes), names
 
 
 @dataclass(frozen=True, eq=False)
 class HeldLoader:
-    """Position → image held in memory, uint8 `[N, C, H, W]`."""
+    """Position → image held in memory, uint8 `[N, C, H, W]`; `headers` are of some originals."""
 
     images: Tensor
+    headers: Sequence[Header] = ()
 
     def __call__(self, position: int) -> Image.Image:
         """Return one image."""

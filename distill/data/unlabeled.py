@@ -13,7 +13,7 @@ from PIL import Image
 from distill.checks import is_number
 from distill.data.contents import Listed, Piece, read_splits
 from distill.data.folder import FileLoader, existing_folder
-from distill.data.images import squared
+from distill.data.images import cropped
 from distill.data.listing import Seen, endings, image_files
 from distill.data.splits import Resident, Source, Split, Streamed
 
@@ -29,16 +29,13 @@ class Reading:
     cache: str | None = None
 
 
-def read(
-    where: str | Source, source: Source, image_size: int, reading: Reading
-) -> tuple[Split, list[str]]:
+def read(where: str | Source, source: Source, reading: Reading) -> tuple[Split, list[str]]:
     """Return unlabelled pictures in the form of a source's training split, and what is to be said.
 
     Args:
         where: a folder, of which all pictures anywhere below it are taken, or a source, of which
             those of `train` are.
         source: the labelled images beside which they are shown.
-        image_size: side length in pixels of streamed views.
         reading: how the files of a folder are read.
 
     Raises:
@@ -60,7 +57,7 @@ def read(
     if not len(found):
         raise ValueError(f"data.unlabeled={where}: there is no picture that can be read")
     found = found.relabelled(torch.full((len(found),), UNKNOWN))
-    return in_form_of(source.train, found, source.channels, image_size), notes
+    return in_form_of(source.train, found, source.channels), notes
 
 
 def picture_folder(path: str, channels: int, reading: Reading) -> tuple[Split, list[str]]:
@@ -79,7 +76,7 @@ def picture_folder(path: str, channels: int, reading: Reading) -> tuple[Split, l
     return splits["unlabeled"], [*left_out, *seen.notes()]
 
 
-def in_form_of(train: Split, found: Split, channels: int, image_size: int) -> Split:
+def in_form_of(train: Split, found: Split, channels: int) -> Split:
     """Return pictures in memory or decoded on demand, as those of train are."""
     if isinstance(train, Streamed):
         if isinstance(found, Streamed):
@@ -93,9 +90,8 @@ def in_form_of(train: Split, found: Split, channels: int, image_size: int) -> Sp
                 f"train {list(train.images.shape[1:])}"
             )
         return found
-    if height != width:
-        raise ValueError("data.unlabeled: a folder is read as squares, and train's images are none")
-    pictures = [squared(found.load(place), channels, height) for place in found.index.tolist()]
+    size = (height, width)
+    pictures = [cropped(found.load(place), channels, size) for place in found.index.tolist()]
     return Resident(torch.stack(pictures), found.labels)
 
 

@@ -295,11 +295,18 @@ class StreamedView:
         train: the augmenting transform, PIL image → uint8 tensor `[C, H, W]`.
         clean: the transform of evaluation, PIL image → uint8 tensor `[C, H, W]`.
         preprocessing: what `clean` does, as timm's model configurations say it.
+        mixing: how views are mixed afterwards: only its `mixup` and `cutmix` are used.
     """
 
     train: Callable[[Any], Tensor]
     clean: Callable[[Any], Tensor]
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    mixing: ResidentView = field(default_factory=ResidentView)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether views hold two samples, whose labels are then class probabilities."""
+        return self.mixing.mixes
 
     def __call__(self, image: Any, seed: int, epoch: int, index: int) -> Tensor:
         """Return the view `[C, H, W]` of one image."""

@@ -140,7 +140,7 @@ def check(cfg: DictConfig) -> None:
 def load(cfg: DictConfig) -> Job:
     """Return a bundle's student as it is exported, with its data."""
     options, known = cfg.export, read_facts(cfg.student.checkpoint)
-    data = config.build_data(cfg)
+    data = config.build_data(cfg, config.to_judge(cfg, whole=False))
     config.check_classes(cfg, data)
     if differing := config.differing_views(cfg, data):  # the file has one size, and is judged at it
         raise ValueError(differing)

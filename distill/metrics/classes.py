@@ -207,7 +207,7 @@ class MacroF1(BalancedAccuracy):
 
 
 def recall_by_shots(
-    recall: Tensor, class_counts: Sequence[int], few: int = FEW_SHOT, many: int = MANY_SHOT
+    recall: Tensor, class_counts: Sequence[float], few: int = FEW_SHOT, many: int = MANY_SHOT
 ) -> dict[str, Tensor]:
     """Mean recall of the classes with many, some and few training examples.
 
@@ -217,7 +217,7 @@ def recall_by_shots(
 
     Args:
         recall: of each class `[K]`, NaN where there is none.
-        class_counts: training examples n_k, `[K]`.
+        class_counts: training examples n_k, `[K]`; NaN of a class is in no group.
         few: below which a class is few-shot.
         many: above which a class is many-shot.
 

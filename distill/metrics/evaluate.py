@@ -84,6 +84,7 @@ def evaluate(
     bins: int = 15,
     validation: tuple[Tensor, Tensor] | None = None,
     confidence: float = 0.9,
+    temperature: float | None = None,
 ) -> Numbers:
     """Measure accuracy, calibration, selective prediction and fidelity of a model from its logits.
 
@@ -107,6 +108,8 @@ def evaluate(
         validation: Logits and labels of the split on which the temperature is fitted; without it
             the keys about scaling are None.
         confidence: From which probability on an answer counts as sure.
+        temperature: One that was fitted elsewhere, which is applied in the place of a fit; its
+            status is "given".
 
     Returns:
         Plain Python values: floats, the status as a word, None for what is undefined.
@@ -131,7 +134,11 @@ def evaluate(
     }
     plain = _of_probabilities(logits, target, 1.0, bins, confidence)
     numbers |= plain | _of_order(logits, target) | _of_bins(logits, target, bins)
-    numbers |= _after_scaling(logits, target, plain, bins, confidence, validation)
+    if temperature is None:
+        numbers |= _after_scaling(logits, target, plain, bins, confidence, validation)
+    else:
+        scaled = _of_probabilities(logits, target, temperature, bins, confidence)
+        numbers |= _scaled(temperature, "given", scaled)
     if teacher_logits is not None:
         numbers |= _fidelity(logits, teacher_logits, target)
     return numbers
@@ -181,7 +188,7 @@ def cost_numbers(
 
 
 def class_numbers(
-    logits: Tensor, target: Tensor, class_counts: Sequence[int], shots: Sequence[int]
+    logits: Tensor, target: Tensor, class_counts: Sequence[float], shots: Sequence[int]
 ) -> dict[str, Any]:
     """Return how the classes fare: `balanced_accuracy`, `macro_f1`, `recall` `[K]`, its means.
 
@@ -429,12 +436,16 @@ def _after_scaling(
         return dict.fromkeys(absent)
     _check_validation(validation, logits.shape[1])
     fit = fit_temperature(*validation)
-    scaled = plain
+    scaled = dict(plain)
     if fit.temperature is not None:
         scaled = _of_probabilities(logits, target, fit.temperature, bins, confidence)
+    return _scaled(fit.temperature, fit.status, scaled)
+
+
+def _scaled(temperature: float | None, status: str, scaled: Numbers) -> Numbers:
     return {
-        "temperature_star": fit.temperature,
-        "temperature_status": fit.status,
+        "temperature_star": temperature,
+        "temperature_status": status,
         **{f"{key}_after_scaling": value for key, value in scaled.items()},
     }
 

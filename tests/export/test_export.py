@@ -159,30 +159,45 @@ def trained_on(cfg, folder):
                                 **data.preprocessing)  # fmt: skip
 
 
+TRAINED = ["data.image_size=[32,48]", "data.view.crop_pct=0.875",
+           "+data.view.interpolation=bicubic", "+data.view.crop_mode=squash"]  # fmt: skip
+
+
+def test_a_bundle_brings_the_preprocessing_that_it_was_trained_for(composed, photos, tmp_path):
+    path = trained_on(composed(*photos, *TRAINED), tmp_path / "student")
+    job = load(composed(*photos, f"student.checkpoint={path}"))
+    expected = config.build_data(composed(*photos, *TRAINED)).preprocessing
+    assert job.facts["input"]["shape"][1:] == list(expected.pop("input_size")) == [3, 32, 48]
+    assert expected.items() <= job.facts["input"].items()
+    assert job.data.preprocessing.items() >= expected.items()
+
+
 @pytest.mark.parametrize(
-    ("kind", "trained", "told"),
+    ("kind", "trained", "asked", "told"),
     [
-        ("photos", ["data.image_size=48"], "trained for image_size=48 and .* image_size=32: add"),
-        ("photos", ["data.view.crop_pct=0.875", "+data.view.interpolation=bicubic"],
-         "interpolation=bicubic, crop_pct=0.875 and .* interpolation=bilinear, crop_pct=1.0: add"),
-        ("photos", ["+data.view.crop_mode=squash"], r"add \+data.view.crop_mode=squash$"),
-        ("digits", ["data.image_size=48"], "add data.image_size=48$"),
+        ("photos", ["data.image_size=48"], ["data.image_size=32"],
+         "trained for image_size=48 and .* image_size=32: add data.image_size=48$"),
+        ("photos", ["data.image_size=[32,48]"], ["data.image_size=32"],
+         r"add data.image_size=\[32,48\]$"),
+        ("photos", TRAINED, ["data.view.crop_pct=1", "+data.view.interpolation=bilinear"],
+         "interpolation=bicubic, crop_pct=0.875 and .* interpolation=bilinear, crop_pct=1: add"),
+        ("photos", TRAINED, ["+data.view.crop_mode=center"], r"add data.view.crop_mode=squash$"),
+        ("digits", ["data.image_size=48"], [], "add data.image_size=48$"),
     ],
 )  # fmt: skip
-def test_it_names_what_is_missing_of_the_preprocessing_that_the_bundle_was_trained_for(
-    kind, trained, told, composed, photos, tmp_path
+def test_another_preprocessing_than_the_bundles_is_named_with_what_to_give(
+    kind, trained, asked, told, composed, photos, tmp_path
 ):
     chosen = photos if kind == "photos" else []
     path = trained_on(composed(*chosen, *trained), tmp_path / "student")
     given = (*chosen, f"student.checkpoint={path}")
     with pytest.raises(ValueError, match=told) as refused:
-        load(composed(*given))
+        load(composed(*given, *asked))
     assert "\n" not in str(refused.value)
     missing = str(refused.value).partition(": add ")[2].split()
-    job = load(composed(*given, *missing))
+    job = load(composed(*given, *asked, *missing))
     expected = config.build_data(composed(*chosen, *trained)).preprocessing
-    assert job.facts["input"]["shape"][1:] == list(expected.pop("input_size"))
-    assert expected.items() <= job.facts["input"].items()
+    assert job.facts["input"]["shape"][1:] == list(expected["input_size"])
 
 
 def test_an_evaluation_at_another_resolution_goes_on_and_says_so(

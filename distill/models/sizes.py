@@ -1,0 +1,30 @@
+"""What a model says of the size of its images, before it is built."""
+
+from __future__ import annotations
+
+import timm
+
+import distill.models.cifar  # noqa: F401  (registers its families with timm)
+from distill.data.sizes import ModelSize, as_size
+from distill.models.build import ModelSpec, architecture
+from distill.models.checkpoint import read_checkpoint
+
+
+def declared_size(spec: ModelSpec) -> ModelSize | None:
+    """Return the size that a model was trained at or is made for; None where it does not say.
+
+    It is what its checkpoint recorded, its argument `img_size`, or else the `input_size` of timm's
+    configuration; timm's larger `test_input_size` is not for training.
+    """
+    checkpoint = read_checkpoint(spec.checkpoint) if spec.checkpoint else None
+    if checkpoint is not None and "input_size" in checkpoint.preprocessing:
+        _, height, width = checkpoint.preprocessing["input_size"]
+        return ModelSize((height, width), exact=True)
+    name, args = architecture(spec, checkpoint)
+    if args.get("img_size") is not None:
+        return ModelSize(as_size(args["img_size"]), exact=True)
+    known = timm.models.get_pretrained_cfg(name, allow_unregistered=True) if name else None
+    if known is None:
+        return None
+    height, width = known.input_size[-2:]
+    return ModelSize((height, width), exact=bool(known.fixed_input_size))
