@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,13 @@ from distill.callbacks.fake_quantize import FakeQuantize
 from distill.callbacks.finite import FiniteLoss
 from distill.callbacks.sparsity import check_averaging
 from distill.callbacks.speed import Speed
-from distill.checks import is_number
+from distill.checks import check_values, is_number, resolve_paths
 from distill.data import DataModule
 from distill.data.costs import read_costs
 from distill.data.module import CLEAN_VIEW, border
 from distill.data.views import StreamedView, is_range
 from distill.errors import first_line
+from distill.files import resolved_path
 from distill.losses import dist
 from distill.models.build import ModelSpec, normalization, resolved
 from distill.models.bundle import FACTS, read_facts
@@ -47,6 +50,7 @@ from distill.models.checkpoint import (
 from distill.models.weights import DataShape, classes_of
 from distill.module import create_optimizer, create_schedule, evaluation_metrics, resolve_topk
 from distill.objectives import Objective
+from distill.overrides import closest
 from distill.sharing import once
 
 log = logging.getLogger(__name__)
@@ -58,6 +62,7 @@ OF_THE_RUN = (
     *("overfit_batches", "max_steps", "barebones", "enable_model_summary", "enable_checkpointing"),
     "enable_progress_bar",
 )
+RECIPE = ("opt", "lr", "weight_decay", "momentum", "betas", "eps", "layer_decay")
 SEEDS_APART = 1000  # of the weights of a student and of its assistants
 SUPERVISED = {
     "_target_": "distill.objectives.Objective",
@@ -125,6 +130,29 @@ def told(cfg: DictConfig, numbers: dict[str, Any], value: Callable[[str], float]
 def swept() -> bool:
     """Return whether this is a job of a sweep."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def settle_values(cfg: DictConfig) -> None:
+    """Refuse values that are of another kind than their keys ask for, and resolve what is a path.
+
+    Where `hydra.job.chdir` leads a run into its own folder, relative paths still count from where
+    the command was typed.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    check_values(cfg)
+    elsewhere = HydraConfig.initialized() and HydraConfig.get().job.chdir
+    resolve_paths(cfg, HydraConfig.get().runtime.cwd if elsewhere else None)
+    check_trainer_keys(cfg)
+
+
+def check_trainer_keys(cfg: DictConfig) -> None:
+    """Refuse what is no option of Lightning's trainer, before anything is read."""
+    known = [*signature(pl.Trainer.__init__).parameters, "compile"]
+    for name in cfg.get("trainer") or {}:
+        if name not in (*known, "_target_"):
+            raise ValueError(f"trainer has no option {name}{closest(name, known, 'trainer.')}")
 
 
 def check_multirun(cfg: DictConfig) -> None:
@@ -324,7 +352,7 @@ def resolve_student(cfg: DictConfig, data: DataModule) -> None:
 
 def check_classes(cfg: DictConfig, data: DataModule) -> None:
     """Refuse to judge a bundle on data of other classes than its own: `data=` was forgotten."""
-    bundle = Path(cfg.student.checkpoint or "").expanduser()
+    bundle = resolved_path(cfg.student.checkpoint or "")
     if not cfg.student.checkpoint or not (bundle / FACTS).is_file():
         return
     known = read_facts(bundle).get("classes")
@@ -473,7 +501,12 @@ def check_optimizer(cfg: DictConfig, model: Any, where: str = "") -> None:
         if cfg.scheduler:
             create_schedule(optimizer, plain(cfg.scheduler), cfg.trainer.max_epochs, 1)
     except ValueError as error:
-        raise ValueError(f"{where}{error}") from error
+        name = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        known = [key for key in RECIPE if name and key != name[1]]
+        meant = closest(name[1], known, f"{where}optimizer.") if name else ""
+        raise ValueError(f"{where}{error}{meant}") from error
+    if "lr" not in cfg.optimizer:
+        raise ValueError(f"{where}optimizer has no learning rate: give {where}optimizer.lr=…")
     warmup = (cfg.scheduler or {}).get("warmup_epochs") or 0
     if warmup >= cfg.trainer.max_epochs:
         raise ValueError(

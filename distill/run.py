@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from distill import config, judge, report, resume, signals
 from distill.cache import check_store, fill, open_recall
-from distill.checks import check_folder, check_values
+from distill.checks import check_folder
 from distill.data import DataModule
 from distill.data.image_corruptions import chosen
 from distill.data.preview import contact_sheet
@@ -64,7 +64,7 @@ def train(cfg: DictConfig) -> float | list[float] | None:
     signals.stop_if_told()
     try:
         config.check_multirun(cfg)
-        check_values(cfg)
+        config.settle_values(cfg)
         resume.check(cfg)
     except (ValueError, OmegaConfBaseException):
         if config.swept():
@@ -120,7 +120,7 @@ def trained(cfg: DictConfig) -> float | list[float] | None:
 
 def evaluate(cfg: DictConfig) -> None:
     """Judge a trained student on the test split, print the numbers and write `summary.json`."""
-    check_values(cfg)
+    config.settle_values(cfg)
     if not cfg.student.checkpoint and not cfg.student.pretrained:
         raise ValueError("give student.checkpoint=PATH: a student bundle or a checkpoint")
     data = config.build_data(cfg)
@@ -150,7 +150,7 @@ def evaluate(cfg: DictConfig) -> None:
 
 def fill_store(cfg: DictConfig) -> None:
     """Keep the teacher's answers ahead of the runs that will ask for them."""
-    check_values(cfg)
+    config.settle_values(cfg)
     if not config.teacher_name(cfg):
         raise ValueError("there is no teacher whose answers could be kept")
     data = config.build_data(cfg)

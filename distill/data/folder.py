@@ -13,6 +13,7 @@ from torch import Tensor
 from distill.data.errors import explained
 from distill.data.images import check_channels, check_image, decoded
 from distill.data.splits import PARTS, Source, Streamed, check_same_classes, with_test_split
+from distill.files import resolved_path
 
 
 def folder(root: str, channels: int = 3, verify: bool = True) -> Source:
@@ -46,7 +47,7 @@ def folder(root: str, channels: int = 3, verify: bool = True) -> Source:
 
 def existing_folder(path: str | Path) -> Path:
     """Return the folder, refusing what is missing or no folder."""
-    folder = Path(path).expanduser()
+    folder = resolved_path(path)
     if not folder.is_dir():
         raise FileNotFoundError(
             f"{folder} is not a folder{'' if folder.exists() else ': it does not exist'}"

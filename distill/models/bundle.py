@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
-from distill.files import under_construction
+from distill.files import resolved_path, under_construction
 from distill.models.build import rebuilt
 from distill.models.checkpoint import (
     TIMM_CONFIG,
@@ -93,7 +93,7 @@ def save_student(
     """
     if not getattr(model, "pretrained_cfg", None):
         raise ValueError("only a model made by timm can be saved for timm")
-    target = Path(path)
+    target = resolved_path(path)
     building = under_construction(target)
     shutil.rmtree(building, ignore_errors=True)
     given: dict[str, Any] = {"input_size": input_size, "mean": mean, "std": std}
@@ -147,7 +147,7 @@ def load_student(path: str | Path, calibrated: bool | str = False) -> nn.Module:
     Example:
         `load_student("runs/first/student", calibrated=True)(images).softmax(1)`
     """
-    folder = Path(path).expanduser()
+    folder = resolved_path(path)
     inside(folder, TIMM_CONFIG)
     checkpoint = read_checkpoint(folder)
     try:
@@ -195,7 +195,7 @@ def read_facts(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: if there is none.
         ValueError: if it is damaged, or what it says cannot be.
     """
-    file = Path(path).expanduser() / FACTS
+    file = resolved_path(path) / FACTS
     facts = read_json(file)
     temperature, vector = facts.get("temperature"), facts.get("vector_scaling")
     if temperature is not None and not (is_list([temperature], int | float) and temperature > 0

@@ -16,6 +16,8 @@ from safetensors.torch import load as load_safetensors
 from timm.models import build_model_with_cfg, clean_state_dict, load_state_dict
 from torch import Tensor
 
+from distill.files import resolved_path
+
 WEIGHTS, TIMM_CONFIG = "model.safetensors", "config.json"
 STUDENT_PREFIX = "student."
 PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
@@ -146,7 +148,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         FileNotFoundError: if there is nothing at the path.
         ValueError: if the file is none of these, or damaged.
     """
-    source = Path(path).expanduser()
+    source = resolved_path(path)
     if not source.exists():
         raise FileNotFoundError(f"no checkpoint at {source}")
     try:
