@@ -68,8 +68,9 @@ def whole(low: int, high: float = math.inf) -> Kind:
 
 def listed(kind: Kind) -> Kind:
     """Return the lists of a kind."""
-    return Kind(f"a list, of which each is {kind.name}",
-                lambda v: isinstance(v, list) and all(map(kind.holds, v)), kind.is_path)  # fmt: skip
+    holds = kind.holds
+    return replace(kind, name=f"a list, of which each is {kind.name}",
+                   holds=lambda v: isinstance(v, list) and all(map(holds, v)))  # fmt: skip
 
 
 def one_of(*names: str) -> Kind:

@@ -38,17 +38,24 @@ from distill.data.views import StreamedView, is_range
 from distill.errors import first_line
 from distill.files import resolved_path
 from distill.losses import dist
-from distill.models.build import ModelSpec, normalization, resolved
+from distill.models.build import ModelSpec, check_name, normalization, resolved
 from distill.models.bundle import FACTS, read_facts
 from distill.models.checkpoint import (
     as_object,
     epochs_done,
+    existing,
     read_checkpoint,
     read_lightning,
     student_weights,
 )
 from distill.models.weights import DataShape, classes_of
-from distill.module import create_optimizer, create_schedule, evaluation_metrics, resolve_topk
+from distill.module import (
+    DEFAULT_TOPK,
+    create_optimizer,
+    create_schedule,
+    evaluation_metrics,
+    resolve_topk,
+)
 from distill.objectives import Objective
 from distill.overrides import closest
 from distill.sharing import once
@@ -339,6 +346,27 @@ def model_spec(node: DictConfig) -> ModelSpec:
     return ModelSpec(args=plain(node.get("args")) or {}, **values)
 
 
+def check_models(cfg: DictConfig) -> None:
+    """Refuse, before any data are read, names that timm does not know and files that are not there.
+
+    Raises:
+        ValueError: for a name.
+        FileNotFoundError: for a file.
+    """
+    for role in ("teacher", "student"):
+        node = cfg.get(role) or {}
+        for path in [node.get("checkpoint"), *(node.get("checkpoints") or [])]:
+            if path:
+                existing(path)
+        if node.get("name") and not node.get("checkpoint"):
+            check_name(node.name, f"{role}.name")
+    if cfg.get("ckpt_path") and not Path(cfg.ckpt_path).is_file():
+        raise FileNotFoundError(f"ckpt_path={cfg.ckpt_path} does not exist")
+    for number, own in enumerate(cfg.get("assistants") or [], start=1):
+        if isinstance(own, DictConfig) and own.get("name"):
+            check_name(own.name, f"assistant {number}.name")
+
+
 def resolve_student(cfg: DictConfig, data: DataModule) -> None:
     """Write into the configuration the architecture that `student.checkpoint` brings."""
     spec = resolved(model_spec(cfg.student))
@@ -433,11 +461,16 @@ def direct_teacher(cfg: DictConfig) -> str | None:
 
 
 def topk(cfg: DictConfig, data: DataModule) -> tuple[int, ...]:
-    """Return the k to report, noting the default ones that say nothing here."""
-    chosen = resolve_topk(plain(cfg.topk), data.num_classes)
-    if cfg.topk is None and 5 not in chosen:
+    """Return the k to report."""
+    return resolve_topk(plain(cfg.topk), data.num_classes)
+
+
+def note_data(cfg: DictConfig, data: DataModule) -> None:
+    """Say once for a command what was done with its data, and which numbers say nothing of them."""
+    for note in data.notes:
+        log.info("%s: %s", data.source.name, note)
+    if cfg.topk is None and DEFAULT_TOPK[-1] not in topk(cfg, data):
         log.info("top-5 is left out: there are %d classes", data.num_classes)
-    return chosen
 
 
 def check_monitor(cfg: DictConfig, data: DataModule, objective: Objective) -> None:

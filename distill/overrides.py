@@ -358,8 +358,10 @@ def requoted(override: str) -> str | None:
         items = [item.strip() for item in value[1:-1].split(",")]
         inside = ",".join(item if reads_as(item) else quoted(item.strip("\"'")) for item in items)
         answer, readable = f"{key}={shlex.quote(f'[{inside}]')}", f"{key}=[{inside}]"
-    elif value.startswith(("[", "{")) and not value.rstrip().endswith(("]", "}")) and " " not in (
-        value
+    elif (
+        value.startswith(("[", "{"))
+        and not value.rstrip().endswith(("]", "}"))
+        and " " not in (value)
     ):
         return None  # a list or a dictionary without its end
     else:

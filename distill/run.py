@@ -79,9 +79,9 @@ def train(cfg: DictConfig) -> float | list[float] | None:
 def trained(cfg: DictConfig) -> float | list[float] | None:
     """Run what `take_up` has made ready."""
     started = clock()
+    config.check_models(cfg)
     data = config.build_data(cfg)
-    for note in data.notes:
-        log.info("%s: %s", data.source.name, note)
+    config.note_data(cfg, data)
     if cfg.views:
         preview(cfg, data)
         return None
@@ -92,7 +92,6 @@ def trained(cfg: DictConfig) -> float | list[float] | None:
     *chain, teacher = prepare_teachers(cfg, data, objective)
     settle_temperature(cfg, data, teacher)
     baseline = prepare_baseline(cfg, data) if cfg.baseline else None
-    log.info("student: %s under %s", cfg.student.name, ", ".join(objective.terms))
     student, trainer = fit(cfg, data, teacher)
     if not trainer.is_global_zero:
         return None
@@ -123,8 +122,9 @@ def evaluate(cfg: DictConfig) -> None:
     config.settle_values(cfg)
     if not cfg.student.checkpoint and not cfg.student.pretrained:
         raise ValueError("give student.checkpoint=PATH: a student bundle or a checkpoint")
+    config.check_models(cfg)
     data = config.build_data(cfg)
-    config.topk(cfg, data)
+    config.note_data(cfg, data)
     config.check_decision(cfg, data)
     config.check_classes(cfg, data)
     if differing := config.differing_views(cfg, data):  # at another resolution, say, on purpose
@@ -153,7 +153,9 @@ def fill_store(cfg: DictConfig) -> None:
     config.settle_values(cfg)
     if not config.teacher_name(cfg):
         raise ValueError("there is no teacher whose answers could be kept")
+    config.check_models(cfg)
     data = config.build_data(cfg)
+    config.note_data(cfg, data)
     objective = config.build_objective(cfg, data)
     config.resolve_student(cfg, data)
     check_teacher(cfg, data)
@@ -296,8 +298,6 @@ def check_early(cfg: DictConfig, data: DataModule, objective: Objective) -> None
         )
     check_teacher(cfg, data)
     check_assistants(cfg, data, objective)
-    if cfg.ckpt_path and not Path(cfg.ckpt_path).is_file():
-        raise FileNotFoundError(f"ckpt_path={cfg.ckpt_path} does not exist")
     config.check_resume(cfg, student, objective)
     if cfg.store.mode == "disk":
         if not config.teacher_name(cfg):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ from torch.utils.data import IterableDataset
 from distill.data.errors import explained
 from distill.data.images import check_channels, squared
 from distill.data.splits import PARTS, Source, Streamed, check_same_classes, with_test_split
-from distill.files import resolved_path
 from distill.data.timm_reader import (
     DatasetLoader,
     class_names,
@@ -28,6 +26,7 @@ from distill.data.timm_reader import (
     sample_labels,
     sample_names,
 )
+from distill.files import resolved_path
 
 
 def timm_dataset(

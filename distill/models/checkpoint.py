@@ -148,9 +148,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         FileNotFoundError: if there is nothing at the path.
         ValueError: if the file is none of these, or damaged.
     """
-    source = resolved_path(path)
-    if not source.exists():
-        raise FileNotFoundError(f"no checkpoint at {source}")
+    source = existing(path)
     try:
         if source.is_dir():
             return checkpoint_of_bundle(source)
@@ -160,6 +158,14 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     except ValueError as error:
         told = str(error)
         raise ValueError(told if str(source) in told else f"{source}: {told}") from error
+
+
+def existing(path: str | Path) -> Path:
+    """Return the path of a checkpoint, refusing one where there is nothing."""
+    source = resolved_path(path)
+    if not source.exists():
+        raise FileNotFoundError(f"no checkpoint at {source}")
+    return source
 
 
 def checkpoint_of_bundle(folder: Path) -> Checkpoint:

@@ -8,12 +8,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-ROLES = {"teacher": "teacher", "baseline": "baseline", "student": "distilled"}
+ROLES = {"teacher": "teacher", "baseline": "baseline", "student": "student"}
 
 
 def print_table(summary: dict[str, Any]) -> None:
     """Print teacher, baseline and student with their accuracy, confidence, size and speed."""
-    present = by_label(summary, ROLES)
+    taught = {"student": "distilled"} if summary.get("teacher") else {}
+    present = by_label(summary, ROLES | taught)
     ks = sorted({int(k[3:]) for row in present.values() for k in row if k[3:].isdigit()})
     ks = [k for k in ks if any(row.get(f"top{k}") is not None for row in present.values())]
     columns = ["", *(f"top-{k} %" for k in ks), "NLL", "ECE %", "parameters", "images/s"]
