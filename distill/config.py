@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from inspect import signature
 from pathlib import Path
@@ -28,6 +30,7 @@ from distill.callbacks.checkpoints import LatestCheckpoint, StopWhenTold, WholeC
 from distill.callbacks.continuity import Continuity
 from distill.callbacks.fake_quantize import FakeQuantize
 from distill.callbacks.finite import FiniteLoss
+from distill.callbacks.rate import LearningRate
 from distill.callbacks.sparsity import check_averaging
 from distill.callbacks.speed import Speed
 from distill.checks import check_values, is_number, resolve_paths
@@ -311,7 +314,7 @@ def build_trainer(cfg: DictConfig, objective: Objective) -> pl.Trainer:
     check_averaging(callbacks)
     if cfg.trainer.get("compile") and any(isinstance(c, FakeQuantize) for c in callbacks):
         raise ValueError("callbacks.fake_quantize needs trainer.compile=false")
-    callbacks += [Speed(), FiniteLoss(cfg.on_nan)]
+    callbacks += [Speed(), LearningRate(), FiniteLoss(cfg.on_nan)]
     if not any(isinstance(c, LatestCheckpoint) for c in callbacks):
         callbacks.append(StopWhenTold())
     callbacks += schedules(cfg, objective)
@@ -546,6 +549,29 @@ def check_optimizer(cfg: DictConfig, model: Any, where: str = "") -> None:
             f"{where}scheduler.warmup_epochs={warmup} leaves none of {cfg.trainer.max_epochs} "
             "epochs at the full learning rate"
         )
+
+
+def check_single_images(model: nn.Module, data: DataModule, batch_size: int, key: str) -> None:
+    """Refuse batches of one image that a model's batch normalisation cannot be trained on."""
+    if batch_size > 1:
+        return
+    blank = torch.zeros(1, data.in_chans, *data.image_size)
+    with explained_batch_of_one(key), torch.no_grad():
+        copy.deepcopy(model).train()(blank)
+
+
+@contextmanager
+def explained_batch_of_one(key: str = "data.batch_size") -> Iterator[None]:
+    """Say what to do where batch normalisation meets a single value for each channel."""
+    try:
+        yield
+    except ValueError as error:
+        if "Expected more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            f"{key}=1: batch normalisation needs more than one value for each channel, and the "
+            f"model's last maps have one for each image: give {key}=2 or more, or larger images"
+        ) from error
 
 
 def check_resume(cfg: DictConfig, model: Any, objective: Objective) -> None:

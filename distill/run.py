@@ -288,6 +288,7 @@ def check_early(cfg: DictConfig, data: DataModule, objective: Objective) -> None
     student = build_model(spec, shape, "student", any_classes=True)
     config.check_border(cfg, data, student)
     config.check_optimizer(cfg, student)
+    config.check_single_images(student, data, data.batch_size, "data.batch_size")
     compiled(cfg, student)
     if objective.needs_features:
         feature_channels(student, objective.stages, "student")
@@ -317,7 +318,9 @@ def check_teacher(cfg: DictConfig, data: DataModule) -> None:
             f"teacher.fit.batch_size={own.data.batch_size} is larger than the {len(data.train)} "
             "training images"
         )
-    config.check_optimizer(own, build_model(spec, shape, "teacher"), "teacher.fit.")
+    model = build_model(spec, shape, "teacher")
+    config.check_single_images(model, data, own.data.batch_size, "teacher.fit.batch_size")
+    config.check_optimizer(own, model, "teacher.fit.")
 
 
 def check_assistants(cfg: DictConfig, data: DataModule, objective: Objective) -> None:

@@ -59,7 +59,7 @@ def fit(
     started = clock()
     keeps = any(isinstance(c, LatestCheckpoint) for c in trainer.checkpoint_callbacks)
     try:
-        with signals.deferred(keeps):
+        with signals.deferred(keeps), config.explained_batch_of_one():
             trainer.fit(student, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
         signals.stop_if_told()
     except MisconfigurationException as error:
