@@ -401,6 +401,8 @@ def nearest_key(message: str, cause: OmegaConfBaseException) -> str:
     if not asked or not known:
         return f": {first_sentence(str(cause))}"
     prefix, _, key = asked.group(1).rpartition(".")
+    if str(inside := getattr(cause, "key", key)) != key:  # of a whole dictionary
+        prefix, key = asked.group(1), str(inside)
     return nearest(key, known, f"{prefix}." if prefix else "")
 
 

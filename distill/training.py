@@ -52,8 +52,8 @@ def fit(
     compiled(cfg, student.student)
     student.recall = open_recall(cfg, data, teacher, student.objective, trainer.global_rank)
     if not over:
-        log.info("%s: training %s, %s parameters, for %d epochs under %s", role, cfg.student.name,
-                 f"{report.parameters(student.student):,}", cfg.trainer.max_epochs,
+        log.info("%s: training %s, %s parameters, for %s under %s", role, cfg.student.name,
+                 f"{report.parameters(student.student):,}", counted(cfg.trainer.max_epochs),
                  ", ".join(student.objective.terms))  # fmt: skip
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     started = clock()
@@ -89,7 +89,7 @@ def in_words(cfg: DictConfig, epochs: int, seconds: float) -> str:
     metric = cfg.optimized_metric
     history = read_history(Path(cfg.paths.output_dir) / METRICS)
     at, values = by_epoch(history, metric)
-    found = f"{epochs} epoch{'s' if epochs != 1 else ''} in {seconds:.0f} s"
+    found = f"{counted(epochs)} in {seconds:.0f} s"
     if not values:
         return found
     best = (max if higher_is_better(metric) else min)(values)
@@ -97,6 +97,11 @@ def in_words(cfg: DictConfig, epochs: int, seconds: float) -> str:
         f"{found}, {metric} {values[-1]:.4g} "
         f"(best {best:.4g} in epoch {at[values.index(best)]:.0f})"
     )
+
+
+def counted(epochs: int) -> str:
+    """Return a number of epochs for a person."""
+    return f"{epochs} epoch{'' if epochs == 1 else 's'}"
 
 
 def untrained(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> Distiller:

@@ -18,6 +18,7 @@ from distill.files import resolved_path, under_construction
 from distill.models.build import rebuilt
 from distill.models.checkpoint import (
     TIMM_CONFIG,
+    WEIGHTS,
     inside,
     is_finite,
     is_list,
@@ -130,6 +131,7 @@ def write_timm_files(
         model, str(folder), safe_serialization=True, model_config=config,
         data_config=dict(preprocessing),
     )  # fmt: skip
+    shutil.copymode(folder / TIMM_CONFIG, folder / WEIGHTS)  # safetensors lets nobody else read it
 
 
 def load_student(path: str | Path, calibrated: bool | str = False) -> nn.Module:
