@@ -357,7 +357,9 @@ def check_models(cfg: DictConfig) -> None:
         FileNotFoundError: for a file.
     """
     for role in ("teacher", "student"):
-        node = cfg.get(role) or {}
+        node = cfg.get(role)
+        if node is None:
+            continue
         for path in [node.get("checkpoint"), *(node.get("checkpoints") or [])]:
             if path:
                 existing(path)
