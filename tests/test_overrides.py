@@ -53,9 +53,7 @@ def test_values_stay_with_their_flags():
     arranged = in_hydras_order(argparse.ArgumentParser(add_help=False), shlex.split(line))
     assert arranged[-3:] == ["seed=0", "objective=kd", "query=bash"]
     flags = arranged[:-3]
-    assert {("--cfg", "job"), ("--config-dir", "a=b"), ("--info", "all")} <= set(
-        pairwise(flags)
-    )
+    assert {("--cfg", "job"), ("--config-dir", "a=b"), ("--info", "all")} <= set(pairwise(flags))
     assert {"--resolve", "--shell-completion"} <= set(flags)
 
 
