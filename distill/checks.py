@@ -10,11 +10,12 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from distill.files import resolved_path
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,13 @@ class Kind:
 
     name: str
     holds: Callable[[Any], bool]
+    is_path: bool = False
 
     def or_(self, *others: Any) -> Kind:
         """Return the kind that also holds these very values."""
         names = " or ".join([self.name, *map(shown, others)])
-        return Kind(names, lambda value: same_as_any(value, others) or self.holds(value))
+        holds = self.holds
+        return replace(self, name=names, holds=lambda v: same_as_any(v, others) or holds(v))
 
 
 def same_as_any(value: Any, others: Sequence[Any]) -> bool:
@@ -65,8 +68,9 @@ def whole(low: int, high: float = math.inf) -> Kind:
 
 def listed(kind: Kind) -> Kind:
     """Return the lists of a kind."""
-    return Kind(f"a list, of which each is {kind.name}",
-                lambda v: isinstance(v, list) and all(map(kind.holds, v)))  # fmt: skip
+    holds = kind.holds
+    return replace(kind, name=f"a list, of which each is {kind.name}",
+                   holds=lambda v: isinstance(v, list) and all(map(holds, v)))  # fmt: skip
 
 
 def one_of(*names: str) -> Kind:
@@ -75,7 +79,7 @@ def one_of(*names: str) -> Kind:
 
 
 WORD = Kind("a word", lambda v: isinstance(v, str) and bool(v))
-PATH = Kind("a path (one that is a number begins with ./)", WORD.holds)
+PATH = Kind("a path (one that is a number begins with ./)", WORD.holds, is_path=True)
 SWITCH = Kind("true or false", lambda v: isinstance(v, bool))
 OBJECT = Kind("keys with values", lambda v: isinstance(v, dict))
 LIST = Kind("a list", lambda v: isinstance(v, list))
@@ -212,6 +216,12 @@ KINDS: dict[str, Kind] = {
 TRAINED_BASELINE, KNOWN_BASELINE = SWITCH, PATH.or_(None)
 
 
+def kinds_of(cfg: DictConfig) -> dict[str, Kind]:
+    """Return what kind of value each key of this configuration holds."""
+    trains = cfg.get("task_name") != "eval"
+    return {**KINDS, "baseline": TRAINED_BASELINE if trains else KNOWN_BASELINE}
+
+
 def check_values(cfg: DictConfig) -> None:
     """Refuse the first value that is of another kind than its key asks for.
 
@@ -219,8 +229,7 @@ def check_values(cfg: DictConfig) -> None:
         ValueError: naming the key, what it is to be, and what was given.
         MissingMandatoryValue: if a value without a default was not given.
     """
-    baseline = TRAINED_BASELINE if cfg.get("task_name") != "eval" else KNOWN_BASELINE
-    for key, kind in {**KINDS, "baseline": baseline}.items():
+    for key, kind in kinds_of(cfg).items():
         parent, _, name = key.rpartition(".")
         node = OmegaConf.select(cfg, parent) if parent else cfg
         if not isinstance(node, DictConfig) or name not in node:
@@ -231,9 +240,28 @@ def check_values(cfg: DictConfig) -> None:
             raise ValueError(f"{key} must be {kind.name}, got {shown(value)}")
 
 
+def resolve_paths(cfg: DictConfig, base: str | None = None) -> None:
+    """Put in the place of each path what it means, so that all who use it use the same.
+
+    Args:
+        cfg: whose values have been checked.
+        base: the folder that relative paths count from, where it is not the current one.
+    """
+    for key in (key for key, kind in kinds_of(cfg).items() if kind.is_path):
+        given = OmegaConf.select(cfg, key)
+        if isinstance(given, str) and given:
+            path = str(resolved_path(given, base))
+        elif isinstance(given, ListConfig):
+            path = [str(resolved_path(one, base)) for one in given]  # type: ignore[assignment]
+        else:
+            continue
+        if path != given:
+            OmegaConf.update(cfg, key, path)
+
+
 def check_folder(key: str, path: str) -> None:
     """Refuse a folder that cannot be written to, before hours of work are to be kept there."""
-    folder = Path(path).expanduser()
+    folder = resolved_path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -22,7 +22,6 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
@@ -32,12 +31,11 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 import distill.resolvers  # noqa: F401  (the configuration files call them)
 from distill import signals
 from distill.errors import printable
+from distill.files import resolved_path
+from distill.overrides import CONF, in_hydras_order, requoted, typed
 from distill.ranks import first_of_run
 
-PACKAGE = Path(__file__).resolve().parent
-CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 USER_ERROR = 2
-SWEEP_GOES_ON = "the same command with sweep.resume="
 PROGRAMS = {
     "train": "distill",
     "evaluate": "distill-eval",
@@ -92,14 +90,14 @@ def report() -> None:
         description="Write report.html into each run and sweep, from the files that are there; for "
         "several sweeps, one leaderboard over all of them.",
     )
-    parser.add_argument("paths", metavar="RUN_OR_SWEEP", nargs="+", type=Path)
+    parser.add_argument("paths", metavar="RUN_OR_SWEEP", nargs="+", type=given_path)
     parser.add_argument(
         "--output",
-        type=Path,
+        type=given_path,
         default=Path("reports.html"),
         help="the page over several (%(default)s)",
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     if arguments.output.is_dir():
         parser.error(f"--output {arguments.output} is a folder")
     if len(arguments.paths) == 1 and arguments.output != parser.get_default("output"):
@@ -118,11 +116,11 @@ def predict() -> None:
         description="Write a student's likeliest classes for image files, with their calibrated "
         "probabilities. Images that cannot be read are named and skipped.",
     )
-    parser.add_argument("student", type=Path, help="a student bundle: RUN/student")
+    parser.add_argument("student", type=given_path, help="a student bundle: RUN/student")
     parser.add_argument(
         "images", metavar="IMAGE", nargs="+", help="files, folders, or - for a list on stdin"
     )
-    parser.add_argument("--output", type=Path, help="a file; the screen without it")
+    parser.add_argument("--output", type=given_path, help="a file; the screen without it")
     parser.add_argument("--format", choices=("csv", "jsonl"), help="by --output's ending, else csv")
     parser.add_argument("--topk", type=int, help="classes of each answer (5)")
     parser.add_argument(
@@ -131,7 +129,7 @@ def predict() -> None:
     )  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=64, help="images at a time (%(default)s)")
     parser.add_argument("--device", help="such as cpu or cuda:1; a GPU where there is one")
-    given = vars(parser.parse_args())
+    given = vars(parser.parse_intermixed_args())
     with explained_in_one_line("distill-predict"):
         importlib.import_module("distill.predict").run(
             given.pop("student"), given.pop("images"), given.pop("output"), given.pop("format"),
@@ -146,12 +144,12 @@ def push() -> None:
         description="Upload a student bundle to the Hugging Face Hub, under the token of "
         "`hf auth login` or HF_TOKEN.",
     )
-    parser.add_argument("student", type=Path, help="a student bundle: RUN/student")
+    parser.add_argument("student", type=given_path, help="a student bundle: RUN/student")
     parser.add_argument("repository", metavar="OWNER/NAME", help="is made if it does not exist")
     parser.add_argument("--private", action="store_true", help="make a private one")
     parser.add_argument("--revision", help="a branch that exists")
     parser.add_argument("--message", help="of the commit")
-    given = vars(parser.parse_args())
+    given = vars(parser.parse_intermixed_args())
     with explained_in_one_line("distill-push"):
         hub = importlib.import_module("distill.hub")
         bundle, repository = given.pop("student"), given.pop("repository")
@@ -160,6 +158,14 @@ def push() -> None:
     print(f'timm.create_model("hf-hub:{repository}", pretrained=True)')
     if not hub.has_licence(bundle):
         print(f"{bundle}/README.md names no licence: only you know it", file=sys.stderr)
+
+
+def given_path(text: str) -> Path:
+    """Return the path that an argument means."""
+    try:
+        return resolved_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 class Parser(argparse.ArgumentParser):
@@ -189,14 +195,13 @@ def explained_in_one_line(program: str) -> Iterator[None]:
 
 def run_command(config_name: str, task: str) -> None:
     """Run a task under Hydra, ending mistakes in one line and exit code 2."""
+    with explained_in_one_line(PROGRAMS[task]):
+        sys.argv[1:] = in_hydras_order(Parser(PROGRAMS[task], add_help=False), sys.argv[1:])
     # Hydra is told to raise, so that the explaining is ours. The second variable tells the
     # processes that a run starts (one per device) that no user asked for tracebacks.
     if os.environ.get("HYDRA_FULL_ERROR") == "1" and "DISTILL_EXPLAIN" not in os.environ:
         return hydra_main(config_name, task, explain=False)
     os.environ["HYDRA_FULL_ERROR"] = os.environ["DISTILL_EXPLAIN"] = "1"
-    flags = get_args_parser()
-    flags.error = Parser(prog=PROGRAMS[task]).error  # type: ignore[method-assign]
-    flags.parse_args()  # Hydra reads them again, and would print its usage
     try:
         hydra_main(config_name, task, explain=True)
     except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
@@ -285,9 +290,15 @@ def how_to_go_on(cfg: DictConfig) -> str:
     if "resume" not in cfg:
         return "stopped; the same command again does it anew"
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        return f"stopped; {SWEEP_GOES_ON}{HydraConfig.get().sweep.dir} goes on"
+        return sweep_goes_on(HydraConfig.get().sweep.dir)
     folder = os.path.relpath(cfg.paths.output_dir, HydraConfig.get().runtime.cwd)
-    return f"stopped; the same command with hydra.run.dir={folder} resume=auto goes on"
+    again = typed("hydra.run.dir", folder)
+    return f"stopped; the same command with {again} resume=auto goes on"
+
+
+def sweep_goes_on(folder: str) -> str:
+    """Return what to add to the command of a sweep that was told to end."""
+    return f"stopped; the same command with {typed('sweep.resume', folder)} goes on"
 
 
 def out_of_memory(error: object) -> bool:
@@ -346,13 +357,32 @@ def one_line(error: BaseException) -> str:
     if "Original Traceback" in text:  # raised in a data worker: its last line is the error
         text = text.splitlines()[-1].partition(": ")[2] or text.splitlines()[-1]
     if override := getattr(error, "override", None):
-        text = f"cannot read {override!r}: {text}"
+        return unreadable(override, text)
+    if several := re.match(r"Ambiguous value for argument '(.*)'", text):
+        return several_values(several[1])
     if isinstance(error, OmegaConfBaseException):
         text = f"{first_sentence(text)} ({getattr(error, 'full_key', '')})"
     elif isinstance(error, OSError) and error.strerror:
         text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     text = re.split(r"\s*(?:Config search path:|See https://hydra)", text)[0]
     return re.sub(r"\s*\n+\s*", ", ", text)
+
+
+def unreadable(override: str, why: str) -> str:
+    """Return what to say of an override that Hydra cannot read: the quotes that help, or why."""
+    again = requoted(override)
+    if again is None:
+        return f"cannot read {override!r}: {first_sentence(why)}"
+    return f"cannot read {override!r}: it needs quotes within quotes: {again}"
+
+
+def several_values(override: str) -> str:
+    """Return what to say of an override with commas where there is no sweep."""
+    key, _, value = override.partition("=")
+    return (
+        f"{override} are several values: add -m for a sweep over them, or quotes within quotes: "
+        f"{typed(key, value)}"
+    )
 
 
 def first_sentence(text: str) -> str:
@@ -367,6 +397,8 @@ def nearest_key(message: str, cause: OmegaConfBaseException) -> str:
     if not asked or not known:
         return f": {first_sentence(str(cause))}"
     prefix, _, key = asked.group(1).rpartition(".")
+    if str(inside := getattr(cause, "key", key)) != key:  # of a whole dictionary
+        prefix, key = asked.group(1), str(inside)
     return nearest(key, known, f"{prefix}." if prefix else "")
 
 

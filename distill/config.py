@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import logging
 import math
+import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +33,10 @@ from distill.callbacks.checkpoints import LatestCheckpoint, StopWhenTold, WholeC
 from distill.callbacks.continuity import Continuity
 from distill.callbacks.fake_quantize import FakeQuantize
 from distill.callbacks.finite import FiniteLoss
+from distill.callbacks.rate import LearningRate
 from distill.callbacks.sparsity import check_averaging
 from distill.callbacks.speed import Speed
-from distill.checks import is_number
+from distill.checks import check_values, is_number, resolve_paths
 from distill.data import DataModule
 from distill.data.costs import read_costs
 from distill.data.judged import Judged, named
@@ -39,21 +44,30 @@ from distill.data.module import CLEAN_VIEW, border
 from distill.data.sizes import ModelSize
 from distill.data.views import StreamedView, is_range
 from distill.errors import first_line
+from distill.files import resolved_path
 from distill.losses import dist
-from distill.models.build import ModelSpec, normalization, resolved
+from distill.models.build import ModelSpec, check_name, normalization, resolved
 from distill.models.bundle import read_facts
 from distill.models.checkpoint import (
     FACTS,
     as_object,
     epochs_done,
+    existing,
     read_checkpoint,
     read_lightning,
     student_weights,
 )
 from distill.models.sizes import declared_size
 from distill.models.weights import DataShape
-from distill.module import create_optimizer, create_schedule, evaluation_metrics, resolve_topk
+from distill.module import (
+    DEFAULT_TOPK,
+    create_optimizer,
+    create_schedule,
+    evaluation_metrics,
+    resolve_topk,
+)
 from distill.objectives import Objective
+from distill.overrides import closest
 from distill.resolvers import higher_is_better, recommended_lr
 from distill.sharing import once
 
@@ -68,6 +82,7 @@ OF_THE_RUN = (
     "enable_progress_bar",
 )
 STOPPED_EARLY = "early_stopping"
+RECIPE = ("opt", "lr", "weight_decay", "momentum", "betas", "eps", "layer_decay")
 SEEDS_APART = 1000  # of the weights of a student and of its assistants
 SUPERVISED = {
     "_target_": "distill.objectives.Objective",
@@ -135,6 +150,29 @@ def told(cfg: DictConfig, numbers: dict[str, Any], value: Callable[[str], float]
 def swept() -> bool:
     """Return whether this is a job of a sweep."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def settle_values(cfg: DictConfig) -> None:
+    """Refuse values that are of another kind than their keys ask for, and resolve what is a path.
+
+    Where `hydra.job.chdir` leads a run into its own folder, relative paths still count from where
+    the command was typed.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    check_values(cfg)
+    elsewhere = HydraConfig.initialized() and HydraConfig.get().job.chdir
+    resolve_paths(cfg, HydraConfig.get().runtime.cwd if elsewhere else None)
+    check_trainer_keys(cfg)
+
+
+def check_trainer_keys(cfg: DictConfig) -> None:
+    """Refuse what is no option of Lightning's trainer, before anything is read."""
+    known = [*signature(pl.Trainer.__init__).parameters, "compile"]
+    for name in cfg.get("trainer") or {}:
+        if name not in (*known, "_target_"):
+            raise ValueError(f"trainer has no option {name}{closest(name, known, 'trainer.')}")
 
 
 def check_multirun(cfg: DictConfig) -> None:
@@ -357,7 +395,7 @@ def build_trainer(cfg: DictConfig, objective: Objective) -> pl.Trainer:
     check_averaging(callbacks)
     if cfg.trainer.get("compile") and any(isinstance(c, FakeQuantize) for c in callbacks):
         raise ValueError("callbacks.fake_quantize needs trainer.compile=false")
-    callbacks += [Speed(), FiniteLoss(cfg.on_nan)]
+    callbacks += [Speed(), LearningRate(), FiniteLoss(cfg.on_nan)]
     if not any(isinstance(c, LatestCheckpoint) for c in callbacks):
         callbacks.append(StopWhenTold())
     callbacks += schedules(cfg, objective)
@@ -393,6 +431,29 @@ def model_spec(node: DictConfig) -> ModelSpec:
     return ModelSpec(args=plain(node.get("args")) or {}, key_map=key_map, **values)
 
 
+def check_models(cfg: DictConfig) -> None:
+    """Refuse, before any data are read, names that timm does not know and files that are not there.
+
+    Raises:
+        ValueError: for a name.
+        FileNotFoundError: for a file.
+    """
+    for role in ("teacher", "student"):
+        node = cfg.get(role)
+        if node is None:
+            continue
+        for path in [node.get("checkpoint"), *(node.get("checkpoints") or [])]:
+            if path:
+                existing(path)
+        if node.get("name") and not node.get("checkpoint"):
+            check_name(node.name, f"{role}.name")
+    if cfg.get("ckpt_path") and not Path(cfg.ckpt_path).is_file():
+        raise FileNotFoundError(f"ckpt_path={cfg.ckpt_path} does not exist")
+    for number, own in enumerate(cfg.get("assistants") or [], start=1):
+        if isinstance(own, DictConfig) and own.get("name"):
+            check_name(own.name, f"assistant {number}.name")
+
+
 def resolve_student(cfg: DictConfig) -> None:
     """Write into the configuration the architecture that `student.checkpoint` brings."""
     spec = resolved(model_spec(cfg.student))
@@ -420,7 +481,7 @@ def run_imports(cfg: DictConfig) -> None:
 
 def check_classes(cfg: DictConfig, data: DataModule) -> None:
     """Refuse to judge a bundle on data of other classes than its own: `data=` was forgotten."""
-    bundle = Path(cfg.student.checkpoint or "").expanduser()
+    bundle = resolved_path(cfg.student.checkpoint or "")
     if not cfg.student.checkpoint or not (bundle / FACTS).is_file():
         return
     known = read_facts(bundle).get("classes")
@@ -517,11 +578,18 @@ def direct_teacher(cfg: DictConfig) -> str | None:
 
 
 def topk(cfg: DictConfig, data: DataModule) -> tuple[int, ...]:
-    """Return the k to report, noting the default ones that say nothing here."""
-    chosen = resolve_topk(plain(cfg.topk), data.num_classes)
-    if cfg.topk is None and 5 not in chosen:
+    """Return the k to report."""
+    return resolve_topk(plain(cfg.topk), data.num_classes)
+
+
+def note_data(cfg: DictConfig, data: DataModule) -> None:
+    """Say once for a command what was done with its data, and which numbers say nothing of them."""
+    for note in data.notes:
+        log.info("%s: %s", data.source.name, note)
+    if "trainer" in cfg and (told := data.unlabeled_note(processes(cfg))):
+        log.info("%s: %s", data.source.name, told)
+    if cfg.topk is None and DEFAULT_TOPK[-1] not in topk(cfg, data):
         log.info("top-5 is left out: there are %d classes", data.num_classes)
-    return chosen
 
 
 def check_monitor(cfg: DictConfig, data: DataModule, objective: Objective) -> None:
@@ -585,13 +653,41 @@ def check_optimizer(cfg: DictConfig, model: Any, where: str = "") -> None:
         if cfg.scheduler:
             create_schedule(optimizer, plain(cfg.scheduler), cfg.trainer.max_epochs, 1)
     except ValueError as error:
-        raise ValueError(f"{where}{error}") from error
+        name = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        known = [key for key in RECIPE if name and key != name[1]]
+        meant = closest(name[1], known, f"{where}optimizer.") if name else ""
+        raise ValueError(f"{where}{error}{meant}") from error
+    if "lr" not in cfg.optimizer:
+        raise ValueError(f"{where}optimizer has no learning rate: give {where}optimizer.lr=…")
     warmup = (cfg.scheduler or {}).get("warmup_epochs") or 0
     if warmup >= cfg.trainer.max_epochs:
         raise ValueError(
             f"{where}scheduler.warmup_epochs={warmup} leaves none of {cfg.trainer.max_epochs} "
             "epochs at the full learning rate"
         )
+
+
+def check_single_images(model: nn.Module, data: DataModule, batch_size: int, key: str) -> None:
+    """Refuse batches of one image that a model's batch normalisation cannot be trained on."""
+    if batch_size > 1:
+        return
+    blank = torch.zeros(1, data.in_chans, *data.image_size)
+    with explained_batch_of_one(key), torch.no_grad():
+        copy.deepcopy(model).train()(blank)
+
+
+@contextmanager
+def explained_batch_of_one(key: str = "data.batch_size") -> Iterator[None]:
+    """Say what to do where batch normalisation meets a single value for each channel."""
+    try:
+        yield
+    except ValueError as error:
+        if "Expected more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            f"{key}=1: batch normalisation needs more than one value for each channel, and the "
+            f"model's last maps have one for each image: give {key}=2 or more, or larger images"
+        ) from error
 
 
 def check_resume(cfg: DictConfig, model: Any, objective: Objective, classes: Sequence[str]) -> None:

@@ -17,6 +17,25 @@ except ImportError:  # Windows, where nothing keeps two runs apart
 PART = ".part"  # ends the names of what is being written
 
 
+def resolved_path(path: str | Path, base: str | Path | None = None) -> Path:
+    """Return a path as it is meant: `~` and `$NAME` resolved, a relative one from `base` on.
+
+    This is the one place where that is decided: what is checked is what is used.
+
+    Args:
+        path: as a person, a file or an environment variable gives it.
+        base: the folder that a relative path counts from; None leaves it relative.
+
+    Raises:
+        ValueError: if `~` stands for a home that nobody knows.
+    """
+    try:
+        found = Path(os.path.expandvars(path)).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: there is no home folder: set HOME, or write it out") from error
+    return found if base is None else Path(base, found)
+
+
 def under_construction(path: Path) -> Path:
     """Return the name beside a file or folder under which this process writes it."""
     return path.with_name(f".{path.name}.{os.getpid()}{PART}")

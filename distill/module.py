@@ -134,12 +134,16 @@ class Distiller(pl.LightningModule):
         self._look_at_targets(batch_idx)
         batch = self._taken(batch)
         answers = self._answers(batch, self.global_step)
-        losses = self.objective(*answers, labelled=self._labelled(batch))
+        labelled = self._labelled(batch)
+        losses = self.objective(*answers, labelled=labelled)
         self.teacher_logits = answers[1]
         self.losses = {name: value.detach() for name, value in losses.items()}
         values = {f"train/{name}": value for name, value in self.losses.items()}
         if self.objective.curriculum is not None:
             values["train/temperature"] = self.objective.curriculum.last_mean
+        if answers[2].ndim == 1:  # of mixed views no class is the right one
+            right = answers[0][:labelled].argmax(dim=1) == answers[2][:labelled]
+            values["train/top1"] = right.float().mean()
         size = len(batch[0])
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         return losses["loss"]

@@ -1,4 +1,4 @@
-"""What configuration files call: `${or:…}`, `${better:…}`, `${directions:…}` and the like.
+"""What configuration files call: `${or:…}`, `${better:…}`, `${cache_folder:}` and the like.
 
 The commands import this before anything else of the project: joblib gives its processes the
 resolvers of the first one, which has imported no more than that.
@@ -6,11 +6,14 @@ resolvers of the first one, which has imported no more than that.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from omegaconf import OmegaConf
+
+from distill.files import resolved_path
 
 HIGHER_IS_BETTER = re.compile(r"top\d+|mrr|agreement|balanced_accuracy|macro_f1")
 
@@ -46,6 +49,16 @@ def recommended_lr(name: str | None) -> float:
     return 3e-2 if str(name).startswith("slim_") else 1e-3
 
 
+def cache_folder() -> str:
+    """Return where runs keep what they share: `DISTILL_CACHE`, or as the system has its caches.
+
+    A variable that is set to nothing is not set. No home is needed where a variable says it all.
+    """
+    own, systems = os.environ.get("DISTILL_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    return str(resolved_path(own or f"{systems or '~/.cache'}/distill"))
+
+
+OmegaConf.register_new_resolver("cache_folder", cache_folder, replace=True)
 OmegaConf.register_new_resolver("blank", blank, replace=True)
 OmegaConf.register_new_resolver("recommended_lr", recommended_lr, replace=True)
 OmegaConf.register_new_resolver("directions", directions, replace=True)

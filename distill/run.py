@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from distill import config, judge, report, resume, signals
 from distill.cache import check_store, fill, open_recall
 from distill.callbacks.head_first import classifier_parameters
-from distill.checks import check_folder, check_values
+from distill.checks import check_folder
 from distill.data import DataModule
 from distill.data.image_corruptions import chosen
 from distill.data.module import clamped
@@ -67,7 +67,7 @@ def train(cfg: DictConfig) -> float | list[float] | None:
     signals.stop_if_told()
     try:
         config.check_multirun(cfg)
-        check_values(cfg)
+        config.settle_values(cfg)
         config.run_imports(cfg)
         resume.check(cfg)
     except (ValueError, OmegaConfBaseException):
@@ -83,11 +83,9 @@ def train(cfg: DictConfig) -> float | list[float] | None:
 def trained(cfg: DictConfig) -> float | list[float] | None:
     """Run what `take_up` has made ready."""
     started = clock()
+    config.check_models(cfg)
     data = config.build_data(cfg)
-    for note in data.notes:
-        log.info("%s: %s", data.source.name, note)
-    if told := data.unlabeled_note(config.processes(cfg)):
-        log.info("%s: %s", data.source.name, told)
+    config.note_data(cfg, data)
     if cfg.views:
         preview(cfg, data)
         return None
@@ -99,7 +97,6 @@ def trained(cfg: DictConfig) -> float | list[float] | None:
     settle_temperature(cfg, data, teacher)
     baseline = prepare_baseline(cfg, data) if cfg.baseline else None
     warnings = warned(cfg, data, looks)
-    log.info("student: %s under %s", cfg.student.name, ", ".join(objective.terms))
     student, trainer = fit(cfg, data, teacher)
     if not trainer.is_global_zero:
         return None
@@ -129,14 +126,13 @@ def trained(cfg: DictConfig) -> float | list[float] | None:
 
 def evaluate(cfg: DictConfig) -> None:
     """Judge a trained student on the test split, print the numbers and write `summary.json`."""
-    check_values(cfg)
+    config.settle_values(cfg)
     config.run_imports(cfg)
     if not cfg.student.checkpoint and not cfg.student.pretrained:
         raise ValueError("give student.checkpoint=PATH: a student bundle or a checkpoint")
+    config.check_models(cfg)
     data = config.build_data(cfg, config.to_judge(cfg))
-    for note in data.notes:
-        log.info("%s: %s", data.source.name, note)
-    config.topk(cfg, data)
+    config.note_data(cfg, data)
     config.check_decision(cfg, data)
     config.check_classes(cfg, data)
     kept = config.calibrations(cfg, data)
@@ -164,11 +160,13 @@ def evaluate(cfg: DictConfig) -> None:
 
 def fill_store(cfg: DictConfig) -> None:
     """Keep the teacher's answers ahead of the runs that will ask for them."""
-    check_values(cfg)
+    config.settle_values(cfg)
     config.run_imports(cfg)
     if not config.teacher_name(cfg):
         raise ValueError("there is no teacher whose answers could be kept")
+    config.check_models(cfg)
     data = config.build_data(cfg)
+    config.note_data(cfg, data)
     objective = config.build_objective(cfg, data)
     config.resolve_student(cfg)
     check_teacher(cfg, data)
@@ -302,6 +300,7 @@ def check_early(cfg: DictConfig, data: DataModule, objective: Objective) -> None
     student = build_model(spec, shape, "student", any_classes=True, note=log.info)
     config.check_border(cfg, data, student)
     config.check_optimizer(cfg, student)
+    config.check_single_images(student, data, data.batch_size, "data.batch_size")
     compiled(cfg, student)
     if objective.needs_features:
         feature_channels(student, objective.stages, "student")
@@ -312,8 +311,6 @@ def check_early(cfg: DictConfig, data: DataModule, objective: Objective) -> None
             "this objective compares with a teacher: give one, or objective=supervised"
         )
     check_assistants(cfg, data, objective)
-    if cfg.ckpt_path and not Path(cfg.ckpt_path).is_file():
-        raise FileNotFoundError(f"ckpt_path={cfg.ckpt_path} does not exist")
     config.check_resume(cfg, student, objective, data.classes)
     if cfg.store.mode == "disk":
         if not config.teacher_name(cfg):
@@ -339,6 +336,7 @@ def check_teacher(cfg: DictConfig, data: DataModule) -> None:
     if asked > len(data.train) and asked != said:
         log.info(clamped("teacher.fit.batch_size", asked, len(data.train)))
     model = build_model(spec, shape, "teacher", any_classes=True, note=log.info)
+    config.check_single_images(model, data, own.data.batch_size, "teacher.fit.batch_size")
     config.check_optimizer(own, model, "teacher.fit.")
     if cfg.teacher.fit.get("head_epochs"):
         classifier_parameters(model)

@@ -15,7 +15,7 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from distill import config, resume, signals
+from distill import config, report, resume, signals
 from distill.cache import identity_of, keep_history, open_recall, trained_once
 from distill.callbacks.checkpoints import LatestCheckpoint
 from distill.callbacks.loggers import begin
@@ -28,14 +28,19 @@ from distill.models.checkpoint import epochs_done, read_lightning, student_weigh
 from distill.models.teacher import Teacher
 from distill.module import Distiller
 from distill.pruning import pruned
+from distill.report.reading import METRICS, by_epoch, read_history
+from distill.resolvers import higher_is_better
+from distill.sharing import clock
 
 log = logging.getLogger(__name__)
 
 BEST = "best"  # the callback that keeps a teacher's best epoch
 
 
-def fit(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> tuple[Distiller, pl.Trainer]:
-    """Build the student from its seed and train it."""
+def fit(
+    cfg: DictConfig, data: DataModule, teacher: Teacher | None, role: str = "student"
+) -> tuple[Distiller, pl.Trainer]:
+    """Build the student from its seed and train it, saying what under its role."""
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     student = untrained(cfg, data, teacher)
     left = resume.left_behind(cfg)
@@ -49,10 +54,15 @@ def fit(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> tuple[Dis
         begin(logger, config.plain(cfg))
     compiled(cfg, student.student)
     student.recall = open_recall(cfg, data, teacher, student.objective, trainer.global_rank)
+    if not over:
+        log.info("%s: training %s, %s parameters, for %s under %s", role, cfg.student.name,
+                 f"{report.parameters(student.student):,}", counted(cfg.trainer.max_epochs),
+                 ", ".join(student.objective.terms))  # fmt: skip
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    started = clock()
     keeps = any(isinstance(c, LatestCheckpoint) for c in trainer.checkpoint_callbacks)
     try:
-        with signals.deferred(keeps):
+        with signals.deferred(keeps), config.explained_batch_of_one():
             trainer.fit(student, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
         signals.stop_if_told()
     except MisconfigurationException as error:
@@ -68,11 +78,33 @@ def fit(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> tuple[Dis
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):  # else the next job of a sweep would log to its run
                 logger.experiment.finish()
+    if trainer.is_global_zero and not over:
+        log.info("%s: %s", role, in_words(cfg, trainer.current_epoch, clock() - started))
     if over:  # nothing was trained, so that no callback has left its average there
         student.student.load_state_dict(student_weights(left))
     if "16-true" in str(cfg.trainer.precision):
         student.float()  # what is judged and saved is what a user will load
     return student, trainer
+
+
+def in_words(cfg: DictConfig, epochs: int, seconds: float) -> str:
+    """Return what training came to: "8 epochs in 41 s, val/top1 0.975 (best 0.981 in epoch 7)"."""
+    metric = cfg.optimized_metric
+    history = read_history(Path(cfg.paths.output_dir) / METRICS)
+    at, values = by_epoch(history, metric)
+    found = f"{counted(epochs)} in {seconds:.0f} s"
+    if not values:
+        return found
+    best = (max if higher_is_better(metric) else min)(values)
+    return (
+        f"{found}, {metric} {values[-1]:.4g} "
+        f"(best {best:.4g} in epoch {at[values.index(best)]:.0f})"
+    )
+
+
+def counted(epochs: int) -> str:
+    """Return a number of epochs for a person."""
+    return f"{epochs} epoch{'' if epochs == 1 else 's'}"
 
 
 def untrained(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> Distiller:
@@ -176,13 +208,11 @@ def train_and_keep(
     work = kept.with_name(f"{kept.name}.training")
     own = with_checkpoints(cfg, work, keep_best=role == "teacher")
     begun = resume.latest(work / resume.CHECKPOINTS)
-    if begun is None:
-        log.info("%s: training %s for %d epochs", role, own.student.name, own.trainer.max_epochs)
-    else:
+    if begun is not None:
         path, content = begun
         own.ckpt_path, own.resume = str(path), "auto"
         log.info("%s: going on from %s, %d epochs done", role, path, epochs_done(content, path))
-    student, trainer = fit(own, data, teacher)
+    student, trainer = fit(own, data, teacher, role)
     if trainer.is_global_zero:
         if BEST in own.callbacks and (best := best_epoch(trainer, student)):
             log.info("%s: the best epoch was %d, which is kept", role, best[0])

@@ -23,7 +23,7 @@ def progress_callback() -> pl.Callback:
 class EpochLines(pl.Callback):
     """Log one line per epoch with the loss and the main validation metrics."""
 
-    shown = ("train/loss", "val/loss", "val/top1", "val/nll", "val/ece")
+    shown = ("train/loss", "train/top1", "val/loss", "val/top1", "val/nll", "val/ece")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log what the finished epoch gave."""

@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from distill.files import resolved_path
+
 
 def read_costs(
     path: str | Path, classes: Sequence[str], what: str = "costs"
@@ -46,7 +48,7 @@ def read_costs(
         >>> names, costs.tolist()
         (['cat', 'dog', 'ask'], [[0.0, 5.0, 1.0], [2.0, 0.0, 1.0]])
     """
-    path = Path(path).expanduser()
+    path = resolved_path(path)
     lines = read_lines(path)
     if not lines:
         raise ValueError(f"{path} is empty: it needs one line of {what} for each class")

@@ -29,6 +29,7 @@ from distill.data.listing import (
     subfolders,
 )
 from distill.data.splits import PARTS, Source, check_same_classes, meaning, with_test_split
+from distill.files import resolved_path
 
 
 def folder(
@@ -200,7 +201,7 @@ def listed_split(
 
 def existing_folder(path: str | Path) -> Path:
     """Return the folder, refusing what is missing or no folder."""
-    folder = Path(path).expanduser()
+    folder = resolved_path(path)
     if not folder.is_dir():
         raise FileNotFoundError(
             f"{folder} is not a folder{'' if folder.exists() else ': it does not exist'}"

@@ -41,6 +41,7 @@ from distill.data.timm_reader import (
     sample_pieces,
     without_hidden,
 )
+from distill.files import resolved_path
 
 
 def timm_dataset(
@@ -138,7 +139,7 @@ def check_place(name: str, root: str | None) -> None:
         raise ValueError(f"data.name={name} should begin with hfds/, hfids/, tfds/, torch/ or wds/")
     if prefix in ("", "wds", "torch") and root is None:
         raise ValueError("give data.root=PATH of a folder or tar, or data.name=hfds/ORG/NAME")
-    if not prefix and root is not None and not Path(root).expanduser().exists():
+    if not prefix and root is not None and not resolved_path(root).exists():
         raise FileNotFoundError(f"data.root={root} does not exist")
 
 
@@ -156,7 +157,7 @@ def open_timm(name: str, root: str | None, split: str, options: Mapping[str, Any
     """Open one split with timm."""
     from timm.data import create_dataset
 
-    root = root and os.path.expanduser(root)
+    root = root and str(resolved_path(root))
     with explained(f"timm cannot open {name or root}, split {split!r}"):
         # Without a mode the images arrive as they are, for `upright` to convert.
         return create_dataset(

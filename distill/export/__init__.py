@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from distill import __version__, config, report
-from distill.checks import check_values
 from distill.data import DataModule
 from distill.data.module import CLEAN_VIEW
 from distill.export import program, verify
 from distill.export.program import Deployed, Runtime
 from distill.export.verify import Row
+from distill.files import resolved_path
 from distill.models.build import build_model, normalization
 from distill.models.bundle import read_facts
 from distill.models.checkpoint import WEIGHTS
@@ -88,13 +88,13 @@ def export(cfg: DictConfig) -> None:
         TooMuchLost: if a file loses more than `export.max_drop` points of top-1.
         ValueError: for what a person can put right.
     """
-    check_values(cfg)
+    config.settle_values(cfg)
     config.run_imports(cfg)
     check(cfg)
     job = load(cfg)
     for name in (*FILES.values(), RECORD):  # of an earlier export, which would pass for this one's
         (job.folder / name).unlink(missing_ok=True)
-    files = {FLOAT: File(Path(cfg.student.checkpoint).expanduser() / WEIGHTS, job.model)}
+    files = {FLOAT: File(resolved_path(cfg.student.checkpoint) / WEIGHTS, job.model)}
     for name in cfg.export.formats:
         files[name] = WRITERS[name](job, job.folder / FILES[name])
     studied = study_files(job) if cfg.export.study else {}

@@ -470,15 +470,20 @@ def create(
     name: str, args: Mapping[str, Any], shape: DataShape, pretrained: bool, role: str
 ) -> nn.Module:
     """Call `timm.create_model`, explaining what it refuses."""
-    if not timm.is_model(name.split(".")[0]) and ":" not in name:
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else "; see timm.list_models()"
-        raise ValueError(f"timm has no model {name!r} for {role}.name{hint}")
+    check_name(name, f"{role}.name")
     options = {**asked_by(shape, name), **args}
     try:
         return call_timm(name, options, pretrained)
     except ValueError as error:
         raise ValueError(f"{role}: {error}") from error
+
+
+def check_name(name: str, key: str) -> None:
+    """Refuse a name that timm does not know, with those that were probably meant."""
+    if not timm.is_model(name.split(".")[0]) and ":" not in name:
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else "; see timm.list_models()"
+        raise ValueError(f"timm has no model {name!r} for {key}{hint}")
 
 
 def asked_by(shape: DataShape, name: str) -> dict[str, Any]:

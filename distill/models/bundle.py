@@ -17,7 +17,7 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from distill.errors import first_line
-from distill.files import under_construction
+from distill.files import resolved_path, under_construction
 from distill.models.build import rebuilt
 from distill.models.checkpoint import (
     FACTS,
@@ -102,7 +102,7 @@ def save_student(
     Raises:
         OSError: if the folder cannot be written.
     """
-    target = Path(path)
+    target = resolved_path(path)
     building = under_construction(target)
     shutil.rmtree(building, ignore_errors=True)
     given: dict[str, Any] = {"input_size": input_size, "mean": mean, "std": std}
@@ -163,6 +163,7 @@ def write_timm_files(
         )  # fmt: skip
     except (ValueError, TypeError, AttributeError) as error:  # of arguments that are no JSON, say
         return first_line(error)
+    shutil.copymode(folder / TIMM_CONFIG, folder / WEIGHTS)  # safetensors lets nobody else read it
     return None
 
 
@@ -181,7 +182,7 @@ def load_student(path: str | Path, calibrated: bool | str = False) -> nn.Module:
     Example:
         `load_student("runs/first/student", calibrated=True)(images).softmax(1)`
     """
-    folder = Path(path).expanduser()
+    folder = resolved_path(path)
     if has_weights_alone(folder):
         raise ValueError(f"{folder}: {WEIGHTS_ALONE}")
     inside(folder, TIMM_CONFIG)
@@ -231,7 +232,7 @@ def read_facts(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: if there is none.
         ValueError: if it is damaged, or what it says cannot be.
     """
-    file = Path(path).expanduser() / FACTS
+    file = resolved_path(path) / FACTS
     facts = read_json(file)
     temperature, vector = facts.get("temperature"), facts.get("vector_scaling")
     if temperature is not None and not (is_list([temperature], int | float) and temperature > 0

@@ -18,6 +18,8 @@ from safetensors.torch import load as load_safetensors
 from timm.models import build_model_with_cfg, clean_state_dict
 from torch import Tensor
 
+from distill.files import resolved_path
+
 WEIGHTS, TIMM_CONFIG, FACTS = "model.safetensors", "config.json", "distill.json"
 STUDENT_PREFIX = "student."
 # Under which names training scripts wrap their weights: averaged ones first, as timm takes them.
@@ -155,9 +157,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         FileNotFoundError: if there is nothing at the path.
         ValueError: if the file is none of these, or damaged.
     """
-    source = Path(path).expanduser()
-    if not source.exists():
-        raise FileNotFoundError(f"no checkpoint at {source}")
+    source = existing(path)
     try:
         if source.is_dir():
             return checkpoint_of_bundle(source)
@@ -167,6 +167,14 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     except ValueError as error:
         told = str(error)
         raise ValueError(told if str(source) in told else f"{source}: {told}") from error
+
+
+def existing(path: str | Path) -> Path:
+    """Return the path of a checkpoint, refusing one where there is nothing."""
+    source = resolved_path(path)
+    if not source.exists():
+        raise FileNotFoundError(f"no checkpoint at {source}")
+    return source
 
 
 def checkpoint_of_bundle(folder: Path) -> Checkpoint:

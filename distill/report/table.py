@@ -12,7 +12,7 @@ from rich.text import Text
 
 from distill.report import words
 
-ROLES = {"teacher": "teacher", "baseline": "baseline", "student": "distilled"}
+ROLES = {"teacher": "teacher", "baseline": "baseline", "student": "student"}
 
 
 SMALL = 20  # classes up to which all are listed
@@ -23,25 +23,8 @@ def print_table(summary: dict[str, Any]) -> None:
 
     Below each number is its interval; classes that are unbalanced have numbers of their own.
     """
-    present = by_label(summary, ROLES)
-    columns = headline_columns(present, words.is_unbalanced(summary))
-    rows = [[label, *(shown(row, *c[1:]) for c in columns)] for label, row in present.items()]
-    if words.is_unbalanced(summary):
-        always = {"top1": summary["majority"]["share"], **summary["majority"]}
-        cells = [number(always.get(key), scale, digits) for _, key, scale, digits in columns]
-        rows.append([words.majority_name(summary), *cells])
-    show(
-        ["", *(heading for heading, *_ in columns)],
-        rows,
-        title="test split, last epoch",
-        drop=("images/s", "top-5 %", "macro F1 %", "parameters", "ECE %"),
-        rest="summary.json",
-    )
-    print("below each number its 95 % interval over test images; of images/s the quartiles")
-    if words.is_unbalanced(summary):
-        print_recall(summary, present)
-    for sentence in words.sentences(summary):
-        print(sentence)
+    taught = {"student": "distilled"} if summary.get("teacher") else {}
+    present = by_label(summary, ROLES | taught)
     corrupted = {k: row for k, row in present.items() if row.get("corruption_errors")}
     if corrupted:
         show(

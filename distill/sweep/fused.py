@@ -16,7 +16,7 @@ from hydra.core.utils import JobReturn, configure_log, setup_globals
 from omegaconf import DictConfig, open_dict
 
 from distill import signals
-from distill.cli import SWEEP_GOES_ON
+from distill.cli import sweep_goes_on
 from distill.sweep.workers import GPU, Job, accelerator, places, spread, started
 
 GROUP = "distill.sweep.group"
@@ -51,7 +51,7 @@ def launch(
                 for chunk in chunks:
                     run(chunk, results.__setitem__)
     except signals.Preempted as stop:
-        stop.advice = f"stopped; {SWEEP_GOES_ON}{config.hydra.sweep.dir} goes on"
+        stop.advice = sweep_goes_on(config.hydra.sweep.dir)
         raise
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     return [results[number] for number in range(first, first + len(job_overrides))]

@@ -1,4 +1,7 @@
+import csv
+import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -106,3 +109,38 @@ def test_a_data_worker_that_is_killed_ends_the_run_in_one_line(spawn, tmp_path):
     said = process.said().splitlines()[-1]
     assert said.startswith("distill: a data worker died (DataLoader worker (pid")
     assert torch.load(last, weights_only=True)["epoch"] >= 0
+
+
+def test_a_sweep_over_keys_that_are_new_says_each_thing_once_and_keeps_what_was_typed(
+    command, tmp_path
+):
+    write_folder(tmp_path / "größe (1)")
+    line = (
+        "student.args={drop_rate: 0.1}", "optimizer.betas=[0.9,0.98],[0.9,0.999]", "-m",
+        "teacher=none", "objective=supervised", "baseline=false", "report=false", "logger=none",
+        "trainer.max_epochs=2", "trainer.limit_train_batches=1", "data=folder",
+        'data.root="größe (1)"', "data.batch_size=4", "data.num_workers=0", "sweep.resume=sweep",
+    )  # fmt: skip
+    done = command("distill", *line)
+    assert len(re.findall(r"student: training resnet18, [\d,]+ parameters, for 2 epochs under ce",
+                          done.stdout)) == 2  # fmt: skip
+    ended = r"student: 2 epochs in \d+ s, val/top1 [\d.]+ \(best [\d.]+ in epoch [12]\)"
+    assert len(re.findall(ended, done.stdout)) == 2
+    notes = [text for text in done.stdout.splitlines() if "top-5 is left out" in text]
+    assert len(notes) == len(set(notes)) == 2  # one for each job
+    assert "distilled" not in done.stdout
+    for job, betas in enumerate(("[0.9,0.98]", "[0.9,0.999]")):
+        folder = tmp_path / "sweep" / str(job)
+        typed = (folder / ".hydra" / "overrides.yaml").read_text()
+        assert f"optimizer.betas={betas}" in typed
+        assert "++" not in typed
+        config = json.loads((folder / "summary.json").read_text())["config"]
+        assert str(config["optimizer"]["betas"]).replace(" ", "") == betas
+        assert config["student"]["args"] == {"drop_rate": 0.1}
+        history = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+        rates = [float(row["train/lr"]) for row in history if row["train/lr"]]
+        assert rates == pytest.approx([0.03, 0.015])  # cosine of each epoch's one update
+        assert all(0 <= float(row["train/top1"]) <= 1 for row in history if row["train/top1"])
+    again = command("distill", *line)
+    assert "training" not in again.stdout
+    assert again.stdout.count("has been run before") == 2
