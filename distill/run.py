@@ -125,6 +125,7 @@ def evaluate(cfg: DictConfig) -> None:
     if not cfg.student.checkpoint and not cfg.student.pretrained:
         raise ValueError("give student.checkpoint=PATH: a student bundle or a checkpoint")
     data = config.build_data(cfg, config.to_judge(cfg))
+    config.note_known_pictures(cfg, data)
     for note in data.notes:
         log.info("%s: %s", data.source.name, note)
     config.topk(cfg, data)
