@@ -260,6 +260,16 @@ def kept_facts(path: str | None) -> dict[str, Any]:
     return read_facts(folder) if path and (folder / FACTS).is_file() else {}
 
 
+def note_known_pictures(cfg: DictConfig, data: DataModule) -> None:
+    """Note that the pictures which are all judged are those that the student was trained on."""
+    known = kept_facts(cfg.student.checkpoint).get("pictures")
+    if known and not len(data.train) and known == data.pictures:
+        data.notes.append(
+            "these are the pictures that the student was trained on: most numbers below are of "
+            "training pictures, and say little of new ones"
+        )
+
+
 def calibrations(cfg: DictConfig, data: DataModule) -> dict[str, dict[str, Any]] | None:
     """Return role → what its bundle says of its calibration, or None to fit it on validation.
 

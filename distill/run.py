@@ -132,6 +132,7 @@ def evaluate(cfg: DictConfig) -> None:
         raise ValueError("give student.checkpoint=PATH: a student bundle or a checkpoint")
     config.check_models(cfg)
     data = config.build_data(cfg, config.to_judge(cfg))
+    config.note_known_pictures(cfg, data)
     config.note_data(cfg, data)
     config.check_decision(cfg, data)
     config.check_classes(cfg, data)

@@ -13,6 +13,8 @@ from PIL import Image
 
 import distill
 from distill.cli import CONF
+from distill.data.folder import folder
+from distill.data.module import configured
 from distill.metrics import fit_temperature
 from distill.predict import Predictor
 from distill.run import evaluate
@@ -94,6 +96,20 @@ def test_every_picture_is_judged_as_the_bundle_predicts(judge, bundle, photos, p
     assert "the bundle's 1.7 is applied, nothing is fitted on" in caplog.text
     assert "18 pictures of 60 × 70 to 65 × 70 shown at 32 × 48 (height × width)" in caplog.text
     assert "was trained for" not in caplog.text
+
+
+def test_the_pictures_of_the_training_are_recognised(judge, bundle, photos, caplog):
+    summary, _ = judge(photos)
+    assert not any("was trained on" in note for note in summary["notes"])
+    flat = configured(folder, root=str(photos / "test"), image_size=32, val_fraction=0.3)
+    assert len(flat.train) < 18  # of which validation and test were cut
+    facts = json.loads((bundle / "distill.json").read_text())
+    (bundle / "distill.json").write_text(json.dumps({**facts, "pictures": flat.pictures}))
+    summary, _ = judge(photos / "test")
+    assert any("the student was trained on" in note for note in summary["notes"])
+    (photos / "test" / "ant" / "0.png").unlink()
+    summary, _ = judge(photos / "test")
+    assert not any("was trained on" in note for note in summary["notes"])
 
 
 def test_a_folder_that_lacks_classes_is_judged_and_a_page_is_written(judge, photos, tmp_path):

@@ -348,6 +348,12 @@ class DataModule(pl.LightningDataModule):
         parts = [split.fingerprint() for split in splits]
         return sha256(repr((parts, self.classes)).encode()).hexdigest()
 
+    @cached_property
+    def pictures(self) -> str | None:
+        """A hash of what the images of all splits hold, in any order; None if that is not known."""
+        held = [c for split in (self.train, self.val, self.test) for c in split.contents()]
+        return sha256(repr(sorted(held)).encode()).hexdigest() if held else None
+
     def with_options(
         self, *, seed: int, batch_size: int, views: int | None = None, unlabeled: bool = True
     ) -> DataModule:

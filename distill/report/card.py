@@ -36,6 +36,7 @@ def bundle_facts(cfg: DictConfig, data: DataModule, summary: dict[str, Any]) -> 
         "temperature_status": summary["student"]["temperature_status"],
         "vector_scaling": fitted_vector(summary["vector_scaling"]),
         "data": data.source.name,
+        "pictures": data.pictures,
         "architecture": cfg.student.name,
         "teacher": (summary["teacher"] or {}).get("name"),
         "initial_weights": initial_weights(cfg.student),
