@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from distill import config
 from distill.callbacks.continuity import nothing_left
 from distill.models.checkpoint import as_object, epochs_done, read_lightning
-from distill.report.leaderboard import FREE, flat
+from distill.report.leaderboard import flat, is_bookkeeping
 from distill.report.reading import METRICS, SUMMARY, by_epoch, read_history, read_summary
 
 log = logging.getLogger(__name__)
@@ -88,17 +88,12 @@ def difference(before: dict[str, Any], cfg: DictConfig) -> str | None:
     then, now = flat(before), flat(config.plain(cfg))
     for name in sorted(then.keys() | now.keys()):
         old, new = (None if v in ({}, []) else v for v in (then.get(name), now.get(name)))
-        if old != new and not (free(name) or found_out(name, cfg)):
+        if old != new and not (is_bookkeeping(name) or found_out(name, cfg)):
             return (
                 f"{asked(cfg)}: {Path(cfg.paths.output_dir).name} was run with "
                 f"{name}={old}, and this {'sweep' if cfg.sweep.resume else 'run'} says {new}"
             )
     return None
-
-
-def free(name: str) -> bool:
-    """Whether a value decides no number of a run: also where its folder lies, and other logs."""
-    return name.startswith((*FREE, "logger.")) or name.endswith(".dirpath")
 
 
 def found_out(name: str, cfg: DictConfig) -> bool:
@@ -114,7 +109,7 @@ def fingerprint(cfg: DictConfig) -> str:
     told = [
         (name, value)
         for name, value in sorted(flat(config.plain(cfg)).items())
-        if value not in ({}, [], None) and not free(name) and not name.startswith(COMPARED)
+        if value not in ({}, [], None) and not is_bookkeeping(name) and not name.startswith(COMPARED)
     ]
     return hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()
 

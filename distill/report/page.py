@@ -23,6 +23,7 @@ from PIL import Image
 
 from distill.errors import first_line
 from distill.files import write_whole
+from distill.folders import SUMMARY, jobs_in
 from distill.report import figures
 from distill.report.leaderboard import (
     Row,
@@ -36,7 +37,7 @@ from distill.report.leaderboard import (
     series_over,
     varied,
 )
-from distill.report.reading import SUMMARY, Run, by_epoch, read_run, temperature_of
+from distill.report.reading import Run, by_epoch, read_run, temperature_of
 from distill.report.table import by_label
 from distill.resolvers import higher_is_better
 
@@ -57,9 +58,9 @@ def write_pages(paths: Sequence[Path], output: Path) -> list[Path]:
     """
     written = []
     for path in paths:
-        finished = sorted({file.parent for file in path.glob(f"*/{SUMMARY}")})
+        finished = [job for job in jobs_in(path) if (job / SUMMARY).is_file()]
         check_jobs(path, finished)
-        runs = [path] if (path / SUMMARY).is_file() else [run for run in finished if is_job(run)]
+        runs = [path] if (path / SUMMARY).is_file() else finished
         written += [write_run_page(run) for run in runs]
         if path not in runs:
             written.append(write_sweep_page([path], path / PAGE))
@@ -71,11 +72,6 @@ def check_jobs(sweep: Path, jobs: Sequence[Path]) -> None:
     for job in jobs:
         if not job.resolve().is_relative_to(sweep.resolve()):
             raise ValueError(f"{job} is a link out of its folder: name the run itself")
-
-
-def is_job(folder: Path) -> bool:
-    """Whether a folder was made by a sweep."""
-    return (folder / ".hydra" / "overrides.yaml").is_file()
 
 
 def write_run_page(folder: Path) -> Path:

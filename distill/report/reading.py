@@ -13,10 +13,11 @@ import numpy as np
 import yaml
 
 from distill.errors import first_line
+from distill.folders import RECORD
+from distill.folders import SUMMARY as SUMMARY
 from distill.models.checkpoint import inside, read_json
 
-SUMMARY, METRICS, IMAGES = "summary.json", "metrics.csv", "examples.npz"
-ENDED = Path(".hydra", "ended")  # of a sweep's job that ended well and leaves no numbers
+METRICS, IMAGES = "metrics.csv", "examples.npz"
 # Bytes that no run comes near to: a million rows, and some thousand thumbnails.
 LARGEST_HISTORY, LARGEST_IMAGES, LARGEST_YAML = 2**27, 2**26, 2**22
 Points = tuple[list[float], list[float]]
@@ -65,6 +66,15 @@ def read_summary(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{path.parent} holds no run that has ended: no {SUMMARY}"
         ) from None
+
+
+def read_overrides(job: Path) -> list[str]:
+    """Read what a job was told, as it was told."""
+    file = job / RECORD
+    listed = read_yaml(file) or []
+    if not isinstance(listed, list):
+        raise ValueError(f"{file} is damaged: it does not hold a list")
+    return [str(override) for override in listed]
 
 
 def read_history(path: Path) -> list[dict[str, str]]:
