@@ -1,5 +1,7 @@
 """What configuration files call: `${or:…}`, `${better:…}`, `${directions:…}` and `${blank:…}`.
 
+`${job_folder:…}` is what a resumed sweep writes into `hydra.sweep.subdir` (`sweep.matching`).
+
 The commands import this before anything else of the project: joblib gives its processes the
 resolvers of the first one, which has imported no more than that.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import unquote
 
 from omegaconf import OmegaConf
 
@@ -37,6 +40,12 @@ def blank(generations: int) -> list[dict[str, Any]]:
     return [{} for _ in range(generations - 1)]
 
 
+def job_folder(folders: str, number: int) -> str:
+    """Return a job's folder in its sweep's, of those listed with blanks between, as in a URL."""
+    return unquote(folders.split(" ")[number])
+
+
+OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
 OmegaConf.register_new_resolver("blank", blank, replace=True)
 OmegaConf.register_new_resolver("directions", directions, replace=True)
 OmegaConf.register_new_resolver("or", lambda first, second: first or second, replace=True)

@@ -73,7 +73,7 @@ def finished(cfg: DictConfig) -> float | list[float] | str | None:
         return None
     changed = difference(read_summary(folder / SUMMARY).get("config") or {}, cfg)
     if changed:
-        return f"{changed}; its numbers are set aside" if cfg.sweep.resume else changed
+        return f"{changed}; its numbers are kept" if cfg.sweep.resume else changed
     history = read_history(folder / METRICS)
     try:
         told = config.for_sweeper(cfg, lambda name: by_epoch(history, name)[1][-1])
@@ -109,7 +109,9 @@ def fingerprint(cfg: DictConfig) -> str:
     told = [
         (name, value)
         for name, value in sorted(flat(config.plain(cfg)).items())
-        if value not in ({}, [], None) and not is_bookkeeping(name) and not name.startswith(COMPARED)
+        if value not in ({}, [], None)
+        and not is_bookkeeping(name)
+        and not name.startswith(COMPARED)
     ]
     return hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()
 

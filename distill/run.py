@@ -67,7 +67,7 @@ def train(cfg: DictConfig) -> float | list[float] | None:
         check_values(cfg)
         resume.check(cfg)
     except (ValueError, OmegaConfBaseException):
-        if config.swept():
+        if config.swept() and not cfg.sweep.resume:
             refused_in(Path(cfg.paths.output_dir))
         raise
     with alone_in(Path(cfg.paths.output_dir)):
@@ -221,8 +221,6 @@ def take_up(cfg: DictConfig) -> float | list[float] | None:
     folder = Path(cfg.paths.output_dir)
     found = resume.finished(cfg)
     if isinstance(found, str):
-        if cfg.sweep.resume:
-            refused_in(folder)
         raise ValueError(found)
     if found is not None:
         if cfg.report and not (folder / "report.html").is_file():  # killed while it was written

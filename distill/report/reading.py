@@ -114,9 +114,14 @@ def read_yaml(path: Path) -> Any:
     if not there(path, LARGEST_YAML):
         return None
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), PlainLoader)
+        return parsed_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {first_line(error)}") from error
+
+
+def parsed_yaml(text: str) -> Any:
+    """Return a text of YAML as plain values; see `read_yaml`."""
+    return yaml.load(text, PlainLoader)
 
 
 class PlainLoader(yaml.SafeLoader):
