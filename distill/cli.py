@@ -119,7 +119,7 @@ def predict() -> None:
         description="Write a student's likeliest classes for image files, with their calibrated "
         "probabilities. Images that cannot be read are named and skipped.",
     )
-    parser.add_argument("student", type=Path, help="a student bundle: RUN/student")
+    parser.add_argument("student", type=Path, help="a student bundle, or a .ckpt")
     parser.add_argument(
         "images", metavar="IMAGE", nargs="+", help="files, folders, or - for a list on stdin"
     )

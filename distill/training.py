@@ -94,8 +94,10 @@ def untrained(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> Dis
         },
         "config": config.plain(cfg),
         "student_model": asdict(replace(spec, checkpoint=None, pretrained=False)),
+        "classes": list(data.classes),
         "preprocessing": {
-            name: values.flatten().tolist() for name, values in student.normalize.named_buffers()
+            **data.preprocessing,
+            **{name: v.flatten().tolist() for name, v in student.normalize.named_buffers()},
         },
     }
     return student

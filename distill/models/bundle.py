@@ -18,6 +18,7 @@ from distill.files import under_construction
 from distill.models.build import rebuilt
 from distill.models.checkpoint import (
     TIMM_CONFIG,
+    facts_of_lightning,
     inside,
     is_finite,
     is_list,
@@ -133,10 +134,10 @@ def write_timm_files(
 
 
 def load_student(path: str | Path, calibrated: bool | str = False) -> nn.Module:
-    """Load a student bundle, in eval mode.
+    """Load a student bundle, or the student in a run's checkpoint, in eval mode.
 
     Args:
-        path: the bundle's folder.
+        path: the bundle's folder, or a Lightning checkpoint of this project, such as `best.ckpt`.
         calibrated: True divides the logits by the fitted temperature, "vector" applies the fitted
             factor and bias of each class; either does nothing where no such fit was found.
 
@@ -148,8 +149,14 @@ def load_student(path: str | Path, calibrated: bool | str = False) -> nn.Module:
         `load_student("runs/first/student", calibrated=True)(images).softmax(1)`
     """
     folder = Path(path).expanduser()
-    inside(folder, TIMM_CONFIG)
+    if not folder.is_file():
+        inside(folder, TIMM_CONFIG)
     checkpoint = read_checkpoint(folder)
+    if not checkpoint.architecture:
+        raise ValueError(
+            f"{folder} holds weights and does not say of which model: give a student bundle, or a "
+            "run's .ckpt"
+        )
     try:
         model = rebuilt(checkpoint).eval()
     except ValueError as error:
@@ -189,14 +196,18 @@ def is_single(value: float) -> bool:
 
 
 def read_facts(path: str | Path) -> dict[str, Any]:
-    """Return what `distill.json` says of a bundle.
+    """Return what `distill.json` says of a bundle, or what a Lightning checkpoint says of itself.
 
     Raises:
         FileNotFoundError: if there is none.
         ValueError: if it is damaged, or what it says cannot be.
     """
-    file = Path(path).expanduser() / FACTS
-    facts = read_json(file)
+    file = Path(path).expanduser()
+    if file.is_file():
+        facts = facts_of_lightning(file) if file.suffix == ".ckpt" else {}
+    else:
+        file /= FACTS
+        facts = read_json(file)
     temperature, vector = facts.get("temperature"), facts.get("vector_scaling")
     if temperature is not None and not (is_list([temperature], int | float) and temperature > 0
                                         and is_finite(temperature)):  # fmt: skip

@@ -204,9 +204,20 @@ def student_of(content: Mapping[str, Any]) -> Checkpoint:
     spec = as_object(known.get("student_model"))
     settings = as_object(known.get("preprocessing"))
     preprocessing = {key: settings[key] for key in PREPROCESSING if settings.get(key) is not None}
-    return Checkpoint(
-        student_weights(content), spec.get("name"), spec.get("args") or {}, preprocessing
-    )
+    args, classes, mean = spec.get("args") or {}, known.get("classes"), settings.get("mean")
+    if isinstance(args, dict):  # what the data decided, which the run's own arguments leave out
+        counts = {"num_classes": classes, "in_chans": mean}
+        args = {key: len(v) for key, v in counts.items() if isinstance(v, list) and v} | args
+    return Checkpoint(student_weights(content), spec.get("name"), args, preprocessing)
+
+
+def facts_of_lightning(path: Path) -> dict[str, Any]:
+    """Return what a Lightning checkpoint says of its student that a bundle's facts say, too.
+
+    Nothing was fitted on validation when it was written: there is no temperature in it.
+    """
+    known = as_object(read_lightning(path).get("distill"))
+    return {"classes": known.get("classes") or []}
 
 
 def as_object(value: Any) -> dict[str, Any]:

@@ -210,6 +210,7 @@ LEFT_BEHIND = (
     "condition.npz",
     "metrics.csv",
     "student",
+    "student_best",
     "checkpoints",
 )
 
