@@ -100,8 +100,6 @@ def prolongs(before: dict[str, Any], cfg: DictConfig) -> bool:
         return False
     laid_out = prolonging.obstacle(cfg, then)
     if laid_out is None:
-        log.info("%s=%d instead of %d: nothing was laid out for those, so that the run goes on as "
-                 "if it had been told at once", EPOCHS, cfg.trainer.max_epochs, then)  # fmt: skip
         return True
     folder = Path(cfg.paths.output_dir)
     bundle = folder / "student"
@@ -193,6 +191,8 @@ def check_same(path: Path, content: dict[str, Any], cfg: DictConfig) -> None:
     if about.get("job") in (None, fingerprint(cfg)):
         return
     if prolongs(as_object(about.get("config")), cfg):
+        log.info("%s=%d, more than before: nothing was laid out for fewer, so that the run goes on "
+                 "as if it had been told at once", EPOCHS, cfg.trainer.max_epochs)  # fmt: skip
         return
     changed = difference(about["config"], cfg) if about.get("config") else None
     raise ValueError(

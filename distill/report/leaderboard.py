@@ -22,6 +22,8 @@ BOOKKEEPING = ("sweep", "paths", "hydra", "ckpt_path", "resume", "report", "prev
                "tags", "task_name", "logger", "store.path", "data.num_workers",
                "trainer.log_every_n_steps")  # fmt: skip
 DIRECTORIES = ("dir", "dirpath", "default_root_dir", "save_dir")
+# What a student that is trained on labels alone is told.
+ON_LABELS = ("student.", "optimizer.", "scheduler.", "trainer.", "data.", "condition.", SEED)
 UNSHOWN = ("folder", "config", "validation")  # of a row: no columns
 Row = dict[str, Any]
 Points = list[tuple[float, float, float, int]]
@@ -36,7 +38,7 @@ def sweep_rows(folder: Path) -> list[Row]:
     names = [job.relative_to(folder).as_posix() for job in jobs]
     rows = [job_row(job, going_on) | {"job": name} for job, name in zip(jobs, names, strict=True)]
     told = differences([r for j, r in zip(jobs, rows, strict=True) if not (j / RECORD).is_file()])
-    return with_front([told.get(row["job"], {}) | row for row in rows])
+    return with_baselines(with_front([told.get(row["job"], {}) | row for row in rows]))
 
 
 def job_row(job: Path, going_on: bool = False) -> Row:
@@ -91,6 +93,25 @@ def differences(rows: Sequence[Row]) -> dict[str, Row]:
         | {name: row["config"].get(name) for name in differing}
         for row in rows
     }
+
+
+def with_baselines(rows: list[Row]) -> list[Row]:
+    """Give runs that left out their baseline the one of another run, where it would be the same."""
+    done = [row for row in rows if row["status"] == "done"]
+    known = {baseline_of(row): row for row in done if row["baseline_top1"] is not None}
+    for row in done:
+        if row["baseline_top1"] is None and (other := known.get(baseline_of(row))):
+            row |= {name: other[name] for name in (f"baseline_{m}" for m in METRICS[:3])}
+    return rows
+
+
+def baseline_of(row: Row) -> str:
+    """Return all that decides the student without a teacher: itself, its budget and its data."""
+    config = row["config"]
+    own = [
+        name for name in sorted(config) if name.startswith(ON_LABELS) and not is_bookkeeping(name)
+    ]
+    return repr([(name, config[name]) for name in own])
 
 
 def goals_of(row: Row) -> list[str]:
@@ -292,7 +313,7 @@ def gathered(paths: Sequence[Path]) -> list[Row]:
         named = {"sweep": path.name} if len(paths) > 1 and not single else {}
         rows += [row | named | {"folder": path if single else path / row["job"]} for row in found]
     told = {name for row in rows for name in overrides_of(row["folder"])}
-    return [configured(row, told) for row in rows]
+    return with_baselines([configured(row, told) for row in rows])
 
 
 def configured(row: Row, told: set[str]) -> Row:

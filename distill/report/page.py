@@ -170,6 +170,7 @@ def sweep_content(paths: Sequence[Path], output: Path) -> dict[str, Any]:
         "decided": best > -math.inf,
         "ties": sum(worth(row) == best for row in ranked),
         "failed": [row for row in rows if row["status"] == "failed"],
+        "running": sum(row["status"] == "running" for row in rows),
         "seeds": max((row["seeds"] for row in averaged), default=1),
         "averaged": averaged,
         "axis": axis,
