@@ -79,7 +79,7 @@ def check_record(config: DictConfig) -> None:
         ))  # fmt: skip
     if config.hydra.output_subdir != str(RECORD.parent):
         refuse(ValueError(
-            f"hydra.output_subdir={config.hydra.output_subdir}: a sweep's table and sweep.resume "
+            f"hydra.output_subdir={config.hydra.output_subdir or 'null'}: a sweep's table and sweep.resume "
             f"read what a job was told from its {RECORD.parent}: leave it out"
         ))  # fmt: skip
 
