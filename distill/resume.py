@@ -95,8 +95,9 @@ def prolongs(before: dict[str, Any], cfg: DictConfig) -> bool:
         ValueError: if what it was told before is no beginning of that.
     """
     then = as_object(before.get("trainer")).get("max_epochs")
-    longer = isinstance(then, int) and then < cfg.trainer.max_epochs
-    if not cfg.resume or not longer or difference(before, cfg, but=EPOCHS):
+    if not cfg.resume or not isinstance(then, int) or then >= cfg.trainer.max_epochs:
+        return False
+    if difference(before, cfg, but=EPOCHS):
         return False
     laid_out = prolonging.obstacle(cfg, then)
     if laid_out is None:

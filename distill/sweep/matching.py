@@ -74,12 +74,11 @@ def match(config: DictConfig, folder: Path) -> Match:
     compose = cache(partial(composed, config, asked))
     known = same(asked, there, compose)
     named = [known.get(k) for k in range(len(asked))]
-    if any(name is None for name in named):
-        named = with_new_names(named, there, names_of(config, compose))
+    folders = with_new_names(named, there, names_of(config, compose))
     taken = [there[name] for name in known.values()]
     finished = [job for job in taken if (job / SUMMARY).is_file()]
     begun = [job for job in taken if job not in finished and any(job.glob("checkpoints/*.ckpt"))]
-    return Match([str(name) for name in named], len(finished), len(begun), len(there) - len(known))
+    return Match(folders, len(finished), len(begun), len(there) - len(known))
 
 
 def asked_for(config: DictConfig) -> list[list[str]]:
@@ -105,7 +104,7 @@ def composed(config: DictConfig, asked: Sequence[list[str]], number: int) -> Dic
 
 
 def same(
-    asked: Sequence[list[str]], there: dict[str, Path], compose: Callable[[int], DictConfig]
+    asked: Sequence[Sequence[str]], there: dict[str, Path], compose: Callable[[int], DictConfig]
 ) -> dict[int, str]:
     """Return which job of the command is which in the folder: first by words, then by meaning.
 
@@ -166,7 +165,7 @@ def settings_in(job: Path) -> Settings:
 
 def settings_of(config: DictConfig) -> Settings:
     """Return what decides a job's numbers, as Hydra will record it."""
-    own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     return settings(parsed_yaml(OmegaConf.to_yaml(own)))
 
 

@@ -77,10 +77,11 @@ def check_record(config: DictConfig) -> None:
             f"hydra.sweep.subdir={subdir} is hidden, or out of the sweep's folder, where its table "
             "looks for jobs: give another name"
         ))  # fmt: skip
-    if config.hydra.output_subdir != str(RECORD.parent):
+    record = config.hydra.output_subdir or "null"
+    if record != str(RECORD.parent):
         refuse(ValueError(
-            f"hydra.output_subdir={config.hydra.output_subdir or 'null'}: a sweep's table and sweep.resume "
-            f"read what a job was told from its {RECORD.parent}: leave it out"
+            f"hydra.output_subdir={record}: a sweep's table and sweep.resume read what a job was "
+            f"told from its {RECORD.parent}: leave it out"
         ))  # fmt: skip
 
 
