@@ -293,7 +293,8 @@ def note(mark: Path) -> None:
 def job_name() -> str:
     """Return what the job of a sweep that runs here is called: its folder in the sweep's."""
     about = HydraConfig.get()
-    return Path(os.path.relpath(about.runtime.output_dir, about.sweep.dir)).as_posix()
+    sweep = os.path.join(about.runtime.cwd, about.sweep.dir)  # a job may be in its own folder
+    return Path(os.path.relpath(about.runtime.output_dir, sweep)).as_posix()
 
 
 def how_to_go_on(cfg: DictConfig) -> str:
