@@ -31,7 +31,8 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 import distill.resolvers  # noqa: F401  (the configuration files call them)
 from distill import signals
 from distill.errors import printable
-from distill.files import resolved_path
+from distill.files import COMMAND, resolved_path
+from distill.folders import ENDED, FAILED, SUMMARY
 from distill.overrides import CONF, in_hydras_order, requoted, typed
 from distill.ranks import first_of_run
 
@@ -116,7 +117,7 @@ def predict() -> None:
         description="Write a student's likeliest classes for image files, with their calibrated "
         "probabilities. Images that cannot be read are named and skipped.",
     )
-    parser.add_argument("student", type=given_path, help="a student bundle: RUN/student")
+    parser.add_argument("student", type=given_path, help="a student bundle, or a .ckpt")
     parser.add_argument(
         "images", metavar="IMAGE", nargs="+", help="files, folders, or - for a list on stdin"
     )
@@ -222,7 +223,7 @@ def hydra_main(config_name: str, task: str, explain: bool) -> None:
     """Hand the command line to Hydra."""
     command = hydra.main(version_base=HYDRA, config_path=str(CONF), config_name=config_name)
     try:
-        with signals.heeded():
+        with signals.heeded(), COMMAND:
             command(Task(task, explain))()
     except signals.Preempted as stop:
         if first_of_run():
@@ -261,28 +262,44 @@ class Task:
         except (OmegaConfBaseException, ValueError, OSError) as error:
             if not swept:
                 refuse(error)
-            print(f"distill: job {HydraConfig.get().job.num}: {one_line(error)}", file=sys.stderr)
+            print(f"distill: job {job_name()}: {one_line(error)}", file=sys.stderr)
         except Exception as error:
             if not swept and (advice := remedy(error)):
                 refuse(ValueError(advice))
             if not swept or out_of_memory(error):  # who runs several at a time may try again
                 raise
-            logging.getLogger("distill").exception("job %s failed", HydraConfig.get().job.num)
+            logging.getLogger("distill").exception("job %s failed", job_name())
         return None  # not NaN, at which Optuna's sweeper ends the search
 
 
 def noted(function: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
-    """Run, and note of a job of a sweep that left no numbers that it has not failed."""
+    """Run, and note of a job of a sweep that it failed, or that it left no numbers on purpose."""
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         return function(cfg)
-    files = importlib.import_module("distill.report.reading")
     folder = Path(HydraConfig.get().runtime.output_dir)
-    ended = folder / files.ENDED
-    ended.unlink(missing_ok=True)
-    found = function(cfg)
-    if not (folder / files.SUMMARY).is_file() and ended.parent.is_dir():
-        ended.touch()
+    for mark in (ENDED, FAILED):
+        (folder / mark).unlink(missing_ok=True)
+    try:
+        found = function(cfg)
+    except Exception:
+        note(folder / FAILED)
+        raise
+    if not (folder / SUMMARY).is_file():
+        note(folder / ENDED)
     return found
+
+
+def note(mark: Path) -> None:
+    """Leave an empty file beside Hydra's record, where that is kept."""
+    if mark.parent.is_dir():
+        mark.touch()
+
+
+def job_name() -> str:
+    """Return what the job of a sweep that runs here is called: its folder in the sweep's."""
+    about = HydraConfig.get()
+    sweep = os.path.join(about.runtime.cwd, about.sweep.dir)  # a job may be in its own folder
+    return Path(os.path.relpath(about.runtime.output_dir, sweep)).as_posix()
 
 
 def how_to_go_on(cfg: DictConfig) -> str:

@@ -490,9 +490,9 @@ def run_imports(cfg: DictConfig) -> None:
 
 
 def check_classes(cfg: DictConfig, data: DataModule) -> None:
-    """Refuse to judge a bundle on data of other classes than its own: `data=` was forgotten."""
+    """Refuse to judge a student on data of other classes than its own: `data=` was forgotten."""
     bundle = resolved_path(cfg.student.checkpoint or "")
-    if not cfg.student.checkpoint or not (bundle / FACTS).is_file():
+    if not cfg.student.checkpoint or not (bundle.is_file() or (bundle / FACTS).is_file()):
         return
     known = read_facts(bundle).get("classes")
     if known and known != data.classes:  # of data that are not read by names of classes

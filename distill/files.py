@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,6 +17,11 @@ except ImportError:  # Windows, where nothing keeps two runs apart
     fcntl = None  # type: ignore[assignment]
 
 PART = ".part"  # ends the names of what is being written
+LOCK = ".lock"
+TRIES, PAUSE = 5, 0.05  # seconds: whoever only asks (`held_elsewhere`) holds a lock for a moment
+COMMAND = ExitStack()  # what a command holds until its end
+_locks: dict[Path, IO[str]] = {}  # folders that this process holds → their open locks
+_holders: Counter[Path] = Counter()  # how often it has asked for each
 
 
 def resolved_path(path: str | Path, base: str | Path | None = None) -> Path:
@@ -58,29 +65,69 @@ def only_run_in(folder: Path) -> Iterator[None]:
     """Hold a folder against other processes that ask for it here.
 
     The lock is the process's own (`fcntl`): the system releases it at its end, whatever end that
-    is, and data workers that outlive it for a moment do not keep it, as they would `flock`.
+    is, and data workers that outlive it for a moment do not keep it, as they would `flock`. A
+    process may ask again for what it holds: it is let go with the last that asked.
 
     Raises:
         ValueError: if another process holds it.
         OSError: if the folder cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as file:
-        if fcntl is not None:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                file.seek(0)
-                raise ValueError(
-                    f"{folder}: another run (process {file.read().strip() or 'unknown'}) is "
-                    "writing there: wait for it, or give another directory"
-                ) from None
-            except OSError:  # a file system without locks
-                pass
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+    key = folder.resolve()
+    if not _holders[key]:  # opened and closed once more, the system would let go of it
+        _locks[key] = locked(folder)
+    _holders[key] += 1
+    try:
         yield
+    finally:
+        _holders[key] -= 1
+        if not _holders[key]:
+            _locks.pop(key).close()
+
+
+def locked(folder: Path) -> IO[str]:
+    """Return a folder's lock, taken and open."""
+    file = (folder / LOCK).open("a+")
+    for left in reversed(range(TRIES)):
+        if taken(file, exclusive=True):
+            break
+        if not left:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            file.close()
+            raise ValueError(
+                f"{folder}: another run (process {owner}) is writing there: wait for it, or give "
+                "another directory"
+            )
+        time.sleep(PAUSE)
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def taken(file: IO[str], exclusive: bool) -> bool:
+    """Lock an open file, unless another process has; say so where nothing can be locked."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.lockf(file, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
+
+
+def held_elsewhere(folder: Path) -> bool:
+    """Whether another process holds a folder; it is asked without changing anything there."""
+    if folder.resolve() in _locks:
+        return False
+    try:
+        with (folder / LOCK).open() as file:
+            return not taken(file, exclusive=False)
+    except OSError:  # nobody has ever held it, or it is not for this user to know
+        return False
 
 
 @contextmanager

@@ -38,6 +38,11 @@ def push_student(
         ValueError: if the bundle is damaged, or the Hub refuses.
     """
     folder = Path(bundle)
+    if folder.is_file():
+        raise ValueError(
+            f"{folder} is a file: the Hub takes a student bundle, such as RUN/student or "
+            "RUN/student_best"
+        )
     if repository.count("/") != 1:
         raise ValueError(f"{repository} is not OWNER/NAME")
     if get_token() is None:

@@ -184,6 +184,9 @@ def run(
         raise ValueError(f"--output {output} is a folder")
     files = image_files(given, sys.stdin)
     predictor = Predictor(bundle, **options)
+    if bundle.expanduser().is_file() and options.get("calibration") != "none":
+        print(f"distill-predict: {bundle} is a checkpoint, for which no temperature was fitted: "
+              "probabilities are the model's own", file=sys.stderr)  # fmt: skip
     good = bad = 0
     with ExitStack() as stack:
         file: IO[str] = sys.stdout

@@ -1,5 +1,7 @@
 """What configuration files call: `${or:…}`, `${better:…}`, `${cache_folder:}` and the like.
 
+`${job_folder:…}` is what a resumed sweep writes into `hydra.sweep.subdir` (`sweep.matching`).
+
 The commands import this before anything else of the project: joblib gives its processes the
 resolvers of the first one, which has imported no more than that.
 """
@@ -10,6 +12,7 @@ import os
 import re
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import unquote
 
 from omegaconf import OmegaConf
 
@@ -58,7 +61,13 @@ def cache_folder() -> str:
     return str(resolved_path(own or f"{systems or '~/.cache'}/distill"))
 
 
+def job_folder(folders: str, number: int) -> str:
+    """Return a job's folder in its sweep's, of those listed with blanks between, as in a URL."""
+    return unquote(folders.split(" ")[number])
+
+
 OmegaConf.register_new_resolver("cache_folder", cache_folder, replace=True)
+OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
 OmegaConf.register_new_resolver("blank", blank, replace=True)
 OmegaConf.register_new_resolver("recommended_lr", recommended_lr, replace=True)
 OmegaConf.register_new_resolver("directions", directions, replace=True)

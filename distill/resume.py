@@ -10,21 +10,23 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from distill import config
+from distill import config, prolonging
 from distill.callbacks.continuity import nothing_left
 from distill.models.checkpoint import as_object, epochs_done, read_lightning
-from distill.report.leaderboard import FREE, flat
+from distill.report.leaderboard import flat, is_bookkeeping
 from distill.report.reading import METRICS, SUMMARY, by_epoch, read_history, read_summary
 
 log = logging.getLogger(__name__)
 
 COMPARED = ("student.name", "student.args", "objective.temperature")  # or found out by the run
+EPOCHS = "trainer.max_epochs"
 CHECKPOINTS = "checkpoints"
 LAST = Path(CHECKPOINTS) / "last.ckpt"
 
@@ -71,9 +73,12 @@ def finished(cfg: DictConfig) -> float | list[float] | str | None:
     folder = Path(cfg.paths.output_dir)
     if not asked(cfg) or not (folder / SUMMARY).is_file():
         return None
-    changed = difference(read_summary(folder / SUMMARY).get("config") or {}, cfg)
+    before = read_summary(folder / SUMMARY).get("config") or {}
+    if prolongs(before, cfg):
+        return None
+    changed = difference(before, cfg)
     if changed:
-        return f"{changed}; its numbers are set aside" if cfg.sweep.resume else changed
+        return f"{changed}; its numbers are kept" if cfg.sweep.resume else changed
     history = read_history(folder / METRICS)
     try:
         told = config.for_sweeper(cfg, lambda name: by_epoch(history, name)[1][-1])
@@ -83,22 +88,47 @@ def finished(cfg: DictConfig) -> float | list[float] | str | None:
     return told
 
 
-def difference(before: dict[str, Any], cfg: DictConfig) -> str | None:
-    """Return where a run was told otherwise before, or None if it was told the same."""
+def prolongs(before: dict[str, Any], cfg: DictConfig) -> bool:
+    """Whether a run goes on for more epochs than it was told before, and is the same in all else.
+
+    Raises:
+        ValueError: if what it was told before is no beginning of that.
+    """
+    then = as_object(before.get("trainer")).get("max_epochs")
+    if not cfg.resume or not isinstance(then, int) or then >= cfg.trainer.max_epochs:
+        return False
+    if difference(before, cfg, but=EPOCHS):
+        return False
+    laid_out = prolonging.obstacle(cfg, then)
+    if laid_out is None:
+        return True
+    folder = Path(cfg.paths.output_dir)
+    bundle = folder / "student"
+    start = os.path.relpath(bundle if bundle.is_dir() else folder / LAST)
+    raise ValueError(
+        f"{asked(cfg)}: {laid_out} was laid out for {EPOCHS}={then}, and more would have gone "
+        f"otherwise from the beginning: student.checkpoint={start} starts another run from what it "
+        "has learned, in another hydra.run.dir"
+    )
+
+
+def difference(before: dict[str, Any], cfg: DictConfig, but: str | None = None) -> str | None:
+    """Return where a run was told otherwise before, or None if it was told the same.
+
+    Args:
+        before: what it was told before.
+        cfg: what it is told now.
+        but: a value that may differ.
+    """
     then, now = flat(before), flat(config.plain(cfg))
-    for name in sorted(then.keys() | now.keys()):
+    for name in sorted((then.keys() | now.keys()) - {but}):
         old, new = (None if v in ({}, []) else v for v in (then.get(name), now.get(name)))
-        if old != new and not (free(name) or found_out(name, cfg)):
+        if old != new and not (is_bookkeeping(name) or found_out(name, cfg)):
             return (
                 f"{asked(cfg)}: {Path(cfg.paths.output_dir).name} was run with "
                 f"{name}={old}, and this {'sweep' if cfg.sweep.resume else 'run'} says {new}"
             )
     return None
-
-
-def free(name: str) -> bool:
-    """Whether a value decides no number of a run: also where its folder lies, and other logs."""
-    return name.startswith((*FREE, "logger.")) or name.endswith(".dirpath")
 
 
 def found_out(name: str, cfg: DictConfig) -> bool:
@@ -114,7 +144,9 @@ def fingerprint(cfg: DictConfig) -> str:
     told = [
         (name, value)
         for name, value in sorted(flat(config.plain(cfg)).items())
-        if value not in ({}, [], None) and not free(name) and not name.startswith(COMPARED)
+        if value not in ({}, [], None)
+        and not is_bookkeeping(name)
+        and not name.startswith(COMPARED)
     ]
     return hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()
 
@@ -158,6 +190,10 @@ def check_same(path: Path, content: dict[str, Any], cfg: DictConfig) -> None:
     """Refuse a checkpoint of another configuration, saying where it differs."""
     about = as_object(content.get("distill"))
     if about.get("job") in (None, fingerprint(cfg)):
+        return
+    if prolongs(as_object(about.get("config")), cfg):
+        log.info("%s=%d, more than before: nothing was laid out for fewer, so that the run goes on "
+                 "as if it had been told at once", EPOCHS, cfg.trainer.max_epochs)  # fmt: skip
         return
     changed = difference(about["config"], cfg) if about.get("config") else None
     raise ValueError(

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from distill.data.module import clamped
 from distill.data.preview import contact_sheet
 from distill.files import only_run_in, remove_stale
 from distill.first_look import warned
+from distill.metrics import fit_vector_scaling
 from distill.models.build import build_model, normalization
 from distill.models.features import feature_channels
 from distill.models.teacher import Teacher
@@ -71,7 +73,7 @@ def train(cfg: DictConfig) -> float | list[float] | None:
         config.run_imports(cfg)
         resume.check(cfg)
     except (ValueError, OmegaConfBaseException):
-        if config.swept():
+        if config.swept() and not cfg.sweep.resume:
             refused_in(Path(cfg.paths.output_dir))
         raise
     with alone_in(Path(cfg.paths.output_dir)):
@@ -120,7 +122,7 @@ def trained(cfg: DictConfig) -> float | list[float] | None:
         "images_per_second": training_speed(trainer),
         **report.circumstances(cfg, data),
     }
-    write_run(cfg, data, answers, summary, student)
+    write_run(cfg, data, answers, summary, student, best and best[1])
     return config.for_sweeper(cfg, logged)
 
 
@@ -235,8 +237,6 @@ def take_up(cfg: DictConfig) -> float | list[float] | None:
     folder = Path(cfg.paths.output_dir)
     found = resume.finished(cfg)
     if isinstance(found, str):
-        if cfg.sweep.resume:
-            refused_in(folder)
         raise ValueError(found)
     if found is not None:
         if cfg.report and not (folder / "report.html").is_file():  # killed while it was written
@@ -366,14 +366,25 @@ def write_run(
     answers: judge.Answers,
     summary: dict[str, Any],
     student: Distiller | None = None,
+    best: Distiller | None = None,
 ) -> None:
-    """Write what a run leaves behind, and print its table; a student that was trained is saved."""
+    """Write what a run leaves behind, and print its table.
+
+    Args:
+        cfg: its configuration.
+        data: its data.
+        answers: of its models to the held-out splits.
+        summary: its numbers.
+        student: the student that was trained, as the last epoch left it; it is saved.
+        best: the same as the best epoch left it; it is saved beside it.
+    """
     folder = Path(cfg.paths.output_dir)
     if student is not None:
-        facts = report.bundle_facts(cfg, data, summary)
-        save_bundle(
-            student, data, folder / "student", facts, report.model_card(facts, data.classes)
-        )
+        shutil.rmtree(folder / "student_best", ignore_errors=True)  # of an earlier run
+        trained = {"student": student, "student_best": best}
+        for role, one in trained.items():
+            if one is not None:
+                save_role(cfg, data, answers, summary, role, one)
     answers.save(folder / "predictions.npz")
     if data.altered:
         report.save_condition(folder / "condition.npz", data)
@@ -383,4 +394,20 @@ def write_run(
     if cfg.report:
         report.write_run_page(folder)
     page = ", report.html" if cfg.report else ""
-    log.info("%ssummary%s in %s", "student, " if student else "", page, os.path.relpath(folder))
+    bundles = ("student, " if student else "") + ("student_best, " if best else "")
+    log.info("%ssummary%s in %s", bundles, page, os.path.relpath(folder))
+
+
+def save_role(
+    cfg: DictConfig,
+    data: DataModule,
+    answers: judge.Answers,
+    summary: dict[str, Any],
+    role: str,
+    student: Distiller,
+) -> None:
+    """Write a student's bundle, with what was fitted for it and its own numbers."""
+    vector = asdict(fit_vector_scaling(*answers.of(role, "val")))
+    facts = report.bundle_facts(cfg, data, summary, role, vector)
+    card = report.model_card(facts, data.classes)
+    save_bundle(student, data, Path(cfg.paths.output_dir) / role, facts, card)

@@ -48,7 +48,7 @@ def test_another_configuration_is_another_job_whichever_was_first(
     leave(tmp_path / "0", before)
     said = resume.finished(now)
     assert isinstance(said, str)
-    assert "its numbers are set aside" in said
+    assert "its numbers are kept" in said
 
 
 @pytest.mark.parametrize(

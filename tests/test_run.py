@@ -17,6 +17,7 @@ from scipy.stats import binomtest
 
 from distill import run, signals
 from distill.cli import CONF
+from distill.models.bundle import load_student, read_facts
 from distill.module import Distiller
 from distill.report import words
 
@@ -100,6 +101,42 @@ def test_the_best_epoch_is_the_one_whose_weights_are_judged(composed, tmp_path):
     if saved["epoch"] < 2:
         assert summary["student_best"]["nll"] != summary["student"]["nll"]
     assert summary["baseline"] is None
+
+    bundle, checkpoint = tmp_path / "run/student_best", tmp_path / "run/checkpoints/best.ckpt"
+    for name, value in load_file(bundle / "model.safetensors").items():
+        assert torch.equal(value, saved["state_dict"][f"student.{name}"])
+    facts, about = read_facts(bundle), read_facts(checkpoint)
+    assert facts["epoch"] == {"number": saved["epoch"] + 1, "chosen": "best", "by": "val/top1",
+                              "is_last": saved["epoch"] == 2}  # fmt: skip
+    assert facts["temperature"] == summary["student_best"]["temperature_star"]
+    assert facts["metrics"]["student"] == summary["student_best"]
+    assert read_facts(tmp_path / "run/student")["epoch"]["number"] == 3
+    assert about == {"classes": facts["classes"]}
+    one, other = load_student(bundle), load_student(checkpoint)
+    images = torch.rand(2, *other.pretrained_cfg["input_size"])
+    assert torch.equal(one(images), other(images))
+    for key in ("input_size", "mean", "std", "interpolation", "crop_pct"):
+        assert str(one.pretrained_cfg[key]).strip("[]()") == str(other.pretrained_cfg[key]).strip(
+            "[]()"
+        ), key
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Checkpoint directory", "ignore:Experiment logs directory")
+def test_a_run_that_is_prolonged_ends_as_one_that_was_told_at_once(composed, tmp_path):
+    options = (*QUICK[:2], *QUICK[3:], "teacher=none", "objective=supervised", "baseline=false",
+               "report=false", "scheduler=null", "resume=auto", "optimizer.lr=0.3")  # fmt: skip
+    run.train(composed(*options, "trainer.max_epochs=3", folder="at_once"))
+    run.train(composed(*options, "trainer.max_epochs=1", folder="before"))
+    (tmp_path / "before").rename(tmp_path / "run")  # and its first epoch is still known as the best
+    run.train(composed(*options, "trainer.max_epochs=3", folder="run"))
+    for name in ("student/model.safetensors", "student_best/model.safetensors"):
+        one, other = ((tmp_path / folder / name).read_bytes() for folder in ("at_once", "run"))
+        assert one == other, name
+    assert not (tmp_path / "before").exists()
+    assert (tmp_path / "run" / "summary.previous.json").is_file()
+    with pytest.raises(ValueError, match=r"was run with trainer\.max_epochs=3, and this run says"):
+        run.train(composed(*options, "trainer.max_epochs=2", folder="run"))
 
 
 def test_with_weight_averaging_the_bundle_holds_the_average(composed, tmp_path):

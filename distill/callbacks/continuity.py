@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor
 
 from distill.files import write_whole
-from distill.models.checkpoint import epochs_done
+from distill.models.checkpoint import as_object, epochs_done
 
 KEY = "continuity"  # in a checkpoint
 Sums = dict[str, tuple[Tensor, Tensor]]
@@ -44,6 +45,11 @@ class Continuity(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Take them back."""
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint):
+                moved_along(
+                    as_object(checkpoint.get("callbacks")).get(callback.state_key), callback
+                )
         state = checkpoint.get(KEY)
         if state is None:
             return
@@ -86,6 +92,27 @@ class Continuity(pl.Callback):
             experiment = self.history.experiment
             write_whole(Path(experiment.metrics_file_path), text)
             experiment.metrics_keys = next(csv.reader(text.splitlines()))
+
+
+def moved_along(state: Any, callback: ModelCheckpoint) -> None:
+    """Let a run whose folder was moved or renamed find the checkpoints that it has kept there.
+
+    Lightning keeps whole paths, and forgets which epoch was the best where they have changed.
+    """
+    state, folder = as_object(state), callback.dirpath
+    before = state.get("dirpath")
+    if not before or not folder or before == folder or Path(before).exists():
+        return
+
+    def here(path: Any) -> Any:
+        inside = isinstance(path, str) and Path(path).is_relative_to(before)
+        return str(Path(folder) / Path(path).relative_to(before)) if inside else path
+
+    state["dirpath"] = str(folder)
+    for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+        state[name] = here(state.get(name))
+    best = as_object(state.get("best_k_models"))
+    state["best_k_models"] = {here(path): score for path, score in best.items()}
 
 
 def nothing_left(checkpoint: dict[str, Any], max_epochs: int) -> bool:

@@ -94,7 +94,8 @@ def export(cfg: DictConfig) -> None:
     job = load(cfg)
     for name in (*FILES.values(), RECORD):  # of an earlier export, which would pass for this one's
         (job.folder / name).unlink(missing_ok=True)
-    files = {FLOAT: File(resolved_path(cfg.student.checkpoint) / WEIGHTS, job.model)}
+    source = resolved_path(cfg.student.checkpoint)
+    files = {FLOAT: File(source if source.is_file() else source / WEIGHTS, job.model)}
     for name in cfg.export.formats:
         files[name] = WRITERS[name](job, job.folder / FILES[name])
     studied = study_files(job) if cfg.export.study else {}
@@ -134,7 +135,7 @@ def check(cfg: DictConfig) -> None:
     if asked and not all(map(find_spec, PACKAGES)):
         raise ValueError(f"{asked[0]} needs pip install 'distill-kd[export]'")
     if not cfg.student.checkpoint:
-        raise ValueError("give student.checkpoint=PATH: a student bundle")
+        raise ValueError("give student.checkpoint=PATH: a student bundle, or a run's .ckpt")
 
 
 def load(cfg: DictConfig) -> Job:

@@ -23,6 +23,7 @@ from distill.models.checkpoint import (
     FACTS,
     TIMM_CONFIG,
     WEIGHTS,
+    facts_of_lightning,
     has_weights_alone,
     inside,
     is_finite,
@@ -168,10 +169,10 @@ def write_timm_files(
 
 
 def load_student(path: str | Path, calibrated: bool | str = False) -> nn.Module:
-    """Load a student bundle, in eval mode.
+    """Load a student bundle, or the student in a run's checkpoint, in eval mode.
 
     Args:
-        path: the bundle's folder.
+        path: the bundle's folder, or a Lightning checkpoint of this project, such as `best.ckpt`.
         calibrated: True divides the logits by the fitted temperature, "vector" applies the fitted
             factor and bias of each class; either does nothing where no such fit was found.
 
@@ -185,8 +186,14 @@ def load_student(path: str | Path, calibrated: bool | str = False) -> nn.Module:
     folder = resolved_path(path)
     if has_weights_alone(folder):
         raise ValueError(f"{folder}: {WEIGHTS_ALONE}")
-    inside(folder, TIMM_CONFIG)
+    if not folder.is_file():
+        inside(folder, TIMM_CONFIG)
     checkpoint = read_checkpoint(folder)
+    if not checkpoint.architecture:
+        raise ValueError(
+            f"{folder} holds weights and does not say of which model: give a student bundle, or a "
+            "run's .ckpt"
+        )
     try:
         model = rebuilt(checkpoint).eval()
     except ValueError as error:
@@ -226,14 +233,18 @@ def is_single(value: float) -> bool:
 
 
 def read_facts(path: str | Path) -> dict[str, Any]:
-    """Return what `distill.json` says of a bundle.
+    """Return what `distill.json` says of a bundle, or what a Lightning checkpoint says of itself.
 
     Raises:
         FileNotFoundError: if there is none.
         ValueError: if it is damaged, or what it says cannot be.
     """
-    file = resolved_path(path) / FACTS
-    facts = read_json(file)
+    file = resolved_path(path)
+    if file.is_file():
+        facts = facts_of_lightning(file) if file.suffix == ".ckpt" else {}
+    else:
+        file /= FACTS
+        facts = read_json(file)
     temperature, vector = facts.get("temperature"), facts.get("vector_scaling")
     if temperature is not None and not (is_list([temperature], int | float) and temperature > 0
                                         and is_finite(temperature)):  # fmt: skip

@@ -231,10 +231,22 @@ def student_of(content: Mapping[str, Any]) -> Checkpoint:
     known = as_object(content.get("distill"))
     spec = as_object(known.get("student_model"))
     preprocessing = preprocessing_in(known.get("preprocessing"))
+    args, classes = spec.get("args") or {}, known.get("classes")
+    if isinstance(args, dict):  # what the data decided, which the run's own arguments leave out
+        counts = {"num_classes": classes, "in_chans": preprocessing.get("mean")}
+        args = {key: len(v) for key, v in counts.items() if isinstance(v, list) and v} | args
     return Checkpoint(
-        student_weights(content), spec.get("name"), spec.get("args") or {}, preprocessing,
-        known.get("classes") or (),
-    )  # fmt: skip
+        student_weights(content), spec.get("name"), args, preprocessing, classes or ()
+    )
+
+
+def facts_of_lightning(path: Path) -> dict[str, Any]:
+    """Return what a Lightning checkpoint says of its student that a bundle's facts say, too.
+
+    Nothing was fitted on validation when it was written: there is no temperature in it.
+    """
+    known = as_object(read_lightning(path).get("distill"))
+    return {"classes": known.get("classes") or []}
 
 
 def has_weights_alone(folder: Path) -> bool:

@@ -28,13 +28,28 @@ SHOWN = {
 }
 
 
-def bundle_facts(cfg: DictConfig, data: DataModule, summary: dict[str, Any]) -> dict[str, Any]:
-    """Return what a bundle says of itself; `temperature` is null unless the fit succeeded."""
+def bundle_facts(
+    cfg: DictConfig,
+    data: DataModule,
+    summary: dict[str, Any],
+    role: str = "student",
+    vector: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return what a bundle says of itself; `temperature` is null unless the fit succeeded.
+
+    Args:
+        cfg: the run's configuration.
+        data: the run's data.
+        summary: the run's numbers.
+        role: `student`, of the last epoch, or `student_best`.
+        vector: the fit of a factor and a bias for each class; None is the summary's, the student's.
+    """
     config = summary["config"]
     return {
-        "temperature": summary["student"]["temperature_star"],
-        "temperature_status": summary["student"]["temperature_status"],
-        "vector_scaling": fitted_vector(summary["vector_scaling"]),
+        "temperature": summary[role]["temperature_star"],
+        "temperature_status": summary[role]["temperature_status"],
+        "vector_scaling": fitted_vector(vector or summary["vector_scaling"]),
+        "epoch": epoch_of(role, summary["epochs"], cfg.optimized_metric),
         "data": data.source.name,
         "pictures": data.pictures,
         "architecture": cfg.student.name,
@@ -45,12 +60,20 @@ def bundle_facts(cfg: DictConfig, data: DataModule, summary: dict[str, Any]) -> 
         "epochs": summary["epochs"],
         "images": summary["images"],
         "unlabeled": summary.get("unlabeled"),
-        "metrics": {"student": summary["student"], "baseline": summary["baseline"]},
-        "comparisons": summary["comparisons"],
+        "metrics": {"student": summary[role], "baseline": summary["baseline"]},
+        "comparisons": summary["comparisons"] if role == "student" else {},
         "command": summary["command"],
         "versions": summary["versions"],
         "seed": summary["seed"],
     }
+
+
+def epoch_of(role: str, epochs: dict[str, Any], metric: str) -> dict[str, Any]:
+    """Return which epoch a bundle is of, counted from 1, and how that was chosen."""
+    chosen = "best" if role == "student_best" else "last"
+    number = epochs[chosen]
+    by = {"by": metric} if chosen == "best" else {}
+    return {"number": number, "chosen": chosen, **by, "is_last": number == epochs["last"]}
 
 
 def initial_weights(student: DictConfig) -> str:
@@ -89,8 +112,8 @@ def model_card(facts: dict[str, Any], classes: Sequence[str]) -> str:
         f"**Initial weights**: {escape(facts['initial_weights'])}.",
         f"**Objective**: {described(facts['objective'], moved)}.",
         f"**Protocol**: {facts['epochs']['last']} epochs on {images['train']:,} images, seed "
-        f"{facts['seed']}; the numbers are the last epoch's on {images['test']:,} test images that "
-        f"no decision saw; what is fitted was fitted on {images['val']:,} validation images.",
+        f"{facts['seed']}; the numbers are {epoch_named(facts)} on {images['test']:,} test images "
+        f"that no decision saw; what is fitted was fitted on {images['val']:,} validation images.",
         *([f"**Unlabelled pictures**: {found}"] if (found := unlabeled_text(facts)) else []),
         "| | student | same student without a teacher |\n|---|---|---|\n"
         + "\n".join(
@@ -107,6 +130,15 @@ def model_card(facts: dict[str, Any], classes: Sequence[str]) -> str:
         "Versions: " + ", ".join(f"{k} {v}" for k, v in facts["versions"].items()) + ".",
     ]
     return "\n\n".join(paragraphs) + "\n"
+
+
+def epoch_named(facts: dict[str, Any]) -> str:
+    """Return whose numbers a card gives, for a sentence."""
+    epoch = facts.get("epoch") or {}
+    if epoch.get("chosen") != "best":
+        return "the last epoch's"
+    last = ", which is the last," if epoch["is_last"] else ""
+    return f"those of epoch {epoch['number']}{last} the best on validation by {epoch['by']},"
 
 
 def listed(names: Sequence[str], most: int = 50) -> str:

@@ -9,16 +9,22 @@ from operator import ge
 from pathlib import Path
 from typing import Any
 
+from distill.files import held_elsewhere
+from distill.folders import ENDED, FAILED, RECORD, SUMMARY, jobs_in
 from distill.metrics import mean_interval
-from distill.report.reading import ENDED, SUMMARY, read_summary, read_yaml
+from distill.report.reading import read_overrides, read_summary, read_yaml
 from distill.resolvers import higher_is_better
 
 METRICS = ("top1", "nll", "ece", "ece_after_scaling", "agreement")
 AVERAGED = ("val_top1", "test_top1", "test_nll", "test_ece", "baseline_top1")
 TEMPERATURE, SEED = "objective.temperature", "seed"
-# Values that decide no number.
-FREE = ("sweep.", "paths.", "ckpt_path", "resume", "report", "preview.", "store.path",
-        "data.num_workers", "data.cache", "trainer.log_every_n_steps")  # fmt: skip
+# Values that decide no number: where things lie, what goes on, and what is told of it.
+BOOKKEEPING = ("sweep", "paths", "hydra", "ckpt_path", "resume", "report", "preview", "views",
+               "tags", "task_name", "logger", "store.path", "data.num_workers", "data.cache",
+               "trainer.log_every_n_steps")  # fmt: skip
+DIRECTORIES = ("dir", "dirpath", "default_root_dir", "save_dir")
+# What a student that is trained on labels alone is told.
+ON_LABELS = ("student.", "optimizer.", "scheduler.", "trainer.", "data.", "condition.", SEED)
 COSTS = ("params", "flops", "latency_ms")  # of a student, the last on the machine of the run
 UNSHOWN = ("folder", "config", "validation", "interval")  # of a row: no columns
 Row = dict[str, Any]
@@ -26,9 +32,16 @@ Points = list[tuple[float, float, float, int]]
 
 
 def sweep_rows(folder: Path) -> list[Row]:
-    """Return one row per job: its overrides, its validation and its test numbers."""
-    jobs = sorted(folder.glob("*/.hydra/overrides.yaml"), key=lambda p: numbered(p.parents[1].name))
-    return with_front(with_one_latency([job_row(file.parents[1]) for file in jobs]))
+    """Return one row per job: its overrides, its validation and its test numbers.
+
+    A job is named by where its folder lies in the sweep's, however deep.
+    """
+    going_on, jobs = held_elsewhere(folder), jobs_in(folder)
+    names = [job.relative_to(folder).as_posix() for job in jobs]
+    rows = [job_row(job, going_on) | {"job": name} for job, name in zip(jobs, names, strict=True)]
+    told = differences([r for j, r in zip(jobs, rows, strict=True) if not (j / RECORD).is_file()])
+    rows = [told.get(row["job"], {}) | row for row in rows]
+    return with_baselines(with_front(with_one_latency(rows)))
 
 
 def with_one_latency(rows: list[Row]) -> list[Row]:
@@ -67,12 +80,21 @@ def by_cost(rows: Sequence[Row], cost: str) -> list[tuple[str, float, float, flo
     return sorted(found, key=lambda kind: kind[1])
 
 
-def job_row(job: Path) -> Row:
-    """Return the row of one job, whose status is `done`, `failed`, or `ended` without numbers."""
+def job_row(job: Path, going_on: bool = False) -> Row:
+    """Return the row of one job.
+
+    Args:
+        job: its folder.
+        going_on: whether its sweep is being run.
+
+    Returns:
+        The row, whose `status` is `done`, `failed`, `running`, or `ended` without numbers.
+    """
     row: Row = {"job": job.name, "status": "failed", "val_top1": "failed"}
     row |= overrides_of(job)
     if not (job / SUMMARY).is_file():
-        return row | {"status": "ended", "val_top1": None} if (job / ENDED).is_file() else row
+        status = unfinished(job, going_on)
+        return row | {"status": status, "val_top1": None if status == "ended" else status}
     summary = read_summary(job / SUMMARY)
     student, baseline = summary["student"], summary.get("baseline") or {}
     row["status"] = "done"
@@ -88,6 +110,49 @@ def job_row(job: Path) -> Row:
     # As the configuration has it, so that 8e-3 and 0.008 are one setting; `none` leaves {} there.
     known = {name: value for name, value in row["config"].items() if value != {}}
     return row | {name: known[name] for name in overrides_of(job) if name in known}
+
+
+def unfinished(job: Path, going_on: bool) -> str:
+    """Return the status of a job that has left no numbers."""
+    if (job / ENDED).is_file():
+        return "ended"
+    running = held_elsewhere(job) or (going_on and not (job / FAILED).is_file())
+    return "running" if running else "failed"
+
+
+def differences(rows: Sequence[Row]) -> dict[str, Row]:
+    """Return, of jobs without Hydra's record of what they were told, what tells them apart."""
+    names = dict.fromkeys(name for row in rows for name in row["config"])
+    differing = [
+        name
+        for name in names
+        if not is_bookkeeping(name) and len({repr(row["config"].get(name)) for row in rows}) > 1
+    ]
+    first = ("job", "status")
+    return {
+        row["job"]: {name: row[name] for name in first}
+        | {name: row["config"].get(name) for name in differing}
+        for row in rows
+    }
+
+
+def with_baselines(rows: list[Row]) -> list[Row]:
+    """Give runs that left out their baseline the one of another run, where it would be the same."""
+    done = [row for row in rows if row["status"] == "done"]
+    known = {baseline_of(row): row for row in done if row["baseline_top1"] is not None}
+    for row in done:
+        if row["baseline_top1"] is None and (other := known.get(baseline_of(row))):
+            row |= {name: other[name] for name in (f"baseline_{m}" for m in METRICS[:3])}
+    return rows
+
+
+def baseline_of(row: Row) -> str:
+    """Return all that decides the student without a teacher: itself, its budget and its data."""
+    config = row["config"]
+    own = [
+        name for name in sorted(config) if name.startswith(ON_LABELS) and not is_bookkeeping(name)
+    ]
+    return repr([(name, config[name]) for name in own])
 
 
 def goals_of(row: Row) -> list[str]:
@@ -129,13 +194,17 @@ def merit(value: Any, name: str) -> float:
 
 
 def overrides_of(job: Path) -> Row:
-    """Return what a job was told, by name."""
-    file = job / ".hydra" / "overrides.yaml"
-    listed = read_yaml(file) or []
-    if not isinstance(listed, list):
-        raise ValueError(f"{file} is damaged: it does not hold a list")
-    pairs = [str(override).split("=", 1) for override in listed]
-    return {name.lstrip("+~"): "".join(value) for name, *value in pairs}
+    """Return what a job was told that may decide its numbers, by name."""
+    pairs = [override.split("=", 1) for override in read_overrides(job)]
+    told = {name.lstrip("+~"): "".join(value) for name, *value in pairs}
+    return {name: value for name, value in told.items() if not is_bookkeeping(name)}
+
+
+def is_bookkeeping(name: str) -> bool:
+    """Whether a value, given its dotted name or a group's, decides no number of a run."""
+    if name.rpartition(".")[2] in DIRECTORIES:
+        return True
+    return any(name == key or name.startswith((f"{key}.", f"{key}/")) for key in BOOKKEEPING)
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -150,9 +219,8 @@ def setting(row: Row, axis: str) -> str:
     """Return all that decides a job's numbers but its seeds and the axis, as one text."""
     config = row["config"]
     free = {axis, *filter(is_seed, config)}
-    cosmetic = (*FREE, "tags", "task_name", "logger.", "views")
-    kept = [n for n in sorted(config) if n not in free and not n.startswith(cosmetic)]
-    return repr([(name, config[name]) for name in kept if "dir" not in name])
+    kept = [n for n in sorted(config) if n not in free and not is_bookkeeping(n)]
+    return repr([(name, config[name]) for name in kept])
 
 
 def is_seed(name: str) -> bool:
@@ -163,11 +231,6 @@ def is_seed(name: str) -> bool:
 def seeds_of(row: Row) -> tuple[tuple[str, Any], ...]:
     """Return a job's seeds by name, of which any makes it another draw of its setting."""
     return tuple((name, value) for name, value in row["config"].items() if is_seed(name))
-
-
-def numbered(name: str) -> tuple[int, str]:
-    """Return a sort key that puts job 10 after job 9."""
-    return (int(name), "") if name.isdigit() else (1 << 30, name)
 
 
 def columns_of(rows: Sequence[Row]) -> list[str]:
@@ -316,7 +379,7 @@ def gathered(paths: Sequence[Path]) -> list[Row]:
         named = {"sweep": path.name} if len(paths) > 1 and not single else {}
         rows += [row | named | {"folder": path if single else path / row["job"]} for row in found]
     told = {name for row in rows for name in overrides_of(row["folder"])}
-    return with_one_latency([configured(row, told) for row in rows])
+    return with_baselines(with_one_latency([configured(row, told) for row in rows]))
 
 
 def configured(row: Row, told: set[str]) -> Row:

@@ -24,6 +24,7 @@ from PIL import Image
 
 from distill.errors import first_line
 from distill.files import write_whole
+from distill.folders import SUMMARY, jobs_in
 from distill.metrics import wilson_interval
 from distill.report import figures, words
 from distill.report.card import unlabeled_text
@@ -42,7 +43,7 @@ from distill.report.leaderboard import (
     series_over,
     varied,
 )
-from distill.report.reading import SUMMARY, Run, by_epoch, read_run, temperature_of
+from distill.report.reading import Run, by_epoch, read_run, temperature_of
 from distill.report.table import by_label
 from distill.resolvers import higher_is_better
 
@@ -64,9 +65,9 @@ def write_pages(paths: Sequence[Path], output: Path) -> list[Path]:
     """
     written = []
     for path in paths:
-        finished = sorted({file.parent for file in path.glob(f"*/{SUMMARY}")})
+        finished = [job for job in jobs_in(path) if (job / SUMMARY).is_file()]
         check_jobs(path, finished)
-        runs = [path] if (path / SUMMARY).is_file() else [run for run in finished if is_job(run)]
+        runs = [path] if (path / SUMMARY).is_file() else finished
         written += [write_run_page(run) for run in runs]
         if path not in runs:
             written.append(write_sweep_page([path], path / PAGE))
@@ -78,11 +79,6 @@ def check_jobs(sweep: Path, jobs: Sequence[Path]) -> None:
     for job in jobs:
         if not job.resolve().is_relative_to(sweep.resolve()):
             raise ValueError(f"{job} is a link out of its folder: name the run itself")
-
-
-def is_job(folder: Path) -> bool:
-    """Whether a folder was made by a sweep."""
-    return (folder / ".hydra" / "overrides.yaml").is_file()
 
 
 def write_run_page(folder: Path) -> Path:
@@ -247,6 +243,7 @@ def sweep_content(paths: Sequence[Path], output: Path) -> dict[str, Any]:
         "decided": best > -math.inf,
         "ties": sum(worth(row) == best for row in ranked),
         "failed": [row for row in rows if row["status"] == "failed"],
+        "running": sum(row["status"] == "running" for row in rows),
         "seeds": max((row["seeds"] for row in averaged), default=1),
         "averaged": averaged,
         "gains": [unbroken(sentence) for sentence in words.gain_sentences(gains(done))],
@@ -296,6 +293,7 @@ LEFT_BEHIND = (
     "condition.npz",
     "metrics.csv",
     "student",
+    "student_best",
     "checkpoints",
 )
 

@@ -13,10 +13,11 @@ import numpy as np
 import yaml
 
 from distill.errors import first_line
+from distill.folders import RECORD
+from distill.folders import SUMMARY as SUMMARY
 from distill.models.checkpoint import inside, read_json
 
-SUMMARY, METRICS, IMAGES = "summary.json", "metrics.csv", "examples.npz"
-ENDED = Path(".hydra", "ended")  # of a sweep's job that ended well and leaves no numbers
+METRICS, IMAGES = "metrics.csv", "examples.npz"
 # Bytes that no run comes near to: a million rows, and some thousand thumbnails.
 LARGEST_HISTORY, LARGEST_IMAGES, LARGEST_YAML = 2**27, 2**26, 2**22
 Points = tuple[list[float], list[float]]
@@ -67,6 +68,15 @@ def read_summary(path: Path) -> dict[str, Any]:
         ) from None
 
 
+def read_overrides(job: Path) -> list[str]:
+    """Read what a job was told, as it was told."""
+    file = job / RECORD
+    listed = read_yaml(file) or []
+    if not isinstance(listed, list):
+        raise ValueError(f"{file} is damaged: it does not hold a list")
+    return [str(override) for override in listed]
+
+
 def read_history(path: Path) -> list[dict[str, str]]:
     """Read what was logged during training; nothing where nothing was."""
     if not there(path, LARGEST_HISTORY):
@@ -104,9 +114,14 @@ def read_yaml(path: Path) -> Any:
     if not there(path, LARGEST_YAML):
         return None
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), PlainLoader)
+        return parsed_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {first_line(error)}") from error
+
+
+def parsed_yaml(text: str) -> Any:
+    """Return a text of YAML as plain values; see `read_yaml`."""
+    return yaml.load(text, PlainLoader)
 
 
 class PlainLoader(yaml.SafeLoader):

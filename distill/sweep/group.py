@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from distill import signals
-from distill.cli import one_line, out_of_memory
+from distill.cli import job_name, one_line, out_of_memory
 from distill.config import plain, shared_key
 from distill.sweep.lockstep import in_turns
 from distill.sweep.workers import Job, Report, accelerator, nothing
@@ -114,7 +114,7 @@ def run_together(
     def run(job: Job, among_others: bool) -> None:
         done = run_job(
             hydra_context=context,
-            task_function=partial(labelled, task, job.number),
+            task_function=partial(labelled, task),
             config=job.config,
             job_dir_key="hydra.sweep.dir",
             job_subdir_key="hydra.sweep.subdir",
@@ -127,13 +127,13 @@ def run_together(
             crowded.append(job)
             let_go(done._return_value)
         else:
-            print(f"distill: job {job.number}: {one_line(done._return_value)}", file=sys.stderr)
+            print(f"distill: job {job.name}: {one_line(done._return_value)}", file=sys.stderr)
             report(job.number, nothing())
 
     in_turns([partial(run, job, len(chunk) > 1) for job in chunk])
     signals.stop_if_told()
     for job in crowded:
-        print(f"distill: job {job.number} does not fit beside the others: it runs again, alone",
+        print(f"distill: job {job.name} does not fit beside the others: it runs again, alone",
               file=sys.stderr)  # fmt: skip
         in_turns([partial(run, job, False)])
 
@@ -148,11 +148,12 @@ def let_go(error: BaseException | None) -> None:
         torch.cuda.empty_cache()
 
 
-def labelled(task: TaskFunction, number: int, cfg: DictConfig) -> Any:
-    """Run a job whose lines on the screen begin with its number."""
+def labelled(task: TaskFunction, cfg: DictConfig) -> Any:
+    """Run a job whose lines on the screen begin with its name."""
+    name = job_name().replace("%", "%%")
     for handler in logging.root.handlers:
         if type(handler) is logging.StreamHandler:
-            handler.setFormatter(logging.Formatter(f"[{number}] %(message)s"))
+            handler.setFormatter(logging.Formatter(f"[{name}] %(message)s"))
     try:
         return task(cfg)
     except signals.Preempted:  # the others also write their checkpoints before the process ends

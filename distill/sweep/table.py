@@ -10,13 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 # Nothing heavy: Hydra imports this file before it prints its help.
 from distill.cli import refuse
 from distill.files import plain_cell, write_whole
+from distill.folders import FAILED, RECORD, jobs_in
 from distill.resolvers import direction
+from distill.sweep.alone import name_it
 
 # Where a terminal is narrow, these go first.
 TO_DROP = ("test_agreement", "flops", "baseline_top1", "test_ece", "latency_ms", "test_nll",
@@ -26,17 +30,24 @@ TO_DROP = ("test_agreement", "flops", "baseline_top1", "test_ece", "latency_ms",
 class SweepTable(Callback):
     """End a multirun with its table and page; exit with code 2 if a job failed."""
 
+    asked: set[str] | None = None  # the jobs of this command, where others may be in its folder
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Refuse a search for the worst, and one resumed by its folder, where job 0 is another."""
+        """Give the jobs of a resumed sweep their folders; refuse a search that could not be one."""
+        check_record(config)
         if "sweep" not in config:  # of an evaluation
             return
-        if config.sweep.resume and "optuna" in config.hydra.sweeper._target_:
+        if config.sweep.resume and not config.hydra.sweeper._target_.endswith(".BasicSweeper"):
             refuse(ValueError(
                 f"sweep.resume={config.sweep.resume}: a search goes on with the same "
                 "hydra.sweeper.study_name, in a folder of its own"
             ))  # fmt: skip
         if "direction" in config.hydra.sweeper:
             check_direction(config)
+        if config.sweep.resume:
+            self.asked = take_up(config)
+        else:
+            say_what_becomes_of_others(config)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Gather the jobs' summaries from disk, whichever launcher ran them."""
@@ -44,11 +55,71 @@ class SweepTable(Callback):
 
         folder = Path(config.hydra.sweep.dir)
         rows = sweep_rows(folder)
+        if not rows:
+            print(f"{folder} holds no job, and so there is no table")
+            return
         statuses = {row["status"] for row in rows}
         if "done" in statuses or "ended" not in statuses:  # not of a task without numbers
             tell(rows, folder, config.get("report", False))
-        if "failed" in statuses:
+        if any(failed(row, folder) for row in rows if self.is_asked(row["job"])):
             raise SystemExit(2)
+
+    def is_asked(self, job: str) -> bool:
+        """Whether a job is one of this command, and not only in its folder."""
+        return self.asked is None or job in self.asked
+
+
+def failed(row: dict[str, Any], folder: Path) -> bool:
+    """Whether a job failed now, also one that has numbers of before."""
+    return row["status"] == "failed" or (folder / row["job"] / FAILED).is_file()
+
+
+def check_record(config: DictConfig) -> None:
+    """Refuse jobs without Hydra's record of what they were told, and jobs out of the folder."""
+    subdir = str(OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"])  # type: ignore[index, call-overload]
+    if subdir.startswith(("/", ".")) or "/." in subdir:
+        refuse(ValueError(
+            f"hydra.sweep.subdir={subdir} is hidden, or out of the sweep's folder, where its table "
+            "looks for jobs: give another name"
+        ))  # fmt: skip
+    record = config.hydra.output_subdir or "null"
+    if record != str(RECORD.parent):
+        refuse(ValueError(
+            f"hydra.output_subdir={record}: a sweep's table and sweep.resume read what a job was "
+            f"told from its {RECORD.parent}: leave it out"
+        ))  # fmt: skip
+
+
+def say_what_becomes_of_others(config: DictConfig) -> None:
+    """Say what becomes of an earlier sweep in the same folder."""
+    folder = Path(config.hydra.sweep.dir)
+    if there := len(jobs_in(folder)):
+        print(f"{folder} holds {there} job{'s' * (there > 1)} of before: the results of those that "
+              f"this sweep numbers alike become .previous; sweep.resume={folder} keeps them "
+              "all")  # fmt: skip
+
+
+def take_up(config: DictConfig) -> set[str] | None:
+    """Give each job of a resumed sweep the folder it had, and say what is left to do."""
+    folder = Path(config.hydra.sweep.dir)
+    if folder.resolve() != Path(config.sweep.resume).resolve():
+        refuse(ValueError(
+            f"sweep.resume={config.sweep.resume} and hydra.sweep.dir={folder} are two folders: "
+            "leave out hydra.sweep.dir"
+        ))  # fmt: skip
+    if not jobs_in(folder):
+        print(f"{folder} holds no job: from the beginning")
+        return None
+    from distill.sweep import matching
+
+    try:
+        found = matching.match(config, folder)
+    except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
+        refuse(error)
+    print(f"{folder}: {found}")
+    if list(found.folders) != [str(number) for number in range(len(found.folders))]:
+        name_it(config, "hydra.sweep.subdir", matching.subdir_of(found.folders))
+    return set(found.folders)
 
 
 def tell(rows: list[dict[str, Any]], folder: Path, page: bool) -> None:

@@ -32,6 +32,14 @@ class Job:
     number: int
     config: DictConfig
 
+    @property
+    def name(self) -> str:
+        """What people call it: its folder in the sweep's."""
+        try:
+            return str(self.config.hydra.sweep.subdir)
+        except OmegaConfBaseException:  # only known where it runs
+            return str(self.number)
+
 
 Place = dict[str, str]  # environment variables that keep a process to its device
 Part = tuple[list[Job], int]  # jobs, and how often they were given back
@@ -229,7 +237,7 @@ def bury(worker: Worker, queue: deque[Part], results: dict[int, JobReturn]) -> N
     """Give the jobs of a process that died back, or give them up if they were given back before."""
     jobs = list(worker.left.values())
     again = worker.tries == 0
-    names = ", ".join(str(job.number) for job in jobs)
+    names = ", ".join(job.name for job in jobs)
     outcome = "run again" if again else "came to nothing"
     print(f"distill: a worker died; its jobs ({names}) {outcome}", file=sys.stderr)
     worker.stop()

@@ -166,5 +166,7 @@ def test_a_sweep_that_was_told_to_end_goes_on_where_it_was(start, finish, tmp_pa
     assert said.count("has been run before") == 2
     assert last[0].stat().st_mtime_ns == before
     assert [row["status"] for row in rows(sweep)] == ["done"] * 3
-    said = finish("train", "killed", *options, "objective.temperature=1,8,4", code=2)
-    assert "job 1: sweep.resume=sweep: 1 was run with objective.temperature=2, and this" in said
+    said = finish("train", "killed", *options, "objective.temperature=4,8,1")
+    assert "3 jobs: 2 finished before, 1 new; 1 more there, not asked for now, kept" in said
+    assert last[0].stat().st_mtime_ns == before
+    assert [row["objective.temperature"] for row in rows(sweep)] == ["1", "2", "4", "8"]
