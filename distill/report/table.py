@@ -25,6 +25,24 @@ def print_table(summary: dict[str, Any]) -> None:
     """
     taught = {"student": "distilled"} if summary.get("teacher") else {}
     present = by_label(summary, ROLES | taught)
+    columns = headline_columns(present, words.is_unbalanced(summary))
+    rows = [[label, *(shown(row, *c[1:]) for c in columns)] for label, row in present.items()]
+    if words.is_unbalanced(summary):
+        always = {"top1": summary["majority"]["share"], **summary["majority"]}
+        cells = [number(always.get(key), scale, digits) for _, key, scale, digits in columns]
+        rows.append([words.majority_name(summary), *cells])
+    show(
+        ["", *(heading for heading, *_ in columns)],
+        rows,
+        title="test split, last epoch",
+        drop=("images/s", "top-5 %", "macro F1 %", "parameters", "ECE %"),
+        rest="summary.json",
+    )
+    print("below each number its 95 % interval over test images; of images/s the quartiles")
+    if words.is_unbalanced(summary):
+        print_recall(summary, present)
+    for sentence in words.sentences(summary):
+        print(sentence)
     corrupted = {k: row for k, row in present.items() if row.get("corruption_errors")}
     if corrupted:
         show(
