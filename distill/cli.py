@@ -130,8 +130,10 @@ def predict() -> None:
     )  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=64, help="images at a time (%(default)s)")
     parser.add_argument("--device", help="such as cpu or cuda:1; a GPU where there is one")
+    add_imports(parser)
     given = vars(parser.parse_intermixed_args())
     with explained_in_one_line("distill-predict"):
+        import_own(given.pop("imports"))
         importlib.import_module("distill.predict").run(
             given.pop("student"), given.pop("images"), given.pop("output"), given.pop("format"),
             **given,
@@ -150,8 +152,10 @@ def push() -> None:
     parser.add_argument("--private", action="store_true", help="make a private one")
     parser.add_argument("--revision", help="a branch that exists")
     parser.add_argument("--message", help="of the commit")
+    add_imports(parser)
     given = vars(parser.parse_intermixed_args())
     with explained_in_one_line("distill-push"):
+        import_own(given.pop("imports"))
         hub = importlib.import_module("distill.hub")
         bundle, repository = given.pop("student"), given.pop("repository")
         address = hub.push_student(bundle, repository, **given)
@@ -159,6 +163,20 @@ def push() -> None:
     print(f'timm.create_model("hf-hub:{repository}", pretrained=True)')
     if not hub.has_licence(bundle):
         print(f"{bundle}/README.md names no licence: only you know it", file=sys.stderr)
+
+
+def add_imports(parser: argparse.ArgumentParser) -> None:
+    """Let a command be told of modules that register the architecture of its student with timm."""
+    parser.add_argument(
+        "--imports", action="append", default=[], metavar="MODULE",
+        help="of yours, which registers the student's architecture with timm",
+    )  # fmt: skip
+
+
+def import_own(names: Sequence[str]) -> None:
+    """Import a user's own modules, and nothing heavy where there are none."""
+    if names:
+        importlib.import_module("distill.models.own").import_modules(names)
 
 
 def given_path(text: str) -> Path:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import json
 import logging
 import math
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -57,6 +55,7 @@ from distill.models.checkpoint import (
     read_lightning,
     student_weights,
 )
+from distill.models.own import import_modules
 from distill.models.sizes import declared_size
 from distill.models.weights import DataShape
 from distill.module import (
@@ -472,21 +471,8 @@ def resolve_student(cfg: DictConfig) -> None:
 
 
 def run_imports(cfg: DictConfig) -> None:
-    """Import the user's own modules, which register what they have with timm.
-
-    Raises:
-        ValueError: if there is no such module, or it cannot be imported.
-    """
-    names = plain(cfg.get("imports")) or []
-    if names and "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # a module beside where the command was typed
-    for name in names:
-        try:
-            importlib.import_module(name)
-        except Exception as error:  # their code raises anything
-            raise ValueError(
-                f"imports={name}: {type(error).__name__}: {first_line(error)}"
-            ) from error
+    """Import the user's own modules; see `distill.models.own`."""
+    import_modules(plain(cfg.get("imports")) or [])
 
 
 def check_classes(cfg: DictConfig, data: DataModule) -> None:

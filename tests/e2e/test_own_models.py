@@ -5,6 +5,7 @@ import json
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from distill.models.bundle import load_student, save_student
@@ -48,7 +49,7 @@ def folder(tmp_path):
 
 @pytest.mark.slow
 def test_what_a_users_module_registers_is_known_to_runs_bundles_and_commands(command, folder):
-    command("distill", *QUICK, "student.name=my_net", "+student.args.width=16",
+    command("distill", *QUICK, "student.name=my_net", "student.args={width: 16}",
             "hydra.run.dir=run")  # fmt: skip
     config = json.loads((folder / "run" / "student" / "config.json").read_text())
     assert config["architecture"] == "my_net"
@@ -58,6 +59,9 @@ def test_what_a_users_module_registers_is_known_to_runs_bundles_and_commands(com
     trained, judged = (json.loads((folder / name / "summary.json").read_text())
                        for name in ("run", "judged"))  # fmt: skip
     assert judged["student"]["top1"] == trained["student"]["top1"]
+    Image.new("L", (32, 32), 90).save(folder / "one.png")
+    said = command("distill-predict", "--imports", "my_models", "run/student", "one.png")
+    assert said.stdout.splitlines()[1].startswith("one.png,")
     refused = command("distill", *QUICK[:-2], "imports=[my_modles]", check=False)
     assert refused.returncode == 2
     assert "imports=my_modles: ModuleNotFoundError: No module named 'my_modles'" in refused.stderr
