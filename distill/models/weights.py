@@ -67,7 +67,7 @@ def renamed(weights: Mapping[str, Tensor], model: Any, key_map: KeyMap | None) -
 def in_order(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return weights paired with a model's tensors by their order alone."""
     names = list(own)
-    if not any(name.endswith(UNTRACKED) for name in weights):
+    if len(names) > len(weights):
         names = [name for name in names if not name.endswith(UNTRACKED)]
     if len(names) != len(weights):
         raise ValueError(

@@ -68,6 +68,10 @@ def test_a_map_of_keys_is_an_order_or_patterns(weights, tmp_path):
     spec = ModelSpec(NAME, checkpoint=path, key_map="order")
     assert equal(build_model(spec, SHAPE, "teacher"), weights)
 
+    untracked = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
+    torch.save({f"{k}": v for k, v in enumerate(untracked.values())}, tmp_path / "w.pth")
+    assert equal(build_model(spec, SHAPE, "teacher"), weights)
+
     theirs = {re.sub(r"^layer(\d)", r"block_\1", name): v for name, v in weights.items()}
     torch.save(theirs, tmp_path / "w.pth")
     spec = ModelSpec(NAME, checkpoint=path, key_map={r"^block_(\d)": r"layer\1"})
