@@ -286,6 +286,7 @@ def check_early(cfg: DictConfig, data: DataModule, objective: Objective) -> None
     student = build_model(spec, shape, "student", any_classes=True)
     config.check_border(cfg, data, student)
     config.check_optimizer(cfg, student)
+    config.check_callbacks(cfg, data, objective)
     compiled(cfg, student)
     if objective.needs_features:
         feature_channels(student, objective.stages, "student")

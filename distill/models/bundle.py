@@ -24,6 +24,7 @@ from distill.models.checkpoint import (
     read_checkpoint,
     read_json,
 )
+from distill.models.compiled import uncompiled
 
 FACTS, CARD = "distill.json", "README.md"
 
@@ -74,7 +75,7 @@ def save_student(
     """Write a student bundle, whole or not at all.
 
     Args:
-        model: a timm model.
+        model: a timm model, compiled or not.
         path: the folder; one that is there is replaced.
         classes: class names in label order.
         input_size: `(C, H, W)` the model was trained on.
@@ -91,6 +92,7 @@ def save_student(
         ValueError: if the model is not timm's.
         OSError: if the folder cannot be written.
     """
+    model = uncompiled(copy.deepcopy(model))  # what is given may go on being trained
     if not getattr(model, "pretrained_cfg", None):
         raise ValueError("only a model made by timm can be saved for timm")
     target = Path(path)
@@ -125,7 +127,7 @@ def write_timm_files(
     if classes:
         config["label_names"] = list(classes)
     # safetensors stores dense tensors; channels-last is a matter of the machine, not of the file
-    model = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    model = model.cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     save_for_hf(
         model, str(folder), safe_serialization=True, model_config=config,
         data_config=dict(preprocessing),

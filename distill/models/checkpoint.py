@@ -16,6 +16,8 @@ from safetensors.torch import load as load_safetensors
 from timm.models import build_model_with_cfg, clean_state_dict, load_state_dict
 from torch import Tensor
 
+from distill.models.compiled import plain_name
+
 WEIGHTS, TIMM_CONFIG = "model.safetensors", "config.json"
 STUDENT_PREFIX = "student."
 PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
@@ -217,7 +219,7 @@ def as_object(value: Any) -> dict[str, Any]:
 def student_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the student's own tensors from a Lightning checkpoint."""
     return {
-        key.removeprefix(STUDENT_PREFIX): value
+        plain_name(key.removeprefix(STUDENT_PREFIX)): value
         for key, value in as_object(content.get("state_dict")).items()
         if str(key).startswith(STUDENT_PREFIX)
     }
