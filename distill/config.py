@@ -336,17 +336,24 @@ def check_callbacks(cfg: DictConfig, data: DataModule, objective: Objective) -> 
     limited = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
     updates = max(math.ceil(limited / trainer.accumulate_grad_batches), 1) * trainer.max_epochs
     library.check_averages(made, str(trainer.precision), trainer.max_epochs, updates)
-    logged = ["train/loss", *(f"train/{name}" for name in objective.terms), "train/temperature",
-              "train/zeros", "train/skipped"]  # fmt: skip
+    terms = [f"train/{name}" for name in objective.terms]
+    logged = ["train/loss", *terms, "train/temperature", "train/zeros", "train/skipped"]
     may_log = any(library.is_own_class(callback) for callback in made.values())
     for label, callback in made.items():
         if isinstance(callback, DeviceStatsMonitor) and not find_spec("psutil"):
-            raise ValueError(f"{label} needs pip install psutil on a CPU")
+            asked, on_cpu = (
+                callback._cpu_stats,
+                trainer.accelerator == "cpu" or not torch.cuda.is_available(),
+            )
+            if asked or (asked is None and on_cpu):
+                raise ValueError(f"{label} needs pip install psutil, to tell of a CPU")
         if not isinstance(callback, ModelCheckpoint | EarlyStopping) or not callback.monitor:
             continue
         monitor = callback.monitor
         if monitor.startswith("train/") and monitor not in logged and not may_log:
-            raise ValueError(f"{label}.monitor={monitor} is not logged; there are {', '.join(logged)}")
+            raise ValueError(
+                f"{label}.monitor={monitor} is not logged; there are {', '.join(logged)}"
+            )
         within = isinstance(callback, ModelCheckpoint) and (
             callback._every_n_train_steps or callback._train_time_interval
         )

@@ -66,8 +66,10 @@ def position_of(trainer: pl.Trainer, unit: str) -> tuple[int, int]:
 def tell_of_unknown_length(trainer: pl.Trainer) -> None:
     """Say that schedules hold still for an epoch, where nothing says how long epochs are."""
     if updates_per_epoch(trainer) is None:
-        log.warning("the training loader has no length: schedules hold still in the first epoch, "
-                    "after which it is known; the Trainer's limit_train_batches=N says it ahead")  # fmt: skip
+        log.warning(
+            "the training loader has no length: schedules hold still in the first epoch, after "
+            "which it is known; the Trainer's limit_train_batches=N says it ahead"
+        )
 
 
 def counted(trainer: pl.Trainer) -> int | None:

@@ -10,7 +10,6 @@ import difflib
 import inspect
 import itertools
 import logging
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -135,7 +134,7 @@ TRAINER: dict[str, Verdict] = {
     "enable_progress_bar": refused(f"{OWN}: callbacks=[checkpoints] shows no progress"),
     "enable_model_summary": refused(
         f"{OWN}: +callbacks.layers._target_=pytorch_lightning.callbacks.ModelSummary prints one"),
-    "accumulate_grad_batches": works("as Lightning says; schedules go by the updates that are left"),
+    "accumulate_grad_batches": works("as Lightning says; schedules go by updates"),
     "gradient_clip_val": works(),
     "gradient_clip_algorithm": works(),
     "deterministic": works(),
@@ -202,27 +201,28 @@ NO_SCHEDULES = {
     "has the same: use multistep, step or cosine",
 }
 
-OPTIMIZERS = frozenset(
-    """
-    adabelief adadelta adafactor adafactorbv adafactorbvc adagrad adahessian adam adamax adamc adamp
-    adamuon adamw adamwlegacy adan adanw adopt adoptc adoptw bnbadam bnbadam8bit bnbadamw
-    bnbadamw8bit bnbademamix bnbademamix8bit bnblion bnblion8bit bnbsgd bnbsgd8bit cadafactor
-    cadafactorbv cadafactorbvc cadamc cadamp cadamw cadan cadanw cadopt cadoptc cadoptw clamb clambw
-    claprop clion clionc cmars cnadamc cnadamw crmsproptf csgdc csgdp csgdw fusedadam fusedadamw
-    fusedlamb fusednovograd fusedsgd kron kronc kronw lamb lambc lambcd lambcw lambw laprop lapropc
-    larc lars lion lionc madgrad madgradw mars momentum muon nadam nadamc nadamlegacy nadamuon
-    nadamw nesterov nesterovw nlarc nlars nmuon novograd novogradc novogradw radabelief radam
-    radamlegacy radamw rmsprop rmsproptf rmsproptfc rmsproptfw sgd sgdc sgdp sgdw
-""".split()
-)
+OPTIMIZERS = frozenset({
+    "adabelief", "adadelta", "adafactor", "adafactorbv", "adafactorbvc", "adagrad", "adahessian",
+    "adam", "adamax", "adamc", "adamp", "adamuon", "adamw", "adamwlegacy", "adan", "adanw",
+    "adopt", "adoptc", "adoptw", "bnbadam", "bnbadam8bit", "bnbadamw", "bnbadamw8bit",
+    "bnbademamix", "bnbademamix8bit", "bnblion", "bnblion8bit", "bnbsgd", "bnbsgd8bit",
+    "cadafactor", "cadafactorbv", "cadafactorbvc", "cadamc", "cadamp", "cadamw", "cadan",
+    "cadanw", "cadopt", "cadoptc", "cadoptw", "clamb", "clambw", "claprop", "clion", "clionc",
+    "cmars", "cnadamc", "cnadamw", "crmsproptf", "csgdc", "csgdp", "csgdw", "fusedadam",
+    "fusedadamw", "fusedlamb", "fusednovograd", "fusedsgd", "kron", "kronc", "kronw", "lamb",
+    "lambc", "lambcd", "lambcw", "lambw", "laprop", "lapropc", "larc", "lars", "lion", "lionc",
+    "madgrad", "madgradw", "mars", "momentum", "muon", "nadam", "nadamc", "nadamlegacy",
+    "nadamuon", "nadamw", "nesterov", "nesterovw", "nlarc", "nlars", "nmuon", "novograd",
+    "novogradc", "novogradw", "radabelief", "radam", "radamlegacy", "radamw", "rmsprop",
+    "rmsproptf", "rmsproptfc", "rmsproptfw", "sgd", "sgdc", "sgdp", "sgdw",
+})  # fmt: skip
 SECOND_ORDER = "it needs second derivatives, which no step here computes; use kron or adamw"
-TWO_STEPS = (
-    "it steps twice for a batch, and a run once; use adamw, or label_smoothing against peaks"
+TWO_STEPS = "it steps twice for a batch, and a run once; use adamw"
+CLOSURE = "it asks for the loss of a batch several times, which is there once; use adamw"
+MODES = (
+    "it has weights for training and others for evaluation, which nothing here switches; "
+    "use adamw with callbacks=[checkpoints,progress,ema]"
 )
-CLOSURE = (
-    "it asks for the loss several times a step, whose views and answers are there once; use adamw"  # noqa: E501
-)
-MODES = "it has weights for training and others for evaluation, which nothing here switches; use adamw with callbacks=[checkpoints,progress,ema]"  # noqa: E501
 NO_OPTIMIZERS = {"lbfgs": CLOSURE, "sam": TWO_STEPS, "asam": TWO_STEPS, "gsam": TWO_STEPS,
                  "schedulefree": MODES, "adamwschedulefree": MODES, "sgdschedulefree": MODES,
                  "adahessian": SECOND_ORDER}  # fmt: skip
@@ -297,9 +297,10 @@ def check_averages(parts: Mapping[str, object], precision: str, epochs: int, upd
         if not isinstance(part, WeightAveraging):
             continue
         if "16-true" in precision:
+            mixed = precision.replace("true", "mixed")
             raise ValueError(
                 f"{label}: under trainer.precision={precision} an average stands still, as 16 bits "
-                f"do not hold its small steps; use trainer.precision={precision.split('-')[0]}-mixed"
+                f"do not hold its small steps; use trainer.precision={mixed}"
             )
         begins = getattr(part, "update_starting_at_epoch", None)
         every_step = getattr(part, "update_every_n_steps", 0) > 0
@@ -398,7 +399,7 @@ def check_optimizer(options: Mapping[str, Any]) -> None:
         if known in NO_OPTIMIZERS:
             raise ValueError(f"optimizer.opt={asked} is refused: {NO_OPTIMIZERS[known]}")
     if name not in list_optimizers():
-        near = difflib.get_close_matches(asked.lower(), list_optimizers(), n=3)
+        near = difflib.get_close_matches(asked.lower(), sorted(OPTIMIZERS), n=3)
         hint = (
             f"; did you mean {' or '.join(near)}?" if near else "; see timm.optim.list_optimizers()"
         )
@@ -407,8 +408,8 @@ def check_optimizer(options: Mapping[str, Any]) -> None:
         )
     if prefix not in ("", "lookahead"):
         raise ValueError(
-            f"optimizer.opt={asked}: timm would drop {prefix!r} and train with {name}; give {name}, "
-            f"or lookahead_{name}"
+            f"optimizer.opt={asked}: timm would drop {prefix!r} and train with {name}; give "
+            f"{name}, or lookahead_{name}"
         )
     info = get_optimizer_info(name)
     if info.second_order:
@@ -491,10 +492,11 @@ def check_schedule(options: Mapping[str, Any]) -> None:
     if percent is not None and not 0 < percent <= 1:
         raise ValueError(f"scheduler.noise_pct must be above 0 and at most 1, got {percent}")
     milestones = options.get("decay_milestones")
-    if milestones is not None and (not isinstance(milestones, Sequence) or isinstance(milestones, str)
-                                   or list(milestones) != sorted(milestones)):  # fmt: skip
+    listed = isinstance(milestones, list | tuple)
+    if milestones is not None and not (listed and list(milestones) == sorted(milestones)):
         raise ValueError(
-            f"scheduler.decay_milestones must be rising epochs, such as [60,120,160], got {milestones}"
+            "scheduler.decay_milestones must be rising epochs, such as [60,120,160], got "
+            f"{milestones}"
         )
 
 
@@ -527,11 +529,14 @@ def unread(options: Mapping[str, Any], epochs: int) -> list[str]:
     if schedule is None:
         return []
     quiet = {"warmup_epochs", "warmup_lr", "min_lr"}  # every configuration has them
-    told = [f"scheduler.{key} changes nothing: sched={name} does not read it"
-            for key, value in options.items()
-            if key not in schedule.reads and value and not (key in quiet and name == "none")]  # fmt: skip
-    first = {"step": options.get("decay_epochs") or 90,
-             "multistep": min(options.get("decay_milestones") or (90,), default=math.inf)}  # fmt: skip
+    ignored = [key for key, value in options.items() if value and key not in schedule.reads]
+    told = [
+        f"scheduler.{key} changes nothing: sched={name} does not read it"
+        for key in ignored
+        if not (key in quiet and name == "none")
+    ]
+    milestones = options.get("decay_milestones") or (90,)
+    first = {"step": options.get("decay_epochs") or 90, "multistep": min(milestones)}
     if first.get(name, 0) >= epochs:
         key = "decay_epochs" if name == "step" else "decay_milestones"
         told.append(f"scheduler.sched={name} never lowers the rate: its first step is at epoch "

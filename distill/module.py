@@ -339,7 +339,7 @@ def create_optimizer(model: nn.Module, options: Mapping[str, Any]) -> torch.opti
 
 def has_schedule(options: Mapping[str, Any] | None) -> bool:
     """Whether options ask for a schedule: timm calls a constant rate `none`."""
-    return bool(options) and options.get("sched", "cosine") != "none"
+    return bool(options and options.get("sched", "cosine") != "none")
 
 
 def create_schedule(
@@ -373,4 +373,3 @@ def create_schedule(
     if options.get("sched") == "multistep":
         scheduler.decay_t = [update + 1 for update in scheduler.decay_t]
     return scheduler
-

@@ -106,8 +106,7 @@ def export(cfg: DictConfig) -> None:
     unwritten: dict[str, str] = {}
     for name in cfg.export.formats:
         path = job.folder / FILES[name]
-        write = partial(WRITERS[name], job, path)
-        if made := tried(name, path, lambda w=write: runs(job, w()), unwritten):
+        if made := tried(job, name, path, partial(WRITERS[name], job, path), unwritten):
             files[name] = made
     if len(files) == 1:
         raise ValueError("; ".join(dict.fromkeys(unwritten.values())))
@@ -137,14 +136,15 @@ def export(cfg: DictConfig) -> None:
 
 
 def tried(
-    name: str, path: Path, make: Callable[[], File], unwritten: dict[str, str]
+    job: Job, name: str, path: Path, write: Callable[[], File], unwritten: dict[str, str]
 ) -> File | None:
-    """Return the file that is made, or None, with why under its name, where it cannot be.
+    """Return the file that is written, or None, with why under its name, where none that runs is.
 
     A disk that is full is no matter of the format, and its error goes on.
     """
     try:
-        return make()
+        file = write()
+        verify.check_batches(file.run, job.shape, job.data.num_classes, path.name)
     except OSError:
         raise
     except Exception as error:  # exporters, quantisers and runtimes fail in ways of their own
@@ -152,11 +152,6 @@ def tried(
         path.unlink(missing_ok=True)
         unwritten[name] = program.reason(error)
         return None
-
-
-def runs(job: Job, file: File) -> File:
-    """Return a file that takes batches of any size."""
-    verify.check_batches(file.run, job.shape, job.data.num_classes, file.path.name)
     return file
 
 
@@ -275,7 +270,7 @@ def study_files(job: Job, unwritten: dict[str, str]) -> dict[str, File]:
             name = f"{weights.replace('_', ' ')}, {what}"
             path = job.folder / "study" / f"{re.sub('[ ,]+', '_', name)}.onnx"
             write = partial(write_quantized, job, path, weights, activations)
-            if made := tried(name, path, lambda w=write: runs(job, w()), unwritten):
+            if made := tried(job, name, path, write, unwritten):
                 files[name] = made
     return files
 
@@ -305,7 +300,7 @@ def print_tables(
     job: Job, rows: dict[str, Row], study: dict[str, Row], unwritten: Mapping[str, str]
 ) -> None:
     """Print what the files answer and take, where they are, and which there are not."""
-    missing = {name: {} for name in unwritten if name in FILES}
+    missing: dict[str, Row] = {name: {} for name in unwritten if name in FILES}
     verify.print_rows({**rows, **missing}, f"test split, {len(job.data.test):,} images")
     for name, why in unwritten.items():
         log.warning("%s was not written: %s", name, why)

@@ -80,10 +80,17 @@ def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "prepared.onnx"
         try:
-            quant_pre_process(model, path)
+            quant_pre_process(copied(model), path)
         except Exception:  # a bare one is what it raises
-            quant_pre_process(model, path, skip_symbolic_shape=True)
+            quant_pre_process(copied(model), path, skip_symbolic_shape=True)
         return onnx.load(path)
+
+
+def copied(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of a graph: one that preprocessing fails on is left without its weights."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
 
 
 def weights_only(model: onnx.ModelProto, per_channel: bool) -> onnx.ModelProto:
