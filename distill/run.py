@@ -270,7 +270,13 @@ def last_logged(folder: Path, logged: Mapping[str, Tensor]) -> Callable[[str], f
     def value(name: str) -> float:
         if name in logged:
             return logged[name].item()
-        return by_epoch(read_history(folder / METRICS), name)[1][-1]
+        found = by_epoch(read_history(folder / METRICS), name)[1]
+        if not found:
+            raise ValueError(
+                f"training ended before {name} was known, at trainer.max_time or by a callback: "
+                "give it the time of an epoch"
+            )
+        return found[-1]
 
     return value
 

@@ -152,9 +152,10 @@ def several_kept(tmp_path):
     assert [len(list((tmp_path / name).iterdir())) for name in ("nll", "brier")] == [2, 2]
 
 
-def printed(tmp_path, callback, word, capsys):
-    fitted(tmp_path, callback)
-    assert word in "".join(capsys.readouterr())
+def printed(tmp_path, callback, word, capsys, caplog):
+    with caplog.at_level("INFO"):
+        fitted(tmp_path, callback)
+    assert word in "".join(capsys.readouterr()) + caplog.text
 
 
 def throughput(tmp_path):
@@ -207,10 +208,10 @@ def test_every_callback_of_lightnings_has_a_verdict():
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", CALLBACKS_WORK)
-def test_a_callback_does_what_it_says(name, tmp_path, capsys):
+def test_a_callback_does_what_it_says(name, tmp_path, capsys, caplog):
     check = CALLBACKS_WORK[name]
     if isinstance(check, tuple):
-        printed(tmp_path, check[0](), check[1], capsys)
+        printed(tmp_path, check[0](), check[1], capsys, caplog)
     else:
         check(tmp_path)
 

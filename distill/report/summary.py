@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import math
 import platform
 import re
@@ -25,8 +26,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distill import __version__
 from distill.data import DataModule
+from distill.errors import first_line
 from distill.files import save_arrays, write_whole
 
+log = logging.getLogger(__name__)
 PACKAGES = ("torch", "timm", "pytorch-lightning", "torchmetrics", "hydra-core")
 
 
@@ -95,7 +98,9 @@ def parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def model_costs(model: nn.Module, shape: tuple[int, ...], device: torch.device) -> dict[str, float]:
+def model_costs(
+    model: nn.Module, shape: tuple[int, ...], device: torch.device
+) -> dict[str, float | None]:
     """Return what a model costs to store and to run.
 
     Args:
@@ -104,14 +109,14 @@ def model_costs(model: nn.Module, shape: tuple[int, ...], device: torch.device) 
         device: where it runs.
 
     Returns:
-        `flops` of one image (a multiplication and its addition are two), `latency_ms` of one image,
-        `images_per_second` in batches of 128, each time the median of repeats, and `file_bytes` of
+        `flops` of one image (a multiplication and its addition are two; None where torch cannot
+        count them), `latency_ms` of one image, `images_per_second` in batches of 128, each time the median of repeats, and `file_bytes` of
         its weights as safetensors.
     """
     training = model.training
     model.to(device).eval()
     try:
-        operations = flops(model, shape)
+        operations = flops_or_none(model, shape)
         latency = forward_seconds(model, shape, 1, repeats=15)
         batch = forward_seconds(model, shape, 128, repeats=7)
     finally:
@@ -123,6 +128,15 @@ def model_costs(model: nn.Module, shape: tuple[int, ...], device: torch.device) 
         "images_per_second": 128 / batch,
         "file_bytes": len(safetensors.torch.save(weights)),
     }
+
+
+def flops_or_none(model: nn.Module, shape: tuple[int, ...]) -> int | None:
+    """Return the operations of one image, or None, and say so, where torch cannot count them."""
+    try:
+        return flops(model, shape)
+    except Exception as error:  # an operator's formula fails in its own way
+        log.info("FLOPs of %s cannot be counted: %s", type(model).__name__, first_line(error))
+        return None
 
 
 def flops(model: nn.Module, shape: tuple[int, ...]) -> int:
