@@ -78,19 +78,13 @@ def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     logging.getLogger("onnxruntime.quantization").setLevel(logging.ERROR)
     with TemporaryDirectory() as folder:
-        path = Path(folder) / "prepared.onnx"
+        source, path = (str(Path(folder) / f"{name}.onnx") for name in ("float", "prepared"))
+        onnx.save(model, source)  # given the graph itself, a call that fails takes its weights
         try:
-            quant_pre_process(copied(model), path)
+            quant_pre_process(source, path)
         except Exception:  # a bare one is what it raises
-            quant_pre_process(copied(model), path, skip_symbolic_shape=True)
+            quant_pre_process(source, path, skip_symbolic_shape=True)
         return onnx.load(path)
-
-
-def copied(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy of a graph: one that preprocessing fails on is left without its weights."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    return copy
 
 
 def weights_only(model: onnx.ModelProto, per_channel: bool) -> onnx.ModelProto:

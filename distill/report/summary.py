@@ -110,8 +110,8 @@ def model_costs(
 
     Returns:
         `flops` of one image (a multiplication and its addition are two; None where torch cannot
-        count them), `latency_ms` of one image, `images_per_second` in batches of 128, each time the median of repeats, and `file_bytes` of
-        its weights as safetensors.
+        count them), `latency_ms` of one image, `images_per_second` in batches of 128, each time the
+        median of repeats, and `file_bytes` of its weights as safetensors.
     """
     training = model.training
     model.to(device).eval()

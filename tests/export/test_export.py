@@ -217,7 +217,7 @@ def test_a_format_that_fails_keeps_no_other_from_being_written(
     job, tmp_path, monkeypatch, capsys, caplog
 ):
     monkeypatch.setitem(WRITERS, "onnx_int8", broken)
-    with pytest.raises(NotAllWritten, match="onnx_int8 was not written: no kernel for this$") as e:
+    with pytest.raises(NotAllWritten, match=r"onnx_int8 was not written: no kernel for this$") as e:
         export(job("export.max_drop=100", "export.formats=[onnx_int8,torch_export]"))
     assert e.value.exit_code == 3
     assert (tmp_path / "student.pt2").is_file()
@@ -231,6 +231,6 @@ def test_a_format_that_fails_keeps_no_other_from_being_written(
 
 def test_an_export_of_nothing_says_why(job, tmp_path, monkeypatch):
     monkeypatch.setitem(WRITERS, "onnx_int8", broken)
-    with pytest.raises(ValueError, match="^no kernel for this$"):
+    with pytest.raises(ValueError, match=r"^no kernel for this$"):
         export(job("export.formats=[onnx_int8]"))
     assert not (tmp_path / "export.json").exists()
