@@ -22,7 +22,7 @@ from distill.data.image_corruptions import chosen
 from distill.data.preview import contact_sheet
 from distill.files import only_run_in, remove_stale
 from distill.models.build import build_model, normalization
-from distill.models.features import feature_channels
+from distill.models.features import check_features, feature_channels
 from distill.models.teacher import Teacher
 from distill.module import Distiller
 from distill.objectives import Objective
@@ -295,7 +295,7 @@ def check_early(cfg: DictConfig, data: DataModule, objective: Objective) -> None
     config.check_callbacks(cfg, data, objective)
     compiled(cfg, student)
     if objective.needs_features:
-        feature_channels(student, objective.stages, "student")
+        check_features(student, (data.in_chans, *data.image_size), objective.stages, "student")
     config.build_trainer(cfg, objective)
     if objective.needs_teacher and not config.teacher_name(cfg):
         raise ValueError(
