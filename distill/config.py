@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
+from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,17 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import ProgressBar
+from pytorch_lightning.callbacks import (
+    DeviceStatsMonitor,
+    EarlyStopping,
+    ModelCheckpoint,
+    ProgressBar,
+    WeightAveraging,
+)
 from pytorch_lightning.loggers import CSVLogger, Logger
 from torch import Tensor, nn
 
+from distill import library
 from distill.callbacks.annealing import Annealing
 from distill.callbacks.checkpoints import LatestCheckpoint, StopWhenTold, WholeCheckpoints
 from distill.callbacks.continuity import Continuity
@@ -63,6 +71,7 @@ from distill.module import (
     create_optimizer,
     create_schedule,
     evaluation_metrics,
+    has_schedule,
     resolve_topk,
 )
 from distill.objectives import Objective
@@ -74,12 +83,7 @@ log = logging.getLogger(__name__)
 
 CONFIGURED = "distill.data.module.configured"
 EXTRAS = ("wandb", "mlflow")
-# Of a trainer: what a run says itself, or could not end with its numbers under.
-OF_THE_RUN = (
-    *("callbacks", "logger", "default_root_dir", "use_distributed_sampler", "fast_dev_run"),
-    *("overfit_batches", "max_steps", "barebones", "enable_model_summary", "enable_checkpointing"),
-    "enable_progress_bar",
-)
+MANY = 1000  # updates in an epoch, where a schedule is only tried
 STOPPED_EARLY = "early_stopping"
 RECIPE = ("opt", "lr", "weight_decay", "momentum", "betas", "eps", "layer_decay")
 SEEDS_APART = 1000  # of the weights of a student and of its assistants
@@ -217,9 +221,7 @@ def check_trainer(cfg: DictConfig) -> None:
         )
     if trainer.limit_val_batches == 0:
         raise ValueError("trainer.limit_val_batches=0 leaves nothing to choose the best epoch by")
-    for name in OF_THE_RUN:
-        if name in trainer:
-            raise ValueError(f"trainer.{name} is the run's own to set: leave it out")
+    library.check_trainer(map(str, trainer))
 
 
 def build_data(cfg: DictConfig, judged: Judged | None = None) -> DataModule:
@@ -400,8 +402,13 @@ def schedules(cfg: DictConfig, objective: Objective) -> list[Annealing]:
 
 def build_trainer(cfg: DictConfig, objective: Objective) -> pl.Trainer:
     """Return a trainer with the configured callbacks, annealing and loggers."""
-    callbacks = [make(node, f"callbacks.{name}") for name, node in present(cfg.callbacks)]
+    named = made_callbacks(cfg)
+    # The latest state comes last, and holds what the others have kept.
+    callbacks = sorted(named.values(), key=lambda callback: isinstance(callback, LatestCheckpoint))
     check_averaging(callbacks)
+    averages = [callback for callback in callbacks if isinstance(callback, WeightAveraging)]
+    if averages:
+        callbacks.insert(0, library.UntilAveraged(averages))
     if cfg.trainer.get("compile") and any(isinstance(c, FakeQuantize) for c in callbacks):
         raise ValueError("callbacks.fake_quantize needs trainer.compile=false")
     callbacks += [Speed(), LearningRate(), FiniteLoss(cfg.on_nan)]
@@ -413,7 +420,12 @@ def build_trainer(cfg: DictConfig, objective: Objective) -> pl.Trainer:
     history = CSVLogger(str(folder), name="", version="")
     callbacks.append(Continuity(history))
     loggers: list[Logger] = [history]
-    loggers += [make(node, f"logger.{name}") for name, node in present(cfg.logger)]
+    others = {f"logger.{name}": make(node, f"logger.{name}") for name, node in present(cfg.logger)}
+    library.check_parts(others, library.LOGGERS)
+    for label, logger in others.items():
+        if isinstance(logger, CSVLogger) and Path(logger.log_dir).resolve() == folder.resolve():
+            raise ValueError(f"{label} would write over the run's metrics.csv: give it a name")
+    loggers += others.values()
     return make(
         OmegaConf.masked_copy(cfg.trainer, [key for key in cfg.trainer if key != "compile"]),
         "trainer",
@@ -426,6 +438,53 @@ def build_trainer(cfg: DictConfig, objective: Objective) -> pl.Trainer:
         enable_checkpointing=any(isinstance(c, pl.callbacks.Checkpoint) for c in callbacks),
         enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
     )
+
+
+def made_callbacks(cfg: DictConfig) -> dict[str, pl.Callback]:
+    """Return the configured callbacks, by what a person calls them."""
+    made = {f"callbacks.{k}": make(node, f"callbacks.{k}") for k, node in present(cfg.callbacks)}
+    library.check_parts(made, library.CALLBACKS)
+    return made
+
+
+def check_callbacks(cfg: DictConfig, data: DataModule, objective: Objective) -> None:
+    """Refuse callbacks that could not do what they say in a run of this length and these metrics.
+
+    Raises:
+        ValueError: naming the callback, and what to change.
+    """
+    made, trainer = made_callbacks(cfg), cfg.trainer
+    batches = len(data.train) // (data.batch_size * processes(cfg))
+    limit = trainer.limit_train_batches
+    limited = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
+    updates = max(math.ceil(limited / trainer.accumulate_grad_batches), 1) * trainer.max_epochs
+    library.check_averages(made, str(trainer.precision), trainer.max_epochs, updates)
+    terms = [f"train/{name}" for name in objective.terms]
+    logged = ["train/loss", *terms, "train/temperature", "train/zeros", "train/skipped"]
+    may_log = any(library.is_own_class(callback) for callback in made.values())
+    for label, callback in made.items():
+        if isinstance(callback, DeviceStatsMonitor) and not find_spec("psutil"):
+            asked, on_cpu = (
+                callback._cpu_stats,
+                trainer.accelerator == "cpu" or not torch.cuda.is_available(),
+            )
+            if asked or (asked is None and on_cpu):
+                raise ValueError(f"{label} needs pip install psutil, to tell of a CPU")
+        if not isinstance(callback, ModelCheckpoint | EarlyStopping) or not callback.monitor:
+            continue
+        monitor = callback.monitor
+        if monitor.startswith("train/") and monitor not in logged and not may_log:
+            raise ValueError(
+                f"{label}.monitor={monitor} is not logged; there are {', '.join(logged)}"
+            )
+        within = isinstance(callback, ModelCheckpoint) and (
+            callback._every_n_train_steps or callback._train_time_interval
+        )
+        if monitor.startswith("val/") and within:
+            raise ValueError(
+                f"{label}.monitor={monitor} is known at the end of epochs alone: leave out "
+                "every_n_train_steps and train_time_interval, or monitor train/loss"
+            )
 
 
 def present(group: DictConfig | None) -> Iterable[tuple[str, Any]]:
@@ -646,8 +705,12 @@ def check_optimizer(cfg: DictConfig, model: Any, where: str = "") -> None:
     """Refuse an optimiser or a schedule that cannot be built, before anything is trained."""
     try:
         optimizer = create_optimizer(model, plain(cfg.optimizer))
-        if cfg.scheduler:
-            create_schedule(optimizer, plain(cfg.scheduler), cfg.trainer.max_epochs, 1)
+        library.check_layers(cfg.optimizer, has_schedule(cfg.scheduler))
+        if has_schedule(cfg.scheduler):
+            options, epochs = plain(cfg.scheduler), cfg.trainer.max_epochs
+            create_schedule(optimizer, options, epochs, MANY)
+            for told in library.unread(options, epochs):
+                log.warning("%s%s", where, told)
     except ValueError as error:
         name = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         known = [key for key in RECIPE if name and key != name[1]]

@@ -16,6 +16,7 @@ from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 
+from distill import horizon, library
 from distill.inputs import (
     as_batch,
     as_float,
@@ -34,6 +35,7 @@ from distill.metrics import (
     NegativeLogLikelihood,
     TopKAccuracy,
 )
+from distill.models.compiled import compiled_in_place
 from distill.models.features import forward_with_features
 from distill.models.teacher import Teacher
 from distill.objectives import Objective
@@ -89,7 +91,7 @@ class Distiller(pl.LightningModule):
         normalize: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.student = student
+        self.student = compiled_in_place(student)
         self.teacher = Teacher(teacher) if isinstance(teacher, nn.Module) else teacher
         self.objective = objective or Objective({"ce": "cross_entropy"})
         self.normalize = normalize or nn.Identity()
@@ -106,6 +108,7 @@ class Distiller(pl.LightningModule):
         self.teacher_logits: Tensor | None = None
         self.about: dict[str, Any] = {}  # plain values that checkpoints carry as they are
         self._said_scaled = False
+        self.counted_updates: int | None = None  # of an epoch, where its loader did not say so
 
     def forward(self, view: Tensor) -> Tensor:
         """Return the student's logits `[N, K]` for views `[N, C, H, W]` in [0, 1]."""
@@ -115,7 +118,14 @@ class Distiller(pl.LightningModule):
         )
 
     def setup(self, stage: str) -> None:
-        """Move the teacher, which Lightning cannot see, to the student's device."""
+        """Move the teacher, which Lightning cannot see, to the student's device.
+
+        Under `64-true` and its like the student takes its precision here: Lightning gives it only
+        after a checkpoint's weights have been loaded, which would round them to float32.
+        """
+        if stage == "fit":
+            library.check_callbacks(self.trainer.callbacks)  # type: ignore[attr-defined]
+        self.trainer.precision_plugin.convert_module(self)
         if self.teacher is not None:
             self.teacher.to(self.device)
 
@@ -176,29 +186,62 @@ class Distiller(pl.LightningModule):
         learned = list(self.objective.parameters())
         if learned:
             optimizer.add_param_group({"params": learned, "weight_decay": 0.0})
-        if self.scheduler_options is None:
+        if not has_schedule(self.scheduler_options):
             return optimizer
-        epochs = max(self.trainer.max_epochs or 1, 1)
-        updates = max(int(self.trainer.estimated_stepping_batches) // epochs, 1)
-        scheduler = create_schedule(optimizer, self.scheduler_options, epochs, updates)
+        horizon.tell_of_unknown_length(self.trainer)
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+            "lr_scheduler": {"scheduler": self._schedule(optimizer), "interval": "step"},
         }
+
+    def _schedule(self, optimizer: torch.optim.Optimizer) -> Any:
+        """Return timm's schedule over as much training as is known of."""
+        total, each = self._length()
+        epochs = total / each if total % each else total // each
+        assert self.scheduler_options is not None
+        scheduler = create_schedule(optimizer, self.scheduler_options, epochs, each)
+        scheduler.laid_out_over = (total, each)  # in its state, as all that it has
+        return scheduler
+
+    def _length(self) -> tuple[int, int]:
+        """Return how many updates training and an epoch have; one an epoch until it is known."""
+        each, total = (f(self.trainer) for f in (horizon.updates_per_epoch, horizon.total_updates))
+        return (self.trainer.max_epochs or 1, 1) if each is None or total is None else (total, each)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Give timm's schedule the update that comes next."""
+        if horizon.updates_per_epoch(self.trainer) is None:
+            return
+        if scheduler.laid_out_over != self._length():  # it is known now, or known better
+            scheduler.load_state_dict(self._schedule(scheduler.optimizer).state_dict())
         scheduler.step_update(self.global_step)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Let Lookahead's slow weights be those that an epoch ends with, as in timm's training."""
+        if self.trainer.is_last_batch:
+            for optimizer in self.trainer.optimizers:
+                if hasattr(optimizer, "sync_lookahead"):
+                    optimizer.sync_lookahead()
+
+    def on_train_epoch_end(self) -> None:
+        """Note how many updates the epoch had, if its loader did not know, for the next one."""
+        before, self.counted_updates = self.counted_updates, horizon.counted(self.trainer)
+        if self.counted_updates != before:
+            for one in self.trainer.lr_scheduler_configs:
+                self.lr_scheduler_step(one.scheduler, None)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the annealed values as plain numbers."""
         # Not in the state dict: weight averaging saves a copy that was made before annealing.
         checkpoint["distill"] = {"objective": self.objective.state(), **self.about}
+        if self.counted_updates is not None:
+            checkpoint["distill"]["counted_updates"] = self.counted_updates
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the annealed values back."""
         if "distill" in checkpoint:
             self.objective.load_state(checkpoint["distill"]["objective"])
+            self.counted_updates = checkpoint["distill"].get("counted_updates")
 
     def _metrics(self) -> nn.ModuleDict:
         metrics = evaluation_metrics(
@@ -309,6 +352,7 @@ def evaluation_metrics(
 def check_parts(module: Distiller) -> None:
     """Refuse parts that cannot work together."""
     teacher, classes = module.teacher, module.num_classes
+    library.check_layers(module.optimizer_options, has_schedule(module.scheduler_options))
     if not isinstance(classes, int) or classes < 2:
         raise ValueError(
             "the student does not say how many classes it has: give num_classes, a whole number of "
@@ -338,28 +382,53 @@ def resolve_topk(topk: Sequence[int] | None, num_classes: int) -> tuple[int, ...
 
 
 def create_optimizer(model: nn.Module, options: Mapping[str, Any]) -> torch.optim.Optimizer:
-    """Return timm's optimiser, explaining options it does not know."""
+    """Return timm's optimiser, explaining options it does not know.
+
+    Raises:
+        ValueError: if timm refuses it, or would drop part of what was asked.
+    """
+    library.check_optimizer(options)
     try:
-        return create_optimizer_v2(model, **options)
-    except (TypeError, AssertionError, ValueError) as error:
+        optimizer = create_optimizer_v2(model, **library.completed(options))
+    except (TypeError, AssertionError, ValueError, ImportError) as error:
         raise ValueError(f"optimizer {dict(options)} was refused: {error}") from error
+    library.check_steps(str(options["opt"]), optimizer)
+    return optimizer
+
+
+def has_schedule(options: Mapping[str, Any] | None) -> bool:
+    """Whether options ask for a schedule: timm calls a constant rate `none`."""
+    return bool(options and options.get("sched", "cosine") != "none")
 
 
 def create_schedule(
-    optimizer: torch.optim.Optimizer, options: Mapping[str, Any], epochs: int, updates: int
+    optimizer: torch.optim.Optimizer, options: Mapping[str, Any], epochs: float, updates: int
 ) -> Any:
-    """Return timm's schedule in updates, explaining options it does not know."""
-    if options.get("sched") == "plateau":
-        raise ValueError("scheduler.sched=plateau follows a metric; schedules here follow the step")
+    """Return timm's schedule in updates, explaining options it does not know.
+
+    All of it, with its cycles, its cooldown and a warm-up before it, takes `epochs`, unless
+    `num_epochs` is given. Milestones m are reached with the first update after m epochs, as the
+    literature counts them: timm's own, one earlier.
+
+    Args:
+        optimizer: whose rates are scheduled.
+        options: keywords of `timm.scheduler.create_scheduler_v2`, in epochs.
+        epochs: how long training is.
+        updates: of the optimiser in an epoch.
+
+    Raises:
+        ValueError: if timm refuses it, or it does not follow the step.
+    """
+    library.check_schedule(options)
     try:
         scheduler, _ = create_scheduler_v2(
             optimizer,
-            **{"num_epochs": epochs, **options},
+            **{"num_epochs": library.epochs_of_first_cycle(options, epochs), **options},
             step_on_epochs=False,
             updates_per_epoch=updates,
         )
     except (TypeError, AssertionError, ValueError) as error:
         raise ValueError(f"scheduler {dict(options)} was refused: {error}") from error
-    if scheduler is None:
-        raise ValueError(f"unknown schedule {options.get('sched')!r}; try cosine, step or poly")
+    if options.get("sched") == "multistep":
+        scheduler.decay_t = [update + 1 for update in scheduler.decay_t]
     return scheduler

@@ -82,5 +82,6 @@ def sentence(removed: dict[str, Any]) -> str:
     gains = (
         f"{label} {removed[key]['before']:{form}} → {removed[key]['after']:{form}}"
         for key, label, form in names
+        if None not in removed[key].values()
     )
     return f"channels {widths}; {'; '.join(gains)}"

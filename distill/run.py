@@ -27,7 +27,7 @@ from distill.files import only_run_in, remove_stale
 from distill.first_look import warned
 from distill.metrics import fit_vector_scaling
 from distill.models.build import build_model, normalization
-from distill.models.features import feature_channels
+from distill.models.features import check_features, feature_channels
 from distill.models.teacher import Teacher
 from distill.module import Distiller
 from distill.objectives import Objective
@@ -284,7 +284,13 @@ def last_logged(folder: Path, logged: Mapping[str, Tensor]) -> Callable[[str], f
     def value(name: str) -> float:
         if name in logged:
             return logged[name].item()
-        return by_epoch(read_history(folder / METRICS), name)[1][-1]
+        found = by_epoch(read_history(folder / METRICS), name)[1]
+        if not found:
+            raise ValueError(
+                f"training ended before {name} was known, at trainer.max_time or by a callback: "
+                "give it the time of an epoch"
+            )
+        return found[-1]
 
     return value
 
@@ -302,9 +308,10 @@ def check_early(cfg: DictConfig, data: DataModule, objective: Objective) -> None
     config.check_border(cfg, data, student)
     config.check_optimizer(cfg, student)
     config.check_single_images(student, data, data.batch_size, "data.batch_size")
+    config.check_callbacks(cfg, data, objective)
     compiled(cfg, student)
     if objective.needs_features:
-        feature_channels(student, objective.stages, "student")
+        check_features(student, (data.in_chans, *data.image_size), objective.stages, "student")
     config.build_trainer(cfg, objective)
     check_teacher(cfg, data)
     if objective.needs_teacher and not config.teacher_name(cfg):

@@ -153,7 +153,7 @@ def best_epoch(trainer: pl.Trainer, student: Distiller) -> tuple[int, Distiller]
     """Return the epoch that was best on validation, counted from 1, and the student it left."""
     for callback in trainer.checkpoint_callbacks:
         path = getattr(callback, "best_model_path", "")
-        if getattr(callback, "monitor", None) and path:
+        if str(getattr(callback, "monitor", "")).startswith("val/") and path:
             content = read_lightning(Path(path))
             model = copy.deepcopy(student.student)
             model.load_state_dict(student_weights(content))

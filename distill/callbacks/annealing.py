@@ -7,6 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from distill.horizon import position_of
 from distill.objectives import Objective
 from distill.schedules import SCHEDULES, check_timing, value_at
 
@@ -86,13 +87,6 @@ class Annealing(pl.Callback):
             objective.set(self.value, value)
             for logger in trainer.loggers:
                 logger.log_metrics({self.value: value}, step=trainer.global_step)
-
-
-def position_of(trainer: pl.Trainer, unit: str) -> tuple[int, int]:
-    """Return where training is, in epochs or optimiser steps, and how many there will be."""
-    if unit == "epoch":
-        return trainer.current_epoch, trainer.max_epochs or 1
-    return trainer.global_step, int(trainer.estimated_stepping_batches)
 
 
 def objective_of(module: pl.LightningModule) -> Objective:

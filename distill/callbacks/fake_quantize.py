@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from distill.horizon import position_of
+
 log = logging.getLogger(__name__)
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -70,7 +72,8 @@ class FakeQuantize(pl.Callback):
         batch_idx: int,
     ) -> None:
         """Move the ranges, on every rank alike, by what the batch has shown."""
-        frozen = trainer.global_step > (1 - self.freeze) * trainer.estimated_stepping_batches
+        position, total = position_of(trainer, "step")
+        frozen = position > (1 - self.freeze) * total
         moved = [layer for layer in self.layers.values() if layer.first or not frozen]
         moved = [layer for layer in moved if layer.seen is not None]
         if not moved:

@@ -13,7 +13,7 @@ from pytorch_lightning.callbacks import StochasticWeightAveraging, WeightAveragi
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.callbacks.annealing import position_of
+from distill.horizon import position_of
 from distill.models.channels import channel_groups, dense_weights, unknown_structure
 from distill.schedules import SCHEDULES, check_timing, value_at
 

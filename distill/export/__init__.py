@@ -6,9 +6,9 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,6 +41,12 @@ WEIGHTS_BY = ("per_channel", "per_tensor")
 
 class TooMuchLost(ValueError):
     """A file answers worse than `export.max_drop` allows."""
+
+    exit_code = 3
+
+
+class NotAllWritten(ValueError):
+    """Some formats were written, and others could not be."""
 
     exit_code = 3
 
@@ -84,9 +90,12 @@ class Job:
 def export(cfg: DictConfig) -> None:
     """Write a student in every format, judge each file on the test split, and print the table.
 
+    A format that cannot be written, or whose file does not run, keeps no other from being written.
+
     Raises:
         TooMuchLost: if a file loses more than `export.max_drop` points of top-1.
-        ValueError: for what a person can put right.
+        NotAllWritten: if a format could not be written, and another was.
+        ValueError: for what a person can put right, and where no format could be written.
     """
     config.settle_values(cfg)
     config.run_imports(cfg)
@@ -96,9 +105,14 @@ def export(cfg: DictConfig) -> None:
         (job.folder / name).unlink(missing_ok=True)
     source = resolved_path(cfg.student.checkpoint)
     files = {FLOAT: File(source if source.is_file() else source / WEIGHTS, job.model)}
+    unwritten: dict[str, str] = {}
     for name in cfg.export.formats:
-        files[name] = WRITERS[name](job, job.folder / FILES[name])
-    studied = study_files(job) if cfg.export.study else {}
+        path = job.folder / FILES[name]
+        if made := tried(job, name, path, partial(WRITERS[name], job, path), unwritten):
+            files[name] = made
+    if len(files) == 1:
+        raise ValueError("; ".join(dict.fromkeys(unwritten.values())))
+    studied = study_files(job, unwritten) if cfg.export.study else {}
 
     reference = verify.answers(job.model, verify.test_images(job.data, job.prepare))
     judged = {name: judge(job, file, reference) for name, file in (files | studied).items()}
@@ -108,15 +122,39 @@ def export(cfg: DictConfig) -> None:
     if cfg.export.study:
         study |= rounded_answers(reference, job.data.test.labels)
 
-    lost = {name: 100 * (rows[FLOAT]["top1"] - rows[name]["top1"]) for name in cfg.export.formats}
+    lost = {name: 100 * (rows[FLOAT]["top1"] - rows[name]["top1"]) for name in files}
     failed = [name for name, points in lost.items() if points > cfg.export.max_drop]
-    write_record(cfg, job, {"formats": rows, "study": study, "failed": failed})
-    print_tables(job, rows, study)
+    found = {"formats": rows, "study": study, "failed": failed, "unwritten": unwritten}
+    write_record(cfg, job, found)
+    print_tables(job, rows, study, unwritten)
     if failed:
         raise TooMuchLost(
             ", ".join(f"{name} loses {lost[name]:.2f} points of top-1" for name in failed)
             + f", more than export.max_drop={cfg.export.max_drop}"
         )
+    if unwritten:
+        raise NotAllWritten("; ".join(f"{name} was not written: {why}" for name, why in
+                                      unwritten.items()))  # fmt: skip
+
+
+def tried(
+    job: Job, name: str, path: Path, write: Callable[[], File], unwritten: dict[str, str]
+) -> File | None:
+    """Return the file that is written, or None, with why under its name, where none that runs is.
+
+    A disk that is full is no matter of the format, and its error goes on.
+    """
+    try:
+        file = write()
+        verify.check_batches(file.run, job.shape, job.data.num_classes, path.name)
+    except OSError:
+        raise
+    except Exception as error:  # exporters, quantisers and runtimes fail in ways of their own
+        log.debug("%s", name, exc_info=True)
+        path.unlink(missing_ok=True)
+        unwritten[name] = program.reason(error)
+        return None
+    return file
 
 
 def check(cfg: DictConfig) -> None:
@@ -180,7 +218,6 @@ def input_facts(
 
 def judge(job: Job, file: File, reference: Tensor) -> Row:
     """Return the numbers of one file, from its own runtime's logits."""
-    verify.check_batches(file.run, job.shape, job.data.num_classes, file.path.name)
     logits = verify.answers(file.run, verify.test_images(job.data, job.prepare))
     found = verify.scores(logits, job.data.test.labels, reference)
     return found | {"file": file.path.name, "bytes": file.path.stat().st_size}
@@ -227,14 +264,16 @@ WRITERS: dict[str, Callable[[Job, Path], File]] = {
 }
 
 
-def study_files(job: Job) -> dict[str, File]:
-    """Write the student quantised in every way, into `study/`."""
+def study_files(job: Job, unwritten: dict[str, str]) -> dict[str, File]:
+    """Write the student quantised in every way that is possible, into `study/`."""
     files = {}
     for weights in WEIGHTS_BY:
         for activations, what in ((False, "weights only"), (True, "weights and activations")):
             name = f"{weights.replace('_', ' ')}, {what}"
             path = job.folder / "study" / f"{re.sub('[ ,]+', '_', name)}.onnx"
-            files[name] = write_quantized(job, path, weights, activations)
+            write = partial(write_quantized, job, path, weights, activations)
+            if made := tried(job, name, path, write, unwritten):
+                files[name] = made
     return files
 
 
@@ -259,9 +298,14 @@ def rounded_answers(reference: Tensor, target: Tensor) -> dict[str, Row]:
     }
 
 
-def print_tables(job: Job, rows: dict[str, Row], study: dict[str, Row]) -> None:
-    """Print what the files answer and take, and where they are."""
-    verify.print_rows(rows, f"test split, {len(job.data.test):,} images")
+def print_tables(
+    job: Job, rows: dict[str, Row], study: dict[str, Row], unwritten: Mapping[str, str]
+) -> None:
+    """Print what the files answer and take, where they are, and which there are not."""
+    missing: dict[str, Row] = {name: {} for name in unwritten if name in FILES}
+    verify.print_rows({**rows, **missing}, f"test split, {len(job.data.test):,} images")
+    for name, why in unwritten.items():
+        log.warning("%s was not written: %s", name, why)
     if study:
         verify.print_rows({FLOAT: rows[FLOAT], **study}, "what quantising does")
         share = study["probabilities"]["share_of_labels_at_0"]

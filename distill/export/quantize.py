@@ -71,11 +71,19 @@ def quantized(
 
 
 def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a graph with batch norms folded and shapes known, as onnxruntime quantises it."""
+    """Return a graph with batch norms folded and shapes known, as onnxruntime quantises it.
+
+    Its symbolic inference of shapes gives up on some models, such as hrnet, edgenext and xcit; what
+    ONNX infers by itself is enough there.
+    """
     logging.getLogger("onnxruntime.quantization").setLevel(logging.ERROR)
     with TemporaryDirectory() as folder:
-        path = Path(folder) / "prepared.onnx"
-        quant_pre_process(model, path)
+        source, path = (str(Path(folder) / f"{name}.onnx") for name in ("float", "prepared"))
+        onnx.save(model, source)  # given the graph itself, a call that fails takes its weights
+        try:
+            quant_pre_process(source, path)
+        except Exception:  # a bare one is what it raises
+            quant_pre_process(source, path, skip_symbolic_shape=True)
         return onnx.load(path)
 
 

@@ -110,17 +110,20 @@ def milliseconds(runs: Mapping[str, Runtime], shape: tuple[int, ...]) -> dict[st
 
 
 def print_rows(rows: dict[str, Row], title: str) -> None:
-    """Print rows by name; times also as how often they fit into the first row's."""
+    """Print rows by name; times also as how often they fit into the first row's.
+
+    An empty row is one of a file that was not written.
+    """
     first = next(iter(rows.values()))
     columns = ["", "top-1 %", "NLL", "ECE %", "agreement %"]
     columns += [*(f"batch of {size}, ms" for size in SIZES), "KB"]
     lines = [
         [
             name,
-            number(row["top1"], 100, 2),
-            "∞" if row["nll"] == math.inf else number(row["nll"], 1, 4),
-            number(row["ece"], 100, 2),
-            number(row["agreement"], 100, 2),
+            number(row.get("top1"), 100, 2),
+            "∞" if row.get("nll") == math.inf else number(row.get("nll"), 1, 4),
+            number(row.get("ece"), 100, 2),
+            number(row.get("agreement"), 100, 2),
             *(latency(row, first, f"ms_batch{size}") for size in SIZES),
             number(row.get("bytes"), 1e-3, 0),
         ]

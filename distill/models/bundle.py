@@ -31,6 +31,7 @@ from distill.models.checkpoint import (
     read_checkpoint,
     read_json,
 )
+from distill.models.compiled import uncompiled
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,8 @@ def save_student(
     """Write a student bundle, whole or not at all.
 
     Args:
-        model: a timm model; of another module the weights alone are written, with a note.
+        model: a timm model, compiled or not; of another module the weights alone are written, with
+            a note.
         path: the folder; one that is there is replaced.
         classes: class names in label order.
         input_size: `(C, H, W)` the model was trained on.
@@ -103,6 +105,7 @@ def save_student(
     Raises:
         OSError: if the folder cannot be written.
     """
+    model = uncompiled(copy.deepcopy(model))  # what is given may go on being trained
     target = resolved_path(path)
     building = under_construction(target)
     shutil.rmtree(building, ignore_errors=True)
@@ -154,7 +157,7 @@ def write_timm_files(
     if classes:
         config["label_names"] = list(classes)
     # safetensors stores dense tensors; channels-last is a matter of the machine, not of the file
-    model = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    model = model.cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     if not hasattr(model, "in_chans") and "input_size" in preprocessing:
         model.in_chans = preprocessing["input_size"][0]  # which timm asks every model for
     try:

@@ -19,6 +19,7 @@ from timm.models import build_model_with_cfg, clean_state_dict
 from torch import Tensor
 
 from distill.files import resolved_path
+from distill.models.compiled import plain_name
 
 WEIGHTS, TIMM_CONFIG, FACTS = "model.safetensors", "config.json", "distill.json"
 STUDENT_PREFIX = "student."
@@ -268,7 +269,7 @@ def as_object(value: Any) -> dict[str, Any]:
 def student_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the student's own tensors from a Lightning checkpoint."""
     return {
-        key.removeprefix(STUDENT_PREFIX): value
+        plain_name(key.removeprefix(STUDENT_PREFIX)): value
         for key, value in as_object(content.get("state_dict")).items()
         if str(key).startswith(STUDENT_PREFIX)
     }

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from distill.errors import first_line
 
 
 def feature_channels(model: nn.Module, stages: Sequence[int], role: str) -> list[int]:
@@ -27,6 +30,38 @@ def feature_channels(model: nn.Module, stages: Sequence[int], role: str) -> list
         raise ValueError(
             f"objective.stages={list(stages)}: the {role} has {len(channels)} stages"
         ) from None
+
+
+def check_features(
+    model: nn.Module, shape: Sequence[int], stages: Sequence[int], role: str
+) -> None:
+    """Show a model a blank image, so that one whose maps cannot be had is refused ahead.
+
+    Args:
+        model: any model of timm's.
+        shape: `(C, H, W)` of an image.
+        stages: whose maps are asked for.
+        role: `teacher` or `student`, for messages.
+
+    Raises:
+        ValueError: if it fails at them, or gives others than it says.
+    """
+    channels, training = feature_channels(model, stages, role), model.training
+    try:
+        with torch.inference_mode():
+            _, maps = forward_with_features(model.eval(), torch.zeros(1, *shape), stages)
+        found = [m.shape[1] if m.ndim == 4 else 0 for m in maps]
+        why = "" if found == channels else f"maps of {found} channels, and it declares {channels}"
+    except Exception as error:  # a model fails in its own way
+        why = first_line(error)
+    finally:
+        model.train(training)
+    if why:
+        name = type(model).__name__
+        raise ValueError(
+            f"the {role} {name} gives no feature maps that could be compared ({why}): leave out "
+            "hint and attention terms, or change objective.stages"
+        )
 
 
 def forward_with_features(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import logging
 import math
 import platform
 import re
@@ -28,7 +29,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distill import __version__
 from distill.data import DataModule
+from distill.errors import first_line
 from distill.files import save_arrays, write_whole
+
+log = logging.getLogger(__name__)
 
 BATCH = 128
 WARM_UP, REPEATS, FEWEST = 3, 25, 4  # forward passes
@@ -141,7 +145,8 @@ def costs_of_models(
         device: where they run.
 
     Returns:
-        Of each `flops` of one image (a multiplication and its addition are two), `latency_ms` of
+        Of each `flops` of one image (a multiplication and its addition are two; None
+        where torch cannot count them), `latency_ms` of
         one image and `images_per_second` in batches of 128, each the median of repeats after a
         warm-up, with `latency_ms_quartiles` and `images_per_second_quartiles`, and `file_bytes` of
         its weights as safetensors.
@@ -169,7 +174,7 @@ def measured(
     for model in models.values():
         model.to(device).eval()
     try:
-        operations = {key: flops(model, shape) for key, model in models.items()}
+        operations = {key: flops_or_none(model, shape) for key, model in models.items()}
         one = forward_seconds(models, shape, 1)
         many = forward_seconds(models, shape, BATCH)
     finally:
@@ -196,6 +201,15 @@ def file_bytes(model: nn.Module) -> int:
     """Return the bytes of a model's weights as safetensors."""
     weights = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     return len(safetensors.torch.save(weights))
+
+
+def flops_or_none(model: nn.Module, shape: tuple[int, ...]) -> int | None:
+    """Return the operations of one image, or None, and say so, where torch cannot count them."""
+    try:
+        return flops(model, shape)
+    except Exception as error:  # an operator's formula fails in its own way
+        log.info("FLOPs of %s cannot be counted: %s", type(model).__name__, first_line(error))
+        return None
 
 
 def flops(model: nn.Module, shape: tuple[int, ...]) -> int:

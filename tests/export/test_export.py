@@ -12,7 +12,18 @@ from PIL import Image
 import distill
 from distill import config
 from distill.cli import one_line, refuse
-from distill.export import FILES, TooMuchLost, check, export, load, program, rounded_answers, verify
+from distill.export import (
+    FILES,
+    WRITERS,
+    NotAllWritten,
+    TooMuchLost,
+    check,
+    export,
+    load,
+    program,
+    rounded_answers,
+    verify,
+)
 from distill.export import onnx as formats
 from distill.export.verify import calibration_images
 from distill.metrics import evaluate
@@ -210,3 +221,31 @@ def test_an_evaluation_at_another_resolution_goes_on_and_says_so(
     evaluate_run(composed(*options, "data.image_size=48", name="eval"))
     assert "add data.image_size=32 to judge it as it was trained" in caplog.text
     assert (tmp_path / "summary.json").is_file()
+
+
+def broken(job, path):
+    path.write_text("half of it")
+    raise RuntimeError("no kernel for this\nTraceback: …")
+
+
+def test_a_format_that_fails_keeps_no_other_from_being_written(
+    job, tmp_path, monkeypatch, capsys, caplog
+):
+    monkeypatch.setitem(WRITERS, "onnx_int8", broken)
+    with pytest.raises(NotAllWritten, match=r"onnx_int8 was not written: no kernel for this$") as e:
+        export(job("export.max_drop=100", "export.formats=[onnx_int8,torch_export]"))
+    assert e.value.exit_code == 3
+    assert (tmp_path / "student.pt2").is_file()
+    assert not (tmp_path / "student_int8.onnx").exists()
+    written = record(tmp_path)
+    assert written["unwritten"] == {"onnx_int8": "no kernel for this"}
+    assert list(written["formats"]) == ["torch float", "torch_export"]
+    assert "onnx_int8" in capsys.readouterr().out
+    assert "onnx_int8 was not written: no kernel for this" in caplog.text
+
+
+def test_an_export_of_nothing_says_why(job, tmp_path, monkeypatch):
+    monkeypatch.setitem(WRITERS, "onnx_int8", broken)
+    with pytest.raises(ValueError, match=r"^no kernel for this$"):
+        export(job("export.formats=[onnx_int8]"))
+    assert not (tmp_path / "export.json").exists()

@@ -4,7 +4,7 @@ import torch
 
 from distill import Distiller, Objective, save_student
 from distill.models.build import ModelSpec, build_model
-from distill.models.features import feature_channels, forward_with_features
+from distill.models.features import check_features, feature_channels, forward_with_features
 from distill.models.weights import DataShape
 
 SHAPE = DataShape(5, 3, (32, 32))
@@ -88,3 +88,15 @@ def test_a_vision_transformer_can_be_hinted():
     logits, (last,) = forward_with_features(student, torch.zeros(2, 3, 32, 32), (-1,))
     assert logits.shape == (2, 5)
     assert last.shape == (2, 24, 4, 4)
+
+
+def test_maps_that_are_not_what_a_model_declares_are_refused_ahead():
+    model = timm.create_model("resnet18", num_classes=4)
+    check_features(model, (3, 32, 32), [1, 2], "student")
+    assert model.training
+    model.feature_info[2]["num_chs"] += 1
+    with pytest.raises(ValueError, match=r"the student ResNet gives no feature maps .*declares"):
+        check_features(model, (3, 32, 32), [1, 2], "student")
+    model.layer2 = torch.nn.Conv2d(5, 5, 1)
+    with pytest.raises(ValueError, match="leave out hint and attention terms"):
+        check_features(model, (3, 32, 32), [1], "student")
