@@ -22,10 +22,18 @@ from distill.callbacks.loggers import begin
 from distill.callbacks.speed import Speed
 from distill.data import DataModule
 from distill.errors import first_line
-from distill.models.build import ModelSpec, Normalize, build_matched, build_model, normalization
+from distill.models.build import (
+    ModelSpec,
+    Normalize,
+    asked_by,
+    build_matched,
+    build_model,
+    normalization,
+)
 from distill.models.bundle import save_student
 from distill.models.checkpoint import epochs_done, read_lightning, student_weights
 from distill.models.teacher import Teacher
+from distill.models.weights import DataShape
 from distill.module import Distiller
 from distill.pruning import pruned
 from distill.report.reading import METRICS, by_epoch, read_history
@@ -130,7 +138,7 @@ def untrained(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> Dis
         },
         "config": config.plain(cfg),
         "classes": list(data.classes),
-        "student_model": asdict(replace(spec, checkpoint=None, pretrained=False)),
+        "student_model": asdict(built_as(spec, shape)),
         "preprocessing": {
             **data.preprocessing,
             "input_size": list(data.preprocessing["input_size"]),
@@ -138,6 +146,13 @@ def untrained(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> Dis
         },
     }
     return student
+
+
+def built_as(spec: ModelSpec, shape: DataShape) -> ModelSpec:
+    """Return what builds a model again, but for its weights and what a bundle says of its data."""
+    asked = asked_by(shape, spec.name or "")
+    size = {"img_size": list(asked["img_size"])} if "img_size" in asked else {}
+    return replace(spec, args={**size, **spec.args}, checkpoint=None, pretrained=False)
 
 
 def compiled(cfg: DictConfig, model: nn.Module) -> None:

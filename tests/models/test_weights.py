@@ -1,6 +1,7 @@
 """Weights of any origin as a start: wrapped, prefixed, renamed, for other classes and images."""
 
 import re
+from dataclasses import asdict
 
 import pytest
 import timm
@@ -8,7 +9,9 @@ import torch
 from torch import nn
 
 from distill.models.build import ModelSpec, build_model
+from distill.models.bundle import load_student, save_student
 from distill.models.weights import DataShape, renamed, shared_prefix
+from distill.training import built_as
 
 NAME = "slim_resnet10_4"
 SHAPE = DataShape(7, 3, (32, 32))
@@ -210,3 +213,30 @@ def test_a_prefix_is_what_the_models_names_have_in_common():
     assert shared_prefix({"q": 1}, own) == ""
     model = nn.Linear(2, 2)
     assert renamed({"other.kind": torch.zeros(1)}, model, None).keys() == {"other.kind"}
+
+
+def test_a_model_of_one_size_comes_back_at_the_size_it_was_trained_for(tmp_path):
+    """Stock timm, a bundle and a Lightning checkpoint all build it for the same images."""
+    torch.manual_seed(1)
+    shape = DataShape(5, 3, (96, 96))
+    model = build_model(ModelSpec("test_vit"), shape, "student").eval()
+    save_student(model, tmp_path / "bundle", input_size=(3, 96, 96))
+    content = {
+        "state_dict": prefixed(model.state_dict(), "student."),
+        "distill": {
+            "student_model": asdict(built_as(ModelSpec("test_vit"), shape)),
+            "classes": list("abcde"),
+            "preprocessing": {"input_size": [3, 96, 96], "mean": [0.5] * 3, "std": [0.5] * 3},
+        },
+    }
+    torch.save(content, tmp_path / "last.ckpt")
+    images = torch.rand(2, 3, 96, 96)
+    with torch.inference_mode():
+        expected = model(images)
+        for again in (
+            load_student(tmp_path / "bundle"),
+            load_student(tmp_path / "last.ckpt"),
+            timm.create_model(f"local-dir:{tmp_path}/bundle", pretrained=True).eval(),
+            build_model(ModelSpec(checkpoint=str(tmp_path / "bundle")), shape, "teacher").eval(),
+        ):
+            torch.testing.assert_close(again(images), expected)
