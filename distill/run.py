@@ -346,12 +346,12 @@ def check_teacher(cfg: DictConfig, data: DataModule) -> None:
     model = build_model(spec, shape, "teacher", any_classes=True, note=log.info)
     config.check_single_images(model, data, own.data.batch_size, "teacher.fit.batch_size")
     config.check_optimizer(own, model, "teacher.fit.")
-    if cfg.teacher.fit.get("head_epochs"):
+    if head_epochs := cfg.teacher.fit.get("head_epochs"):
         classifier_parameters(model)
-        if cfg.teacher.fit.head_epochs >= own.trainer.max_epochs:
+        if head_epochs >= own.trainer.max_epochs:
             raise ValueError(
-                f"teacher.fit.head_epochs={cfg.teacher.fit.head_epochs} leaves none of "
-                f"{own.trainer.max_epochs} epochs to the other layers"
+                f"teacher.fit.head_epochs={head_epochs} leaves none of {own.trainer.max_epochs} "
+                "epochs to the other layers"
             )
 
 
