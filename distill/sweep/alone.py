@@ -14,6 +14,7 @@ from distill.cli import refuse
 from distill.files import COMMAND, held_elsewhere, only_run_in
 from distill.folders import SWEEP, jobs_in
 from distill.ranks import first_of_run
+from distill.sweep.checks import check_sweep
 
 MOST = 100  # folders that are named by one second
 
@@ -38,6 +39,7 @@ class Alone(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Hold a sweep's folder, unless one of its jobs is still at work."""
+        check_sweep(config)
         folder = hold(config, "sweep")
         for job in jobs_in(folder):
             if held_elsewhere(job):

@@ -6,20 +6,18 @@ import csv
 import io
 import math
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 # Nothing heavy: Hydra imports this file before it prints its help.
 from distill.cli import refuse
 from distill.files import plain_cell, write_whole
-from distill.folders import FAILED, RECORD, jobs_in
-from distill.resolvers import direction
+from distill.folders import FAILED, jobs_in
 from distill.sweep.alone import name_it
 
 # Where a terminal is narrow, these go first.
@@ -33,17 +31,9 @@ class SweepTable(Callback):
     asked: set[str] | None = None  # the jobs of this command, where others may be in its folder
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Give the jobs of a resumed sweep their folders; refuse a search that could not be one."""
-        check_record(config)
+        """Give the jobs of a resumed sweep their folders, or say what becomes of others there."""
         if "sweep" not in config:  # of an evaluation
             return
-        if config.sweep.resume and not config.hydra.sweeper._target_.endswith(".BasicSweeper"):
-            refuse(ValueError(
-                f"sweep.resume={config.sweep.resume}: a search goes on with the same "
-                "hydra.sweeper.study_name, in a folder of its own"
-            ))  # fmt: skip
-        if "direction" in config.hydra.sweeper:
-            check_direction(config)
         if config.sweep.resume:
             self.asked = take_up(config)
         else:
@@ -72,22 +62,6 @@ class SweepTable(Callback):
 def failed(row: dict[str, Any], folder: Path) -> bool:
     """Whether a job failed now, also one that has numbers of before."""
     return row["status"] == "failed" or (folder / row["job"] / FAILED).is_file()
-
-
-def check_record(config: DictConfig) -> None:
-    """Refuse jobs without Hydra's record of what they were told, and jobs out of the folder."""
-    subdir = str(OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"])  # type: ignore[index, call-overload]
-    if subdir.startswith(("/", ".")) or "/." in subdir:
-        refuse(ValueError(
-            f"hydra.sweep.subdir={subdir} is hidden, or out of the sweep's folder, where its table "
-            "looks for jobs: give another name"
-        ))  # fmt: skip
-    record = config.hydra.output_subdir or "null"
-    if record != str(RECORD.parent):
-        refuse(ValueError(
-            f"hydra.output_subdir={record}: a sweep's table and sweep.resume read what a job was "
-            f"told from its {RECORD.parent}: leave it out"
-        ))  # fmt: skip
 
 
 def say_what_becomes_of_others(config: DictConfig) -> None:
@@ -136,20 +110,6 @@ def tell(rows: list[dict[str, Any]], folder: Path, page: bool) -> None:
         written += ", report.html"
     print(f"{written} in {os.path.relpath(folder)}")
     print_winner(done, folder)
-
-
-def check_direction(config: DictConfig) -> None:
-    """Refuse a direction that does not follow from what a search is told of each trial."""
-    given, goals = config.hydra.sweeper.direction, config.sweep.metrics
-    told = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
-    names = [getattr(way, "name", way) for way in told]  # Optuna's own preset has an enumeration
-    right = [direction(goal) for goal in goals or [config.optimized_metric]]
-    if names != right:
-        asked = f"sweep.metrics={goals}" if goals else f"optimized_metric={config.optimized_metric}"
-        refuse(ValueError(
-            f"hydra.sweeper.direction={', '.join(map(str, names))} is not that of {asked}, which "
-            f"is {', '.join(right)}: leave it out, or give that"
-        ))  # fmt: skip
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -295,7 +295,9 @@ def test_what_cannot_be_used_is_refused_in_one_line(tmp_path):
         refusal(attempt(unlabeled_share=share), "data.unlabeled_share")
     refusal(attempt(unlabeled_share=0.01), "unlabeled_share=0.01", "batch_size=8")
     refusal(attempt(unlabeled_share=0.99), "labelled image", "batch_size=8")
-    refusal(attempt(batch_size=128), "batch_size=128", "64 are labelled", "40 training images")
+    clamped = attempt(batch_size=128)()
+    assert (clamped.labeled_per_batch, clamped.batch_size) == (40, 80)
+    assert any("40 training images, so batches are of 80" in note for note in clamped.notes)
     held = tmp_path / "held"
     held.mkdir()
     (held / "a.png").write_bytes((tmp_path / "photos/test/cat/0.png").read_bytes())

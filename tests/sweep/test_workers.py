@@ -22,6 +22,10 @@ class Job:
     seconds: float = 0.0
     dies: int = 0  # how often the process that runs it is killed
 
+    @property
+    def name(self):
+        return str(self.number)
+
 
 def run(chunk, report):
     """Say where each job ran and when; die where told."""
