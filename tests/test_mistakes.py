@@ -228,7 +228,6 @@ MISTAKES = {
     "ckpt_path=text.txt": "text.txt is not a checkpoint that can be read safely",
     "ckpt_path=other.ckpt": "ckpt_path=other.ckpt is a checkpoint of another student",
     "student.checkpoint=nowhere": "no checkpoint at nowhere",
-    "student.checkpoint=rgb": "student.checkpoint=rgb has 3 input channels and the data have 1",
     "teacher=timm teacher.checkpoint=nowhere": "no checkpoint at nowhere",
     "teacher=timm teacher.checkpoint=three": "three has 3 classes and the data have 10",
     "teacher.classes=zero.csv": "is for a teacher that has weights: this one is to be trained",
@@ -252,7 +251,7 @@ MISTAKES = {
     "distill-export": "give student.checkpoint=PATH",
     "distill-export student.checkpoint=cutweights": "cannot|not a weights file",
     "distill-export student.checkpoint=badfacts": "badfacts/distill.json is damaged",
-    "distill-predict text.txt photos": "text.txt is not a student bundle",
+    "distill-predict text.txt photos": "text.txt is not a weights file that can be read safely",
     "distill-predict badfacts photos": "badfacts/distill.json is damaged",
     "distill-predict bundle nowhere": "there is no nowhere",
     "distill-predict bundle empty": "there are no images in empty",
@@ -286,7 +285,7 @@ MISTAKES = {
     "teacher=timm teacher.name=resnet18": "would have random weights",
     "teacher=timm teacher.name=resnet18 teacher.pretrained=true": "has 1000 classes",
     "student=timm": "give student.name",
-    "student=timm student.name=vit_tiny_patch16_224": "does not take 1×32×32 images",
+    "student=timm student.name=inception_v3": "does not take 1×32×32 images",
     "data=folder data.root=photos data.batch_size=4 +data.view.crop_mode=border student=timm "
     "student.name=mobilevit_xxs": r"pad in the colour \[124, 116, 104\], .* in \[0, 0, 0\]",
     "student.args.num_classes=3": "answers .1, 3., not .1, 10.",
@@ -372,7 +371,7 @@ class Pickled:
 def world(tmp_path_factory):
     """A folder of everything that can be wrong."""
     world = tmp_path_factory.mktemp("world")
-    for name, options in (("bundle", {}), ("three", {"classes": 3}), ("rgb", {"channels": 3})):
+    for name, options in (("bundle", {}), ("three", {"classes": 3})):
         write_bundle(world / name, **options)
     for name in ("cutweights", "badfacts"):
         shutil.copytree(world / "bundle", world / name)

@@ -31,6 +31,7 @@ from distill.models.weights import (
     check_tensors_fit,
     classes_of,
     fits,
+    layer_in,
     renamed,
     settings_of,
     size_along,
@@ -217,6 +218,7 @@ def adapted(
         "state_dict": dict(weights),
         "num_classes": options["num_classes"],  # the last layer was exchanged: all must fit
         "input_size": (origin.channels or options["in_chans"], *size),
+        "first_conv": layer_in(weights, settings.get("first_conv")),
         "label_offset": 0,
         "custom_load": False,
     }

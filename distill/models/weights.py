@@ -150,10 +150,16 @@ def with_rows(own: Tensor, theirs: Tensor | None, rows: Mapping[int, int], known
 
 def size_along(weights: Mapping[str, Tensor], key: Any, axis: int) -> int | None:
     """Return how many classes or input channels weights have; None where they do not say."""
-    # timm's deep stems are sequences, and a distilled transformer has two classifiers
-    stems = [f"{stem}{end}" for stem in prefixes(key) for end in ("weight", "0.weight")]
-    weight = next((weights[stem] for stem in stems if stem in weights), None)
+    layer = layer_in(weights, key)
+    weight = weights[f"{layer}.weight"] if layer else None
     return weight.shape[axis] if weight is not None and weight.ndim > axis else None
+
+
+def layer_in(weights: Mapping[str, Tensor], key: Any) -> str | None:
+    """Return the layer that is meant by timm's name of it, or of several, where it has a weight."""
+    # timm's deep stems are sequences, and a distilled transformer has two classifiers
+    names = [f"{stem}{end}".rstrip(".") for stem in prefixes(key) for end in ("", "0")]
+    return next((name for name in names if f"{name}.weight" in weights), None)
 
 
 def prefixes(key: Any) -> tuple[str, ...]:

@@ -122,8 +122,8 @@ def test_a_sweep_over_keys_that_are_new_says_each_thing_once_and_keeps_what_was_
         'data.root="größe (1)"', "data.batch_size=4", "data.num_workers=0", "sweep.resume=sweep",
     )  # fmt: skip
     done = command("distill", *line)
-    assert len(re.findall(r"student: training resnet18, [\d,]+ parameters, for 2 epochs under ce",
-                          done.stdout)) == 2  # fmt: skip
+    begun = r"student: training slim_resnet10_4, [\d,]+ parameters, for 2 epochs under ce"
+    assert len(re.findall(begun, done.stdout)) == 2
     ended = r"student: 2 epochs in \d+ s, val/top1 [\d.]+ \(best [\d.]+ in epoch [12]\)"
     assert len(re.findall(ended, done.stdout)) == 2
     notes = [text for text in done.stdout.splitlines() if "top-5 is left out" in text]

@@ -240,3 +240,18 @@ def test_a_model_of_one_size_comes_back_at_the_size_it_was_trained_for(tmp_path)
             build_model(ModelSpec(checkpoint=str(tmp_path / "bundle")), shape, "teacher").eval(),
         ):
             torch.testing.assert_close(again(images), expected)
+
+
+def test_a_deep_stem_is_folded_for_grey_images_as_any_first_layer_is(weights, tmp_path):
+    model = timm.create_model(NAME, num_classes=7)
+    model.load_state_dict(weights)
+    save_student(model, tmp_path / "bundle", input_size=(3, 32, 32))
+    said = []
+    spec = ModelSpec(checkpoint=str(tmp_path / "bundle"))
+    grey = build_model(spec, DataShape(7, 1, (32, 32)), "student", note=said.append).eval()
+    folded = weights["conv1.0.weight"].sum(dim=1, keepdim=True)
+    torch.testing.assert_close(grey.state_dict()["conv1.0.weight"], folded)
+    image = torch.rand(2, 1, 32, 32)
+    with torch.inference_mode():  # what it says of the grey image shown in three equal channels
+        torch.testing.assert_close(grey(image), model.eval()(image.expand(-1, 3, -1, -1)))
+    assert "for 3 channels, and the data have 1; the first layer is adapted" in said[0]
