@@ -76,7 +76,7 @@ from distill.module import (
 )
 from distill.objectives import Objective
 from distill.overrides import closest
-from distill.resolvers import higher_is_better, recommended_lr
+from distill.resolvers import recommended_lr
 from distill.sharing import once
 
 log = logging.getLogger(__name__)
@@ -843,12 +843,16 @@ def alone(cfg: DictConfig, role: str) -> DictConfig:
         derived.data.batch_size = recipe.batch_size
         derived.data.views = None  # its answers are kept for the student, not for itself
         progress = {name: node for name, node in present(cfg.callbacks) if name == "progress"}
-        derived.callbacks = {**teacher_callbacks(recipe, derived.optimized_metric), **progress}
+        derived.callbacks = {**teacher_callbacks(recipe), **progress}
     return OmegaConf.create(plain(derived))
 
 
-def teacher_callbacks(recipe: DictConfig, metric: str) -> dict[str, Any]:
-    """Return the callbacks that a recipe for training a teacher asks for."""
+def teacher_callbacks(recipe: DictConfig) -> dict[str, Any]:
+    """Return the callbacks that a recipe for training a teacher asks for.
+
+    The best epoch is that of the lowest NLL: probabilities are what a student learns from, and of
+    few validation images top-1 says little.
+    """
     found: dict[str, Any] = {}
     if epochs := recipe.get("head_epochs"):
         found["head_first"] = {
@@ -864,7 +868,7 @@ def teacher_callbacks(recipe: DictConfig, metric: str) -> dict[str, Any]:
         found[STOPPED_EARLY] = {
             "_target_": "pytorch_lightning.callbacks.EarlyStopping",
             "patience": patience,
-            "monitor": metric,
-            "mode": "max" if higher_is_better(metric) else "min",
+            "monitor": "val/nll",
+            "mode": "min",
         }
     return found

@@ -32,6 +32,7 @@ from distill.models.weights import (
     classes_of,
     fits,
     layer_in,
+    prefixes,
     renamed,
     settings_of,
     size_along,
@@ -114,7 +115,9 @@ def build_model(
     """Return a timm model that fits the data, with its weights loaded, in channels-last layout.
 
     Weights for other channels or other image sizes are adapted as timm adapts its own: the first
-    layer is folded or repeated, position embeddings are resampled.
+    layer is folded or repeated, position embeddings are resampled. A new last layer on weights that
+    know other classes begins at zero, so that its first steps do not disturb what they know
+    [Kolesnikov 2020, 1912.11370; Dosovitskiy 2021, 2010.11929].
 
     Args:
         spec: which model.
@@ -138,6 +141,8 @@ def build_model(
         origin = published(name, role)
         check_classes(origin, shape, any_classes)
     model = create(name, args, shape, origin is not None, role)
+    if origin is not None and origin.classes != shape.num_classes:
+        zero_head(model)
     if checkpoint is not None:
         model, origin = started(model, name, args, checkpoint, spec, shape, role, any_classes)
     if note is not None and origin is not None:
@@ -195,6 +200,7 @@ def started(
     origin = Origin(label, classes, channels, tuple(checkpoint.classes))
     check_classes(origin, shape, any_classes)
     if any_classes and (classes != shape.num_classes or renames(origin, shape)):
+        zero_head(model)
         weights = with_own_head(weights, model, origin.names, shape.classes)
     if fits(model, weights):
         model.load_state_dict(weights)
@@ -232,6 +238,15 @@ def adapted(
         raise
     found.pretrained_cfg = found.default_cfg = settings
     return found
+
+
+def zero_head(model: Any) -> None:
+    """Let a model answer all classes alike, where its last layer is of a kind that can."""
+    for key in prefixes(settings_of(model).get("classifier")):
+        head = model.get_submodule(key.removesuffix("."))
+        if isinstance(head, nn.Linear | nn.Conv2d):  # what divides by a norm would answer NaN
+            for parameter in head.parameters():
+                nn.init.zeros_(parameter)
 
 
 def renames(origin: Origin, shape: DataShape) -> bool:

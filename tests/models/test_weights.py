@@ -125,6 +125,7 @@ def test_other_classes_and_channels_give_a_new_head_and_timms_own_first_layer(
     assert [k for k, v in found.items() if not torch.equal(v, expected[k])] == [
         "fc.weight", "fc.bias"]  # fmt: skip
     assert found["fc.weight"].shape == (5, 512)
+    assert not found["fc.weight"].any()  # it begins with no opinion
     assert "of 12 classes, and the data have 5; the last layer starts anew" in said[0]
     assert "for 3 channels, and the data have 1; the first layer is adapted" in said[1]
 
