@@ -120,7 +120,7 @@ def test_a_command_of_the_readme_runs(run_line, line):
     assert done.returncode == 0, done.stdout + done.stderr
     endings = (
         "test split, last epoch",
-        "sweep: val_ decides",
+        "sweep: val decides",
         "| baseline |",
         "both.html",
         "view 4 of 4, ",

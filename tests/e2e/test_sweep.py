@@ -16,7 +16,7 @@ def test_a_sweep_ends_in_one_table_and_prepares_the_teacher_once(command, tmp_pa
     assert all(row["status"] == "done" and 0 <= float(row["test_top1"]) <= 1 for row in rows)
     for job in ("0", "1"):
         assert (tmp_path / "sweep" / job / "student" / "model.safetensors").is_file()
-    assert "sweep: val_ decides" in done.stdout
+    assert "sweep: val decides" in done.stdout
     assert done.stderr == ""
 
 
