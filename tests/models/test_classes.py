@@ -216,17 +216,13 @@ def test_a_student_starts_from_the_rows_of_the_classes_it_knows(bundles, images)
     torch.testing.assert_close(answers(same, images), answers(resnet(), images))
 
     shape = DataShape(3, 1, (32, 32), ("cat", "fox", "ape"))
-    torch.manual_seed(7)
-    fresh = build_model(ModelSpec("resnet18", ARGS), shape, "student").fc.weight
-    torch.manual_seed(7)
     found = build_model(spec, shape, "student", any_classes=True).fc.weight
     own = resnet().fc.weight
     assert torch.equal(found[[0, 2]], own[[2, 0]])
-    assert torch.equal(found[1], fresh[1])
+    assert not found[1].any()  # a class that it does not know begins with no opinion
 
-    torch.manual_seed(7)
     other = replace(shape, classes=("x", "y", "z"))
-    assert torch.equal(build_model(spec, other, "s", any_classes=True).fc.weight, fresh)
+    assert not build_model(spec, other, "s", any_classes=True).fc.weight.any()
 
 
 def test_names_that_are_no_names_are_refused():
