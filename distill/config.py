@@ -623,7 +623,10 @@ def teacher_name(cfg: DictConfig) -> str | None:
     source = cfg.teacher
     if source.get("checkpoints") is not None:
         return " + ".join(map(str, source.checkpoints)) or "an empty ensemble"
-    return source.checkpoint or source.name
+    own = source.checkpoint or source.name
+    if own and (source.get("fit") or {}).get("from_weights"):  # the weights are not the teacher
+        return f"{source.name or Path(own).name}, fine-tuned"
+    return own
 
 
 def direct_teacher(cfg: DictConfig) -> str | None:

@@ -230,7 +230,8 @@ def train_and_keep(
     student, trainer = fit(own, data, teacher, role)
     if trainer.is_global_zero:
         if BEST in own.callbacks and (best := best_epoch(trainer, student)):
-            log.info("%s: the best epoch was %d, which is kept", role, best[0])
+            by = own.callbacks[BEST].monitor
+            log.info("%s: epoch %d was the best by %s, and is kept", role, best[0], by)
             student = best[1]
         student, _ = pruned(own, data, student, trainer)
         facts = {"role": role, "config": config.plain(cfg), "data": data.fingerprint}

@@ -196,10 +196,10 @@ def check_tensors_fit(model: nn.Module, weights: Mapping[str, Tensor], origin: s
     more = " …" if len(differing) > SHOWN else ""
     spare = sorted(weights.keys() - own.keys())
     near = difflib.get_close_matches(differing[0], spare, n=1, cutoff=0.3)
-    nearest = f"; nearest to {differing[0]} is {near[0]}" if near else ""
+    nearest = f"; nearest to {differing[0]} is {near[0]} (see key_map)" if near else ""
     raise ValueError(
-        f"{origin} does not fit the architecture: {len(differing)} of {len(own)} tensors "
-        f"differ: {', '.join(named)}{more}{nearest}"
+        f"{origin} does not fit the architecture: {len(differing)} of "
+        f"{len(own.keys() | weights.keys())} tensors differ: {', '.join(named)}{more}{nearest}"
     )
 
 

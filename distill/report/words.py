@@ -115,11 +115,13 @@ def is_blind(favourite: Mapping[str, Any] | None) -> bool:
 
 
 def blind_sentence(name: str, favourite: Mapping[str, Any], classes: Sequence[str]) -> str:
-    """Return that a model answers one class only."""
+    """Return that a model answers one class only, or almost."""
     share, others = (100 * favourite[key] for key in ("share", "share_of_others"))
+    almost = "" if favourite["share"] == 1 else "almost "
+    answer = plain(classes[favourite["label"]])
     return (
-        f"{name} answers only one class: “{plain(classes[favourite['label']])}” for {share:.1f} % "
-        f"of the test images, and for {others:.1f} % of those of other classes."
+        f"{name} answers {almost}only one class: “{answer}” for {share:.1f} % of the test images, "
+        f"and for {others:.1f} % of those of other classes."
     )
 
 

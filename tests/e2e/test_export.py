@@ -18,7 +18,7 @@ def test_a_run_is_exported_with_the_answers_it_was_judged_by(command, finish, tm
     finish("train", ".", *QUICK, "hydra.run.dir=run")
     done = command(
         "distill-export", "student.checkpoint=run/student", "hydra.run.dir=run/export",
-        "export.max_drop=5",
+        "export.max_drop=5", COLUMNS="120",
     )  # fmt: skip
     assert done.stderr == ""
     written = record(tmp_path / "run" / "export")

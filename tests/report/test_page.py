@@ -213,7 +213,7 @@ def test_unbalanced_classes_and_a_student_of_one_answer_are_at_the_top(copied):
 
     top = edit(copied, change).split("<nav")[0]
     assert "always answering “&lt;zero&gt;”, the most frequent class, would be right in 50.0" in top
-    assert "The student answers only one class: “3” for 99.0" in top
+    assert "The student answers almost only one class: “3” for 99.0" in top
 
 
 def test_a_summary_of_an_earlier_version_has_a_page_without_what_it_lacks(copied):

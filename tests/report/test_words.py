@@ -79,8 +79,8 @@ def test_a_model_of_one_answer_is_called_so_and_one_that_knows_a_frequent_class_
     summary = {"student": {"favourite": blind}, "teacher": {"favourite": able}, "classes": CLASSES}
     (said,) = words.sentences(summary)
     assert said == (
-        "The student answers only one class: “dog” for 99.2 % of the test images, and for 97.0 % "
-        "of those of other classes."
+        "The student answers almost only one class: “dog” for 99.2 % of the test images, and for "
+        "97.0 % of those of other classes."
     )
     assert not words.is_blind({"label": 0, "share": 1.0, "share_of_others": None})
 
