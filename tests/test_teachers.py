@@ -122,7 +122,7 @@ def photos(root, side=24):
 
 
 @pytest.mark.slow
-def test_a_transformer_of_fixed_size_teaches_a_student_of_smaller_views(composed, tmp_path):
+def test_a_transformer_of_fixed_size_teaches_a_student_of_smaller_views(composed, tmp_path, caplog):
     torch.manual_seed(0)
     narrow = {"depth": 1, "embed_dim": 32, "num_heads": 2}
     model = timm.create_model("vit_tiny_patch16_224", num_classes=2, **narrow)
@@ -131,9 +131,13 @@ def test_a_transformer_of_fixed_size_teaches_a_student_of_smaller_views(composed
              "data.batch_size=8", "teacher=timm", f"teacher.checkpoint={teacher}",
              "student=timm", "student.name=test_resnet", "trainer.max_epochs=1", "logger=none",
              "callbacks=none", "baseline=false")  # fmt: skip
-    with pytest.raises(ValueError, match="does not take 3×32×32 images"):
-        run.train(composed(*known))
+    caplog.set_level("INFO", "distill")
+    smaller = composed(*known)
+    load_teacher(smaller, config.build_data(smaller))
+    assert "position embeddings are resampled for 32 × 32 pixels" in caplog.text
+    caplog.clear()
     run.train(composed(*known, "teacher.image_size=224"))
+    assert "resampled" not in caplog.text
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     patches = (224 // 16) ** 2
     assert summary["teacher"]["flops"] > 2 * patches * 3 * 16**2 * 32  # of its embedding alone

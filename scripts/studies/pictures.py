@@ -81,6 +81,8 @@ def command(options: argparse.Namespace, sweep: Path, *more: str) -> list[str]:
         f"teacher.checkpoint={os.path.relpath(options.weights, options.out)}",
         "teacher.key_map=order", "teacher.fit.batch_size=32",
         f"teacher.fit.max_epochs={options.teacher_epochs}",
+        "teacher.fit.ema=0.98",
+        "objective.temperature=4",
         "student=timm", f"student.name={options.student}",
         f"trainer.max_epochs={options.epochs}", *more, *options.override,
     ]  # fmt: skip
