@@ -257,7 +257,7 @@ def to_judge(cfg: DictConfig, whole: bool = True) -> Judged:
 
 def kept_facts(path: str | None) -> dict[str, Any]:
     """Return what a bundle says of itself; nothing of what is no bundle."""
-    folder = Path(path or "").expanduser()
+    folder = resolved_path(path or "")
     return read_facts(folder) if path and (folder / FACTS).is_file() else {}
 
 

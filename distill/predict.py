@@ -22,7 +22,7 @@ from distill.data.errors import reason
 from distill.data.images import MODES, decoded
 from distill.data.listing import hidden
 from distill.errors import printable
-from distill.files import plain_cell, writing
+from distill.files import plain_cell, resolved_path, writing
 from distill.models.bundle import facts_of, load_student, with_calibration
 
 FORMATS = ("csv", "jsonl")
@@ -184,7 +184,7 @@ def run(
         raise ValueError(f"--output {output} is a folder")
     files = image_files(given, sys.stdin)
     predictor = Predictor(bundle, **options)
-    if bundle.expanduser().is_file() and options.get("calibration") != "none":
+    if resolved_path(bundle).is_file() and options.get("calibration") != "none":
         print(f"distill-predict: {bundle} is a checkpoint, for which no temperature was fitted: "
               "probabilities are the model's own", file=sys.stderr)  # fmt: skip
     good = bad = 0

@@ -25,7 +25,7 @@ from distill.data.errors import reason
 from distill.data.images import decoded
 from distill.data.listing import relative, some
 from distill.data.splits import Split, Streamed
-from distill.files import remove_stale, write_whole
+from distill.files import remove_stale, resolved_path, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -204,7 +204,7 @@ class Kept:
         """Where it lies: one for each root."""
         place = os.path.realpath(self.root)
         name = hashlib.sha256(place.encode(errors="surrogateescape")).hexdigest()[:16]
-        return Path(self.cache).expanduser() / "contents" / f"{name}.json"
+        return resolved_path(self.cache) / "contents" / f"{name}.json"
 
     def load(self) -> dict[str, list[Any]]:
         """Return what is kept, by name; nothing of a file that is damaged or of another form."""

@@ -15,6 +15,7 @@ from distill.data.folder import FileLoader, existing_folder
 from distill.data.images import check_channels
 from distill.data.listing import endings, relative, some
 from distill.data.splits import PARTS, Source, meaning, with_test_split
+from distill.files import resolved_path
 
 COLUMNS = {
     "path": ("path", "file", "filename", "image"),
@@ -85,7 +86,7 @@ def table(
 
 def found_table(base: Path, file: str) -> Path:
     """Return where a table lies: in the folder of images or, if not there, where it is named."""
-    place = Path(file).expanduser()
+    place = resolved_path(file)
     for path in (base / place, place):
         if path.is_file():
             return path

@@ -86,7 +86,7 @@ def timm_dataset(
     label, named = name or str(root), requested(splits or {"train": "train"})
     opened = {part: open_timm(name, root, split, options or {}) for part, split in named.items()}
     check_apart(name, label, opened)
-    place = Path(root or ".").expanduser()
+    place = resolved_path(root or ".")
     seen = Seen(place)
     for dataset in opened.values():
         without_hidden(dataset, seen)

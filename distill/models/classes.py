@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from distill.data.costs import Line, listed, read_lines
 from distill.errors import printable
+from distill.files import resolved_path
 
 log = logging.getLogger(__name__)
 
@@ -238,7 +238,7 @@ def read_groups(path: str, known: Known, classes: Sequence[str]) -> Groups:
         ValueError: for anything wrong in the file, naming its line, or if it cannot be read.
     """
     try:
-        lines = read_lines(Path(path).expanduser())
+        lines = read_lines(resolved_path(path))
     except OSError as error:
         raise ValueError(f"teacher.classes={path}: {error.strerror}") from error
     table = {name: label for label, name in enumerate(classes)}

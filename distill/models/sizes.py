@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import timm
 
-import distill.models.cifar  # noqa: F401  (registers its families with timm)
 from distill.data.sizes import ModelSize, as_size
 from distill.models.build import ModelSpec, architecture
 from distill.models.checkpoint import read_checkpoint
