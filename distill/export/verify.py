@@ -129,7 +129,8 @@ def print_rows(rows: dict[str, Row], title: str) -> None:
         ]
         for name, row in rows.items()
     ]
-    show(columns, lines, title)
+    least = ["ECE %", "NLL", f"batch of {max(SIZES)}, ms", "agreement %"]
+    show(columns, lines, title, drop=least, rest="export.json")
 
 
 def latency(row: Row, first: Row, key: str) -> str:

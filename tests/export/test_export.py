@@ -25,7 +25,7 @@ from distill.export import (
     verify,
 )
 from distill.export import onnx as formats
-from distill.export.verify import calibration_images
+from distill.export.verify import calibration_images, print_rows
 from distill.metrics import evaluate
 from distill.models.build import DataShape, ModelSpec, build_model
 from distill.run import evaluate as evaluate_run
@@ -249,3 +249,15 @@ def test_an_export_of_nothing_says_why(job, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"^no kernel for this$"):
         export(job("export.formats=[onnx_int8]"))
     assert not (tmp_path / "export.json").exists()
+
+
+def test_in_a_narrow_terminal_columns_give_way_to_the_names_of_the_files(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    row = {"top1": 1.0, "nll": 0.1, "ece": 0.1, "agreement": 1.0, "bytes": 44_812_000}
+    times = {"ms_batch1": 12.34, "ms_batch64": 112.34}
+    names = ["torch float", "onnx_int8", "torch_export"]
+    print_rows({name: row | times for name in names}, "test split")
+    printed = capsys.readouterr().out
+    assert all(f" {name} " in printed for name in names)
+    assert max(map(len, printed.splitlines())) <= 80
+    assert "no room for ECE %, NLL: see export.json" in printed
