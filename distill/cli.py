@@ -232,8 +232,8 @@ def run_command(config_name: str, task: str) -> None:
         if missing is None or missing[1] not in PLUGINS:
             raise
         refuse(ValueError(f"this needs pip install 'distill-kd[{PLUGINS[missing[1]]}]'"))
-    except KeyboardInterrupt:
-        print("distill: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"distill: interrupted{f': {stop}' if stop.args else ''}", file=sys.stderr)
         raise SystemExit(130) from None
 
 
@@ -271,6 +271,8 @@ class Task:
         except signals.Preempted as stop:
             stop.advice = stop.advice or how_to_go_on(cfg)
             raise
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(how_to_go_on(cfg)) from None
 
     def explained(self, function: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
         """Run, and say in one line what a person can put right."""

@@ -23,6 +23,7 @@ from distill.sharing import once
 log = logging.getLogger(__name__)
 
 SINGLE = 1e-6  # what was logged was rounded to single precision
+GUESSING = (1.5, 0.1)  # times what guessing comes to, or this much of the way from it to 1
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Look:
         majority: the share of the most frequent class.
         most_frequent: that class's name.
         images: how many there are.
+        classes: how many of the classes are among them.
     """
 
     role: str
@@ -46,6 +48,7 @@ class Look:
     majority: float
     most_frequent: str
     images: int
+    classes: int
 
     def told(self) -> str:
         """Return the numbers in one line."""
@@ -54,6 +57,12 @@ class Look:
             f"{percent(self.balanced_accuracy)}, NLL {self.nll:.2f}; always answering the most "
             f"frequent class ({self.most_frequent}) would be right on {percent(self.majority)}"
         )
+
+    @property
+    def guesses(self) -> bool:
+        """Whether it is hardly better than guessing where each class counts the same."""
+        chance, (times, way) = 1 / self.classes, GUESSING
+        return self.balanced_accuracy < min(times * chance, chance + way * (1 - chance))
 
     def doubts(self, baseline: float | None = None) -> list[str]:
         """Return, in sentences, why it may be no teacher.
@@ -67,6 +76,12 @@ class Look:
             found.append(
                 f"{own}, and always answering the most frequent class ({self.most_frequent}) would "
                 f"be on {percent(self.majority)}, so that there is little to learn from it"
+            )
+        elif self.guesses:
+            found.append(
+                f"{own}, but its balanced accuracy is {percent(self.balanced_accuracy)}, where "
+                f"guessing comes to {percent(1 / self.classes)}, so that there is little to learn "
+                f"from it about other classes than the most frequent ({self.most_frequent})"
             )
         if baseline is not None and self.top1 < baseline - SINGLE:
             found.append(
@@ -119,6 +134,7 @@ def measured(logits: Tensor, target: Tensor, classes: Sequence[str], role: str) 
         int(counts.max()) / len(target),
         classes[int(counts.argmax())],
         len(target),
+        int((counts > 0).sum()),
     )
 
 

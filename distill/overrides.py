@@ -71,6 +71,7 @@ MEANT = {
     **dict.fromkeys(("output", "output_dir", "out", "save_dir", "run_dir"), "hydra.run.dir"),
     "random_seed": "seed",
 }  # fmt: skip
+COUNTED = ("num_classes", "nb_classes", "n_classes", "in_chans", "in_channels")
 FLAGS: dict[tuple[str, ...], dict[str, Any]] = {  # Hydra's, which has no public parser of them
     **{names: {"action": "store_true"} for names in (
         ("--help", "-h"), ("--hydra-help",), ("--version",), ("--resolve",), ("--run", "-r"),
@@ -207,6 +208,8 @@ def unknown(override: Override, cfg: DictConfig) -> str:
 
 def hint(key: str, value: str, cfg: DictConfig) -> str:
     """Return a hint at what was meant by a key that does not exist, as it can be typed."""
+    if key.rpartition(".")[2] in COUNTED:
+        return ": the data decide it, and there is no key for it"
     parent, siblings = nearest_parent(key, cfg)
     asked, *below = key.removeprefix(parent).split(".")
     options = options_with(key) if parent else []
@@ -231,7 +234,9 @@ def hint(key: str, value: str, cfg: DictConfig) -> str:
 
 def same_name(key: str, cfg: DictConfig) -> list[str]:
     """Return the keys that people mean by a name, or that end with it: the first, or the few."""
-    last = key.rpartition(".")[2]
+    parent, _, last = key.rpartition(".")
+    if last in MEANT and holds(cfg, there := f"{parent}.{meant(last).rpartition('.')[2]}"):
+        return [there]
     ending = [name for name in keys(plain(cfg)) if name.rpartition(".")[2] == last]
     beside = [name for name in ending if name.partition(".")[0] == key.partition(".")[0]]
     named = [meant(name) for name in (key, last) if name in MEANT]

@@ -2,6 +2,9 @@
 
 Outside training a command ends at once. A run that keeps checkpoints asks for time (`deferred`),
 writes one after the batch it is at, and then ends (`Preempted`).
+
+Ctrl-C ends a command at once too. Python forgets the exception that it raises while it finalises an
+object, which a training loop does much of the time: it is remembered here (`raise_lost_interrupt`).
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ class _State:
     owner: int | None = None  # the process that listens
     received: str | None = None
     deferrals = 0
+    interrupted = False
 
 
 @contextmanager
@@ -40,6 +44,10 @@ def heeded() -> Iterator[None]:
         return
     before: dict[int, Any] = {number: signal.getsignal(number) for number in SIGNALS}
     _State.owner, _State.received, _State.deferrals = os.getpid(), None, 0
+    _State.interrupted = False
+    if (ctrl_c := signal.getsignal(signal.SIGINT)) is signal.default_int_handler:
+        before[signal.SIGINT] = ctrl_c
+        signal.signal(signal.SIGINT, _interrupt)
     listen()
     try:
         yield
@@ -79,9 +87,22 @@ def stop_if_told() -> None:
 
     Raises:
         Preempted: then.
+        KeyboardInterrupt: after a Ctrl-C that Python has forgotten.
     """
+    raise_lost_interrupt()
     if _State.received is not None:
         raise Preempted(_State.received)
+
+
+def raise_lost_interrupt() -> None:
+    """Raise the `KeyboardInterrupt` of a Ctrl-C that Python has forgotten."""
+    if _State.interrupted and _State.owner == os.getpid():
+        raise KeyboardInterrupt
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    _State.interrupted = True
+    signal.default_int_handler(number, frame)
 
 
 def _receive(number: int, frame: FrameType | None) -> None:

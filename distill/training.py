@@ -54,6 +54,7 @@ def fit(
     left = resume.left_behind(cfg)
     resume.check_unchanged(cfg, left, student.about["learned_from"])
     over = resume.is_over(cfg, left)
+    done = epochs_done(left, Path(cfg.ckpt_path)) if left else 0
     left = left if over else {}  # no copy of it in memory while the student trains
     trainer = config.build_trainer(cfg, student.objective)
     own, *others = trainer.loggers
@@ -87,7 +88,7 @@ def fit(
             if isinstance(logger, WandbLogger):  # else the next job of a sweep would log to its run
                 logger.experiment.finish()
     if trainer.is_global_zero and not over:
-        log.info("%s: %s", role, in_words(cfg, trainer.current_epoch, clock() - started))
+        log.info("%s: %s", role, in_words(cfg, trainer.current_epoch, done, clock() - started))
     if over:  # nothing was trained, so that no callback has left its average there
         student.student.load_state_dict(student_weights(left))
     if "16-true" in str(cfg.trainer.precision):
@@ -95,12 +96,20 @@ def fit(
     return student, trainer
 
 
-def in_words(cfg: DictConfig, epochs: int, seconds: float) -> str:
-    """Return what training came to: "8 epochs in 41 s, val/top1 0.975 (best 0.981 in epoch 7)"."""
+def in_words(cfg: DictConfig, epochs: int, before: int, seconds: float) -> str:
+    """Return what training came to: "8 epochs in 41 s, val/top1 0.975 (best 0.981 in epoch 7)".
+
+    Args:
+        cfg: of the run.
+        epochs: how many there have been.
+        before: how many of them before the run went on from a checkpoint.
+        seconds: what the others took.
+    """
     metric = cfg.optimized_metric
     history = read_history(Path(cfg.paths.output_dir) / METRICS)
     at, values = by_epoch(history, metric)
-    found = f"{counted(epochs)} in {seconds:.0f} s"
+    now = f", {epochs - before} of them now," if before else ""
+    found = f"{counted(epochs)}{now} in {seconds:.0f} s"
     if not values:
         return found
     best = (max if higher_is_better(metric) else min)(values)

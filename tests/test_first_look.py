@@ -72,11 +72,11 @@ def test_the_numbers_are_those_of_scikit_learn():
     assert found.top1 == pytest.approx(accuracy_score(target, named))
     assert found.balanced_accuracy == pytest.approx(balanced_accuracy_score(target, named))
     assert found.nll == pytest.approx(log_loss(target, logits.double().softmax(1)), rel=1e-5)
-    assert (found.majority, found.most_frequent) == (0.6, "cat")
+    assert (found.majority, found.most_frequent, found.classes) == (0.6, "cat", 3)
 
 
 def test_it_is_said_in_one_line_and_doubted_with_reason():
-    good = Look("teacher", 0.869, 0.851, 0.41, 0.412, "cat", 1968)
+    good = Look("teacher", 0.869, 0.851, 0.41, 0.412, "cat", 1968, 4)
     assert good.told() == (
         "teacher: validation top-1 86.9 %, balanced accuracy 85.1 %, NLL 0.41; always answering "
         "the most frequent class (cat) would be right on 41.2 %"
@@ -85,10 +85,13 @@ def test_it_is_said_in_one_line_and_doubted_with_reason():
     (worse,) = good.doubts(0.9)
     assert worse.startswith("teacher: right on 86.9 % of 1,968 validation images, and the student")
     assert "learns without it on 90.0 %" in worse
-    useless = Look("assistant 1", 0.412, 0.25, 9.0, 0.412, "cat", 1968)
+    useless = Look("assistant 1", 0.412, 0.25, 9.0, 0.412, "cat", 1968, 4)
     (majority,) = useless.doubts()
     assert majority.startswith("assistant 1: right on 41.2 %")
     assert len(useless.doubts(0.5)) == 2
+    (guessing,) = Look("teacher", 0.43, 0.262, 1.3, 0.412, "cat", 1968, 4).doubts()
+    assert "its balanced accuracy is 26.2 %, where guessing comes to 25.0 %" in guessing
+    assert Look("teacher", 0.09, 0.09, 4.0, 0.01, "cat", 1000, 100).doubts() == []
 
 
 def test_answers_that_are_not_finite_are_refused():

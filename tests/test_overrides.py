@@ -111,6 +111,9 @@ def test_a_dictionary_without_its_target_adds_to_what_has_one():
     [
         ("student.nane=x", "did you mean student.name=x?"),
         ("callbacks.lr.x=1", "Could not override 'callbacks.lr.x'"),
+        ("teacher.fit.epochs=3", "did you mean teacher.fit.max_epochs=3?"),
+        ("data.num_classes=5", "'data.num_classes': the data decide it, and there is no key"),
+        ("num_classes=5", "'num_classes': the data decide it, and there is no key"),
         ("preview={rows: 1}", "did you mean preview.row?"),
         ("lr='${student.lr}'", "did you mean optimizer.lr=''\"'\"'${student.lr}'\"'\"''?"),
         ("root='my photos'", """did you mean data.root=''"'"'my photos'"'"''?"""),

@@ -35,3 +35,19 @@ def test_handlers_of_a_library_give_way():
         signals.listen()
         os.kill(os.getpid(), signal.SIGTERM)
         assert signals.pending()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_ctrl_c_that_python_forgets_ends_training_at_its_next_batch():
+    class Finalised:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with signals.heeded():
+        Finalised()
+        for asked in (signals.raise_lost_interrupt, signals.stop_if_told):
+            with pytest.raises(KeyboardInterrupt):
+                asked()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with signals.heeded():
+        signals.stop_if_told()

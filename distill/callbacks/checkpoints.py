@@ -87,6 +87,7 @@ class LatestCheckpoint(ModelCheckpoint):
         batch_idx: int,
     ) -> None:
         """Write a checkpoint, but for the epoch's last batch, which is followed by the epoch's."""
+        signals.raise_lost_interrupt()
         loop = trainer.fit_loop.epoch_loop
         if loop.batch_progress.is_last_batch:
             return

@@ -234,9 +234,7 @@ def labelled_images(
         raise ValueError(f"{base} has folders that are no class: {some(unknown, 5)}")
     seen.walked |= real_paths([base, *folders])
     files, labels = files_of(folders, names, seen)
-    absent = sorted(set(range(len(names))) - set(labels.tolist()))
-    notes = [f"no image of {some((names[k] for k in absent), 5)}"] if absent else []
-    return names, files, labels, [*notes, *seen.notes()]
+    return names, files, labels, seen.notes()
 
 
 def class_folders(path: Path, seen: Seen) -> list[Path]:

@@ -488,7 +488,14 @@ def create(
 ) -> nn.Module:
     """Call `timm.create_model`, explaining what it refuses."""
     check_name(name, f"{role}.name")
-    options = {**asked_by(shape, name), **args}
+    asked = asked_by(shape, name)
+    for key in ("num_classes", "in_chans"):
+        if args.get(key, asked[key]) != asked[key]:
+            raise ValueError(
+                f"{role}.args.{key}={args[key]}: the data decide it, and have {asked[key]}: "
+                "leave it out"
+            )
+    options = {**asked, **args}
     try:
         return call_timm(name, options, pretrained)
     except ValueError as error:

@@ -358,6 +358,11 @@ def missing(folder: Path, name: str) -> str:
         return f"there is no {folder}"
     if (folder / "student" / name).is_file():
         return f"{folder} is a run, not a student bundle: did you mean {folder / 'student'}?"
+    if folder.name == "teacher":  # of a run, which has its teacher's history there
+        return (
+            f"{folder} is not a student bundle: no {name}; a teacher that a run has trained lies "
+            "where its line “teacher: kept in” says"
+        )
     return f"{folder} is not a student bundle: no {name}"
 
 

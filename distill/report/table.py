@@ -34,7 +34,7 @@ def print_table(summary: dict[str, Any]) -> None:
     show(
         ["", *(heading for heading, *_ in columns)],
         rows,
-        title="test split, last epoch",
+        title="test split, last epoch" if summary.get("epochs") else "test split",
         drop=("images/s", "top-5 %", "macro F1 %", "parameters", "ECE %"),
         rest="summary.json",
     )

@@ -7,12 +7,26 @@ from typing import Any
 
 OTHERS = {"baseline": "the same student without a teacher", "teacher": "its teacher"}
 UNBALANCED = 1.5  # the most frequent class of the test split over the rarest
+HARM = 1.01  # times the NLL without a temperature, from which a fitted one does harm
 BLIND = 0.95  # of the images of other classes that are given one label
 
 
 def sentences(summary: Mapping[str, Any]) -> list[str]:
     """Return what a reader of the headline should know: differences, and models of one answer."""
-    return [*blind_sentences(summary), *comparison_sentences(summary)]
+    found = [*blind_sentences(summary), *comparison_sentences(summary)]
+    return found + scaling_sentences(summary.get("student") or {})
+
+
+def scaling_sentences(student: Mapping[str, Any]) -> list[str]:
+    """Return that the temperature that goes with the student does harm on test, where it does."""
+    before, after = student.get("nll"), student.get("nll_after_scaling")
+    if before is None or after is None or after <= HARM * before:
+        return []
+    return [
+        f"The temperature fitted on validation, T = {student['temperature_star']:.2f}, makes the "
+        f"student's probabilities worse on the test images (NLL {before:.3f} → {after:.3f}): these "
+        "are not like those of validation, or those were too few."
+    ]
 
 
 def comparison_sentences(summary: Mapping[str, Any]) -> list[str]:

@@ -196,7 +196,8 @@ def print_winner(rows: list[dict[str, Any]], folder: Path) -> None:
         return
     first, *others = [row for row in rows if worth[row["job"]] == best]
     told = ", ".join(f"{name}={first[name]}" for name in varied(rows) if name in first)
-    tied = f"; jobs {', '.join(row['job'] for row in others)} tie there" if others else ""
+    jobs = ", ".join(row["job"] for row in others)
+    tied = ["", f"; job {jobs} ties with it", f"; jobs {jobs} tie with it"][min(len(others), 2)]
     print(
         f"best on validation: job {first['job']}{f' ({told})' if told else ''}, "
         f"val {metric} {shown(first['validation'][metric])}, "

@@ -87,8 +87,9 @@ def test_ctrl_c_exits_quietly_and_leaves_no_process(spawn, tmp_path):
         with suppress(subprocess.TimeoutExpired):
             process.wait(patience)
             break
-    assert process.poll() == 130
+    assert process.poll() == 130, process.said()
     assert "Traceback" not in process.said()
+    assert "the same command with hydra.run.dir=run resume=auto goes on" in process.said()
     assert not (tmp_path / "run" / "summary.json").exists()
     deadline = time.monotonic() + 20
     while processes_of(session=process.pid):

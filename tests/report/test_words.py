@@ -85,6 +85,15 @@ def test_a_model_of_one_answer_is_called_so_and_one_that_knows_a_frequent_class_
     assert not words.is_blind({"label": 0, "share": 1.0, "share_of_others": None})
 
 
+def test_a_temperature_that_does_harm_on_test_is_named():
+    student = {"nll": 0.4, "nll_after_scaling": 0.45, "temperature_star": 1.844}
+    (said,) = words.sentences({"student": student, "classes": CLASSES})
+    assert "T = 1.84, makes the student's probabilities worse" in said
+    assert "(NLL 0.400 → 0.450)" in said
+    assert not words.scaling_sentences(student | {"nll_after_scaling": 0.403})
+    assert not words.scaling_sentences(student | {"nll_after_scaling": None})
+
+
 def test_no_control_character_of_a_class_reaches_the_terminal():
     summary = {"majority": {"class": "a\x1b[31mb" + "c" * 40}}
     assert words.majority_name(summary) == "always “a�[31mbcccccccccccc…”"

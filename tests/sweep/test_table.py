@@ -98,5 +98,5 @@ def test_jobs_that_tie_are_named_and_costs_of_one_student_are_in_the_file_only(t
         write_job(tmp_path, job, [f"seed={job}"], 0.5)
     finish(tmp_path)
     said = capsys.readouterr().out
-    assert "job 0 (seed=0), val top1 0.5000, test top1 0.5000; jobs 1 tie there" in said
+    assert "job 0 (seed=0), val top1 0.5000, test top1 0.5000; job 1 ties with it" in said
     assert "params" not in said
