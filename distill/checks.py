@@ -88,11 +88,7 @@ SEED = whole(0, 2**32 - 1)
 # A share of the batches, or so many of them; Lightning tells 1 from 1.0.
 BATCHES = Kind("a share of the batches above 0, or how many",
                lambda v: is_real(v) and v > 0 and (isinstance(v, int) or v <= 1))  # fmt: skip
-# A picture's: one number, or its height and width.
-SIZE = Kind("a whole number of at least 1, or height and width such as [96,128]",
-            lambda v: all(whole(1).holds(n) for n in v) and len(v) == 2
-            if isinstance(v, list) else whole(1).holds(v))  # fmt: skip
-
+# A picture's.
 SIZE = Kind("a number of pixels, or a list of height and width",
             lambda v: all(type(n) is int and n > 0 for n in (v if isinstance(v, list) else [v]))
             and (not isinstance(v, list) or len(v) == 2))  # fmt: skip
