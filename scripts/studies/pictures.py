@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=96, help="pixels at which they are shown")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=60, help="passes over the labelled pictures")
+    parser.add_argument("--lr", default="6e-3", help="of every student")
     parser.add_argument("--teacher-epochs", type=int, default=30)
     parser.add_argument("--override", action="append", default=[], help="of both sweeps")
     parser.add_argument("--out", type=Path, default=Path("outputs/studies/pictures"))
@@ -84,7 +85,7 @@ def command(options: argparse.Namespace, sweep: Path, *more: str) -> list[str]:
         "teacher.fit.ema=0.98",
         "objective.temperature=4",
         "student=timm", f"student.name={options.student}",
-        f"trainer.max_epochs={options.epochs}", *more, *options.override,
+        f"trainer.max_epochs={options.epochs}", f"optimizer.lr={options.lr}", *more, *options.override,
     ]  # fmt: skip
 
 
