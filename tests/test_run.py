@@ -15,11 +15,12 @@ from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 from scipy.stats import binomtest
 
-from distill import run, signals
+from distill import run
 from distill.cli import CONF
 from distill.models.bundle import load_student, read_facts
-from distill.module import Distiller
 from distill.report import words
+from distill.training.module import Distiller
+from distill.utils import signals
 
 QUICK = ("trainer.max_epochs=1", "trainer.limit_train_batches=2", "teacher.fit.max_epochs=1",
          "trainer.accelerator=cpu", "logger=none")  # fmt: skip
@@ -245,7 +246,7 @@ def test_a_run_that_is_over_is_not_run_again_and_one_that_was_not_judged_is_judg
 def test_a_disk_that_fills_up_leaves_the_last_good_checkpoint(
     composed, tmp_path, monkeypatch, file_limit
 ):
-    from distill.callbacks.checkpoints import WholeCheckpoints
+    from distill.training.callbacks.checkpoints import WholeCheckpoints
 
     save, done = WholeCheckpoints.save_checkpoint, []
 

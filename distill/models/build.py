@@ -16,7 +16,6 @@ from torch.nn.functional import interpolate
 
 import distill.models.cifar
 import distill.models.slim  # noqa: F401  (both register their families with timm)
-from distill.errors import first_line
 from distill.models.checkpoint import (
     TIMM_CONFIG,
     Checkpoint,
@@ -38,6 +37,7 @@ from distill.models.weights import (
     size_along,
     with_own_head,
 )
+from distill.utils.errors import first_line
 
 # The data decide these, whatever a checkpoint recorded.
 FROM_DATA = ("num_classes", "in_chans", "img_size")

@@ -16,8 +16,6 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
-from distill.errors import first_line
-from distill.files import resolved_path, under_construction
 from distill.models.build import rebuilt
 from distill.models.checkpoint import (
     FACTS,
@@ -32,6 +30,8 @@ from distill.models.checkpoint import (
     read_json,
 )
 from distill.models.compiled import uncompiled
+from distill.utils.errors import first_line
+from distill.utils.files import resolved_path, under_construction
 
 log = logging.getLogger(__name__)
 

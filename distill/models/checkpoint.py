@@ -18,8 +18,8 @@ from safetensors.torch import load as load_safetensors
 from timm.models import build_model_with_cfg, clean_state_dict
 from torch import Tensor
 
-from distill.files import resolved_path
 from distill.models.compiled import plain_name
+from distill.utils.files import resolved_path
 
 WEIGHTS, TIMM_CONFIG, FACTS = "model.safetensors", "config.json", "distill.json"
 STUDENT_PREFIX = "student."

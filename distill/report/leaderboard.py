@@ -9,11 +9,11 @@ from operator import ge
 from pathlib import Path
 from typing import Any
 
-from distill.files import held_elsewhere
-from distill.folders import ENDED, FAILED, RECORD, SUMMARY, jobs_in
+from distill.config.resolvers import higher_is_better
 from distill.metrics import mean_interval
 from distill.report.reading import read_overrides, read_summary, read_yaml
-from distill.resolvers import higher_is_better
+from distill.utils.files import held_elsewhere
+from distill.utils.run_folder import ENDED, FAILED, RECORD, SUMMARY, jobs_in
 
 METRICS = ("top1", "nll", "ece", "ece_after_scaling", "agreement")
 AVERAGED = ("val_top1", "test_top1", "test_nll", "test_ece", "baseline_top1")

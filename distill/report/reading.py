@@ -12,10 +12,10 @@ from zipfile import ZipFile
 import numpy as np
 import yaml
 
-from distill.errors import first_line
-from distill.folders import RECORD
-from distill.folders import SUMMARY as SUMMARY
 from distill.models.checkpoint import inside, read_json
+from distill.utils.errors import first_line
+from distill.utils.run_folder import RECORD
+from distill.utils.run_folder import SUMMARY as SUMMARY
 
 METRICS, IMAGES = "metrics.csv", "examples.npz"
 # Bytes that no run comes near to: a million rows, and some thousand thumbnails.

@@ -29,8 +29,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distill import __version__
 from distill.data import DataModule
-from distill.errors import first_line
-from distill.files import save_arrays, write_whole
+from distill.utils.errors import first_line
+from distill.utils.files import save_arrays, write_whole
 
 log = logging.getLogger(__name__)
 
