@@ -7,12 +7,9 @@ from dataclasses import asdict, dataclass
 from math import nan
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
-import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from distill import metrics, report
@@ -26,19 +23,19 @@ from distill.metrics import (
     class_numbers,
     cost_numbers,
     evaluate,
-    fit_temperature,
     fit_vector_scaling,
     uncertainty,
     vector_numbers,
 )
+from distill.metrics.cost import costs_of_models, parameters
 from distill.teacher.teacher import Teacher
 from distill.training.auxiliary import direct_teacher
 from distill.training.module import Distiller
-from distill.training.trainer import reported_topk
+from distill.training.trainer import reported_topk, single_device
 from distill.utils.files import save_arrays
+from distill.utils.json_files import finite
 
 SPLITS = ("val", "test")  # a temperature is fitted on the first and judged on the second
-_on_validation: WeakKeyDictionary[Teacher, dict[str, Tensor]] = WeakKeyDictionary()
 ROLES = ("teacher", "baseline", "student", "student_best")
 
 
@@ -89,24 +86,6 @@ def joined(batches: Sequence[Any]) -> dict[str, Tensor]:
     return {key: torch.cat([batch[key].cpu() for batch in batches]) for key in batches[0]}
 
 
-def single_device(cfg: DictConfig, **options: Any) -> pl.Trainer:
-    """Return a quiet trainer on the first of a run's devices."""
-    devices = read.plain(cfg.trainer.devices)
-    try:
-        return pl.Trainer(
-            accelerator=cfg.trainer.accelerator,
-            devices=devices[:1] if isinstance(devices, list) else 1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            **options,
-        )
-    except MisconfigurationException as error:
-        raise ValueError(f"trainer.accelerator={cfg.trainer.accelerator}: {error}") from error
-
-
 def summary(
     cfg: DictConfig,
     data: DataModule,
@@ -134,7 +113,7 @@ def summary(
     for role, model in models.items():
         own = None if kept is None else kept.get(role, {})
         numbers = judge(cfg, data, answers, role, costs, own)
-        found[role] = numbers | {"params": report.parameters(model)}
+        found[role] = numbers | {"params": parameters(model)}
         for more in (*further, measured, {role: {"intervals": intervals[role]}}):
             found[role] |= more.get(role, {})
     if "teacher" in models:
@@ -206,7 +185,7 @@ def costs_of(
         if role != "student_best":  # the same model as the student
             shape = (data.in_chans, *size_for(cfg, data, role))
             by_shape.setdefault(shape, {})[role] = model
-    found = [report.costs_of_models(own, shape, device) for shape, own in by_shape.items()]
+    found = [costs_of_models(own, shape, device) for shape, own in by_shape.items()]
     return {role: costs for one in found for role, costs in one.items()}
 
 
@@ -286,7 +265,7 @@ def learned_labels(
     found = {}
     for role, answers in named_classes(modules, data, change.split, device).items():
         shares = metrics.learned_labels(answers, change.split.labels, change.true)
-        found[role] = report.finite({name: float(share) for name, share in shares.items()})
+        found[role] = finite({name: float(share) for name, share in shares.items()})
     return found
 
 
@@ -315,7 +294,7 @@ def robustness(
             for role, answer in answers.items():
                 table[role][row, column] = (answer != data.test.labels).double().mean()
     mean, reference = metrics.mean_corruption_error, table.get("baseline")
-    return report.finite(
+    return finite(
         {
             role: {
                 "corruption_errors": dict(zip(names, errors.tolist(), strict=True)),
@@ -332,41 +311,3 @@ def robustness(
 def as_module(teacher: Teacher, data: DataModule) -> Distiller:
     """Return a teacher as a model to be judged like a student."""
     return Distiller(teacher.model, num_classes=data.num_classes, normalize=teacher.normalize)
-
-
-@torch.inference_mode()
-def on_validation(cfg: DictConfig, data: DataModule, teacher: Teacher) -> tuple[Tensor, Tensor]:
-    """Return a teacher's logits `[N, K]`, float32, for the validation split, and the labels `[N]`.
-
-    It is asked once, whatever is then made of its answers, and no random state is moved.
-    """
-    known = _on_validation.setdefault(teacher, {})
-    if data.fingerprint not in known:
-        device = single_device(cfg).strategy.root_device
-        teacher.to(device)
-        batches = torch.arange(len(data.val)).split(data.batch_size)
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # a loader draws from it, whether it needs to or not
-            shown = data.in_order(data.val, CLEAN, batches, device)
-            logits = torch.cat([teacher(view).float().cpu() for view, _ in shown])
-        known[data.fingerprint] = logits
-    return known[data.fingerprint].clone(), data.val.labels
-
-
-def teacher_temperature(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> float:
-    """Return the temperature that calibrates the teacher on validation.
-
-    Raises:
-        ValueError: if there is no teacher, or no temperature is best.
-    """
-    if teacher is None:
-        raise ValueError("objective.temperature=auto asks the teacher, and there is none")
-    fit = fit_temperature(*on_validation(cfg, data, teacher))
-    if fit.temperature is None:
-        why = "it makes no mistake there" if fit.status == "zero" else "its scores say nothing"
-        raise ValueError(
-            f"objective.temperature=auto: the teacher's temperature on validation is {fit.status} "
-            f"({why}); give a number"
-        )
-    return fit.temperature

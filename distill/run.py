@@ -26,7 +26,6 @@ from distill.metrics import fit_vector_scaling
 from distill.models.build import build_model, normalization
 from distill.models.features import check_features, feature_channels
 from distill.objective.objective import Objective
-from distill.report.reading import METRICS, by_epoch, read_history
 from distill.teacher.teacher import Teacher
 from distill.training import auxiliary, resume
 from distill.training.cache import check_store, fill, open_recall
@@ -59,10 +58,13 @@ from distill.training.trainer import (
     check_trainer,
     check_unlabeled,
     note_data,
+    single_device,
 )
 from distill.utils import signals
 from distill.utils.files import only_run_in, remove_stale
+from distill.utils.json_files import write_json
 from distill.utils.ranks import first_of_run
+from distill.utils.run_folder import METRICS, by_epoch, read_history
 from distill.utils.sharing import clock
 
 log = logging.getLogger(__name__)
@@ -203,7 +205,7 @@ def fill_store(cfg: DictConfig) -> None:
             data,
             teacher,
             recall,
-            evaluation.single_device(cfg, precision=cfg.trainer.precision),
+            single_device(cfg, precision=cfg.trainer.precision),
         )
     finally:
         recall.close()
@@ -420,7 +422,7 @@ def write_run(
     if data.altered:
         report.save_condition(folder / "condition.npz", data)
     report.save_thumbnails(folder / "examples.npz", data, summary)
-    report.write_json(folder / "summary.json", summary)
+    write_json(folder / "summary.json", summary)
     report.print_table(summary)
     if cfg.report:
         report.write_run_page(folder)

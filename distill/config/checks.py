@@ -17,7 +17,7 @@ from torch import nn
 from distill.config.build import costs, costs_once
 from distill.config.overrides import closest
 from distill.config.read import plain, processes, swept, teacher_name
-from distill.config.schema import check_values, is_number, resolve_paths
+from distill.config.schema import check_values, resolve_paths
 from distill.data import DataModule
 from distill.data.module import CLEAN_VIEW, border
 from distill.data.sources.judged import named
@@ -29,6 +29,7 @@ from distill.models.checkpoint import FACTS, existing, read_checkpoint
 from distill.objective.objective import Objective
 from distill.utils.errors import first_line
 from distill.utils.files import resolved_path
+from distill.utils.numbers import is_number
 
 
 def settle_values(cfg: DictConfig) -> None:

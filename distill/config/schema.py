@@ -16,6 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from distill.utils.files import resolved_path
+from distill.utils.numbers import is_real
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,6 @@ def same_as_any(value: Any, others: Sequence[Any]) -> bool:
 def shown(value: Any) -> str:
     """Return a value as it is written in a configuration."""
     return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a number, NaN included; true and false are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def is_real(value: Any) -> bool:
-    """Whether a value is a finite number."""
-    return is_number(value) and math.isfinite(value)
 
 
 def real(low: float, high: float = math.inf, above: bool = False) -> Kind:

@@ -17,7 +17,6 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from distill.config.schema import is_number
 from distill.data.condition.corrupt import CUT, OWN, Altered, altered, build_condition
 from distill.data.condition.image_corruptions import ImageCorruption
 from distill.data.sources.images import MODES
@@ -39,6 +38,7 @@ from distill.data.views.erasing import Erasing
 from distill.data.views.order import endless_order, epoch_order
 from distill.data.views.views import CLEAN, ResidentView, StreamedView, is_range
 from distill.utils import sharing
+from distill.utils.numbers import is_number
 from distill.utils.sharing import Recent, Streams
 
 Key = tuple[int, Tensor]  # (epoch, positions in the split); −1 is a rank's padding

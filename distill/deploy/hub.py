@@ -8,7 +8,8 @@ from huggingface_hub import HfApi, ModelCard, get_token
 
 from distill.data.sources.errors import reason
 from distill.models.bundle import CARD, load_student, read_facts
-from distill.models.checkpoint import FACTS, TIMM_CONFIG, WEIGHTS, inside
+from distill.models.checkpoint import FACTS, TIMM_CONFIG, WEIGHTS
+from distill.utils.reading import inside
 
 
 def push_student(

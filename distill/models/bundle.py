@@ -23,15 +23,14 @@ from distill.models.checkpoint import (
     WEIGHTS,
     facts_of_lightning,
     has_weights_alone,
-    inside,
     is_finite,
     is_list,
     read_checkpoint,
-    read_json,
 )
 from distill.models.compiled import uncompiled
 from distill.utils.errors import first_line
 from distill.utils.files import resolved_path, under_construction
+from distill.utils.reading import inside, read_json
 
 log = logging.getLogger(__name__)
 

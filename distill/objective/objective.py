@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.config.schema import is_number
 from distill.losses import LOSSES, Loss, class_balanced_weights
 from distill.models.features import feature_channels
 from distill.objective.selection import Selection
 from distill.objective.temperature import LearnedTemperature
 from distill.utils.inputs import as_labels, check_targets
+from distill.utils.numbers import is_number
 
 SHARED = (
     "temperature",

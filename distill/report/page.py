@@ -41,11 +41,11 @@ from distill.report.leaderboard import (
     series_over,
     varied,
 )
-from distill.report.reading import Run, by_epoch, read_run, temperature_of
+from distill.report.reading import Run, read_run, temperature_of
 from distill.report.table import by_label
 from distill.utils.errors import first_line
 from distill.utils.files import write_whole
-from distill.utils.run_folder import SUMMARY, jobs_in
+from distill.utils.run_folder import SUMMARY, by_epoch, jobs_in
 
 PAGE = "report.html"
 MANY, LOWEST = 100, 20  # classes beyond which those of the lowest recall are listed, and how many

@@ -16,7 +16,6 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from distill import report
 from distill.config import read
 from distill.data import DataModule
 from distill.data.sources.splits import Split
@@ -25,13 +24,14 @@ from distill.models.build import channels_last
 from distill.models.bundle import load_student
 from distill.models.checkpoint import read_checkpoint
 from distill.objective.objective import Objective
-from distill.report.reading import METRICS, by_epoch, read_history
 from distill.teacher.cached import Recall
 from distill.teacher.ensemble import Ensemble
 from distill.teacher.store import Layout, TeacherStore, check_size, describe, store_folder
 from distill.teacher.teacher import Teacher
 from distill.training import auxiliary
 from distill.utils.files import remove_stale
+from distill.utils.provenance import versions
+from distill.utils.run_folder import METRICS, by_epoch, read_history
 from distill.utils.sharing import alone
 
 log = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ def fit_key(cfg: DictConfig, data: DataModule, teacher: Teacher | None = None) -
         kept = ("mode", "dtype", "topk", "max_gb")  # which decide whether answers are rounded
         decided["store"] = {key: values["store"].get(key) for key in kept}
         decided["teacher"] = identity_of(teacher)
-    decided["versions"] = report.versions()
+    decided["versions"] = versions()
     text = json.dumps(decided, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -239,7 +239,7 @@ def open_store(
         "batch_size": teacher.batch_size,
         "precision": str(cfg.trainer.precision),
         "gpu": cfg.trainer.accelerator != "cpu" and torch.cuda.is_available(),
-        "versions": {key: report.versions()[key] for key in ("distill", "torch", "timm")},
+        "versions": {key: versions()[key] for key in ("distill", "torch", "timm")},
     }
     samples, classes, kept = rows(data, split), data.num_classes, (options.dtype, options.topk)
     folder = store_folder(options.path, facts, samples, classes, *kept)

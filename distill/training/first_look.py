@@ -6,17 +6,19 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from weakref import WeakKeyDictionary
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from distill import evaluation
 from distill.data import DataModule
-from distill.metrics import balanced_accuracy, negative_log_likelihood
+from distill.data.views.views import CLEAN
+from distill.metrics import balanced_accuracy, fit_temperature, negative_log_likelihood
 from distill.objective.objective import Objective
 from distill.teacher.teacher import Teacher
 from distill.training.cache import known_baseline
+from distill.training.trainer import single_device
 from distill.utils.ranks import first_of_run
 from distill.utils.sharing import once
 
@@ -24,6 +26,7 @@ log = logging.getLogger(__name__)
 
 SINGLE = 1e-6  # what was logged was rounded to single precision
 GUESSING = (1.5, 0.1)  # times what guessing comes to, or this much of the way from it to 1
+_on_validation: WeakKeyDictionary[Teacher, dict[str, Tensor]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def looked_at(
 
 def look(cfg: DictConfig, data: DataModule, teacher: Teacher, role: str) -> Look:
     """Return what a teacher is worth on validation, and say it."""
-    found = measured(*evaluation.on_validation(cfg, data, teacher), data.classes, role)
+    found = measured(*on_validation(cfg, data, teacher), data.classes, role)
     log.info("%s", found.told())
     for doubt in found.doubts():  # now, and not after the baseline or an assistant has trained
         log.warning("%s", doubt)
@@ -150,3 +153,41 @@ def warned(cfg: DictConfig, data: DataModule, looks: Sequence[Look]) -> list[str
     for doubt in [doubt for doubt in found if doubt not in said]:
         once(("doubt", doubt), partial(log.warning, "%s", doubt))
     return found
+
+
+@torch.inference_mode()
+def on_validation(cfg: DictConfig, data: DataModule, teacher: Teacher) -> tuple[Tensor, Tensor]:
+    """Return a teacher's logits `[N, K]`, float32, for the validation split, and the labels `[N]`.
+
+    It is asked once, whatever is then made of its answers, and no random state is moved.
+    """
+    known = _on_validation.setdefault(teacher, {})
+    if data.fingerprint not in known:
+        device = single_device(cfg).strategy.root_device
+        teacher.to(device)
+        batches = torch.arange(len(data.val)).split(data.batch_size)
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # a loader draws from it, whether it needs to or not
+            shown = data.in_order(data.val, CLEAN, batches, device)
+            logits = torch.cat([teacher(view).float().cpu() for view, _ in shown])
+        known[data.fingerprint] = logits
+    return known[data.fingerprint].clone(), data.val.labels
+
+
+def teacher_temperature(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> float:
+    """Return the temperature that calibrates the teacher on validation.
+
+    Raises:
+        ValueError: if there is no teacher, or no temperature is best.
+    """
+    if teacher is None:
+        raise ValueError("objective.temperature=auto asks the teacher, and there is none")
+    fit = fit_temperature(*on_validation(cfg, data, teacher))
+    if fit.temperature is None:
+        why = "it makes no mistake there" if fit.status == "zero" else "its scores say nothing"
+        raise ValueError(
+            f"objective.temperature=auto: the teacher's temperature on validation is {fit.status} "
+            f"({why}); give a number"
+        )
+    return fit.temperature

@@ -15,10 +15,10 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from distill import report
 from distill.config import build, read
 from distill.config.resolvers import higher_is_better
 from distill.data import DataModule
+from distill.metrics.cost import parameters
 from distill.models.build import (
     ModelSpec,
     Normalize,
@@ -30,7 +30,6 @@ from distill.models.build import (
 from distill.models.bundle import save_student
 from distill.models.checkpoint import epochs_done, read_lightning, student_weights
 from distill.models.weights import DataShape
-from distill.report.reading import METRICS, by_epoch, read_history
 from distill.teacher.teacher import Teacher
 from distill.training import auxiliary, resume
 from distill.training.cache import identity_of, keep_history, open_recall, trained_once
@@ -42,6 +41,7 @@ from distill.training.pruning import pruned
 from distill.training.trainer import build_trainer, explained_batch_of_one
 from distill.utils import signals
 from distill.utils.errors import first_line
+from distill.utils.run_folder import METRICS, by_epoch, read_history
 from distill.utils.sharing import clock
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def fit(
     student.recall = open_recall(cfg, data, teacher, student.objective, trainer.global_rank)
     if not over:
         log.info("%s: training %s, %s parameters, for %s under %s", role, cfg.student.name,
-                 f"{report.parameters(student.student):,}", counted(cfg.trainer.max_epochs),
+                 f"{parameters(student.student):,}", counted(cfg.trainer.max_epochs),
                  ", ".join(student.objective.terms))  # fmt: skip
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     started = clock()

@@ -9,9 +9,9 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig
 from torch import nn
 
-from distill import report
 from distill.config import read
 from distill.data import DataModule
+from distill.metrics.cost import costs_of_models, parameters
 from distill.models.build import channels_last
 from distill.models.channels import dense_weights, without_dead_channels
 from distill.training.callbacks.sparsity import Sparsity
@@ -55,8 +55,8 @@ def changes(
     """Return the widths and costs of a model before and after channels were removed."""
     shape, device = (data.in_chans, *data.image_size), trainer.strategy.root_device
     models = {"before": before, "after": channels_last(after)}
-    found = report.costs_of_models(models, shape, device)
-    costs = [{"params": report.parameters(models[name]), **found[name]} for name in models]
+    found = costs_of_models(models, shape, device)
+    costs = [{"params": parameters(models[name]), **found[name]} for name in models]
     return {"widths": widths} | {
         name: dict(zip(("before", "after"), (found[name] for found in costs), strict=True))
         for name in COSTS

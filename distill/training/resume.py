@@ -18,11 +18,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from distill.config import read
+from distill.config.keys import flat, is_bookkeeping
 from distill.models.checkpoint import as_object, epochs_done, read_lightning
-from distill.report.leaderboard import flat, is_bookkeeping
-from distill.report.reading import METRICS, SUMMARY, by_epoch, read_history, read_summary
 from distill.training import prolonging
 from distill.training.callbacks.continuity import nothing_left
+from distill.utils.run_folder import METRICS, SUMMARY, by_epoch, read_history, read_summary
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,6 @@ from functools import partial
 from omegaconf import DictConfig
 from torch import nn
 
-from distill import evaluation
 from distill.config import build, read
 from distill.data import DataModule
 from distill.models.build import ModelSpec, build_matched, normalization
@@ -19,7 +18,7 @@ from distill.teacher.ensemble import Ensemble
 from distill.teacher.teacher import Teacher
 from distill.training import auxiliary
 from distill.training.cache import trained_once
-from distill.training.first_look import Look, looked_at
+from distill.training.first_look import Look, looked_at, teacher_temperature
 from distill.training.fit import train_and_keep
 from distill.utils.sharing import once
 
@@ -106,5 +105,5 @@ def as_teacher(
 def settle_temperature(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> None:
     """Put a number in the place of `objective.temperature=auto`."""
     if cfg.objective.temperature == "auto":
-        cfg.objective.temperature = evaluation.teacher_temperature(cfg, data, teacher)
+        cfg.objective.temperature = teacher_temperature(cfg, data, teacher)
         log.info("objective.temperature: %.4f, fitted to the teacher", cfg.objective.temperature)

@@ -23,9 +23,10 @@ from pytorch_lightning.callbacks import (
     WeightAveraging,
 )
 from pytorch_lightning.loggers import CSVLogger, Logger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from distill.config import library
+from distill.config import library, read
 from distill.config.build import make
 from distill.config.overrides import closest
 from distill.config.read import plain, present, processes, teacher_name
@@ -318,3 +319,21 @@ def check_resume(cfg: DictConfig, model: Any, objective: Objective, classes: Seq
                 f"ckpt_path={cfg.ckpt_path} was trained at objective.{name}={before.get(name)}, "
                 f"and this run says {objective.get(name)}"
             )
+
+
+def single_device(cfg: DictConfig, **options: Any) -> pl.Trainer:
+    """Return a quiet trainer on the first of a run's devices."""
+    devices = read.plain(cfg.trainer.devices)
+    try:
+        return pl.Trainer(
+            accelerator=cfg.trainer.accelerator,
+            devices=devices[:1] if isinstance(devices, list) else 1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            **options,
+        )
+    except MisconfigurationException as error:
+        raise ValueError(f"trainer.accelerator={cfg.trainer.accelerator}: {error}") from error

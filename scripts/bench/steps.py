@@ -36,8 +36,8 @@ from distill.cli import CONF
 from distill.config import build, read
 from distill.data import DataModule
 from distill.data.sources.splits import Resident, Source
+from distill.metrics.cost import flops
 from distill.models.build import ModelSpec, build_model
-from distill.report.summary import flops
 from distill.teacher.teacher import Teacher
 from distill.training import fit, teachers
 from distill.training.module import Distiller, create_optimizer

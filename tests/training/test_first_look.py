@@ -17,7 +17,7 @@ from distill.objective.objective import Objective
 from distill.sweep.lockstep import in_turns
 from distill.teacher.teacher import Teacher
 from distill.training import teachers
-from distill.training.first_look import Look, looked_at, measured
+from distill.training.first_look import Look, looked_at, measured, on_validation
 
 ARGS = {"layers": [1, 1, 1, 1], "channels": [4, 8, 16, 32], "stem_type": "deep", "stem_width": 4}
 KD = Objective({"kl": "kl_divergence"})
@@ -112,7 +112,7 @@ def test_a_teacher_is_asked_once_and_nothing_random_moves(composed, caplog):
     assert torch.equal(torch.get_rng_state(), before)
     teachers.settle_temperature(cfg, data, teacher)
     assert model.seen == len(data.val)
-    logits, labels = evaluation.on_validation(cfg, data, teacher)
+    logits, labels = on_validation(cfg, data, teacher)
     assert model.seen == len(data.val)
     expected = evaluation.answer(cfg, evaluation.as_module(teacher, data), data).of(
         "student", "val"

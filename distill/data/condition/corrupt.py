@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.config.schema import is_number
 from distill.data.condition.costs import read_costs
 from distill.data.sources.splits import Split
 from distill.data.views.draws import keyed_uniform, keyed_words
+from distill.utils.numbers import is_number
 
 NOISES = ("symmetric", "pair")
 TAILS = ("exponential", "step")

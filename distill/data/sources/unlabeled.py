@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from distill.config.schema import is_number
 from distill.data.sources.contents import Listed, Piece, read_splits
 from distill.data.sources.folder import FileLoader, existing_folder
 from distill.data.sources.images import cropped
 from distill.data.sources.listing import Seen, endings, image_files
 from distill.data.sources.splits import Resident, Source, Split, Streamed
+from distill.utils.numbers import is_number
 
 UNKNOWN = -1  # the label of a picture that has none
 

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.config.schema import is_number
 from distill.data.views.draws import (
     Draw,
     Draws,
@@ -39,6 +38,7 @@ from distill.data.views.pixels import (
     weighted,
     windows,
 )
+from distill.utils.numbers import is_number
 
 RECIPE = 1  # of the views: raised when the same options come to show something else
 CLEAN = -1  # the epoch that names the view without augmentation: evaluation

@@ -30,6 +30,7 @@ from distill.models.build import build_model, normalization
 from distill.models.bundle import read_facts
 from distill.models.checkpoint import WEIGHTS
 from distill.utils.files import resolved_path
+from distill.utils.json_files import write_json
 
 log = logging.getLogger(__name__)
 
@@ -321,4 +322,4 @@ def write_record(cfg: DictConfig, job: Job, found: dict[str, Any]) -> None:
     runtimes = {name: version(name) for name in PACKAGES if find_spec(name)}
     content = {**found, **circumstances, **job.facts}
     content["versions"] = circumstances["versions"] | runtimes
-    report.write_json(job.folder / RECORD, content)
+    write_json(job.folder / RECORD, content)
