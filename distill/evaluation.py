@@ -93,6 +93,7 @@ def summary(
     models: Mapping[str, nn.Module],
     further: Sequence[Mapping[str, Mapping[str, Any]]] = (),
     kept: Mapping[str, Mapping[str, Any]] | None = None,
+    costs: Tensor | None = None,
 ) -> dict[str, Any]:
     """Return every number of a run: each model's own, and the evidence that its page shows.
 
@@ -104,8 +105,8 @@ def summary(
         further: more numbers, each role → its own.
         kept: role → what its bundle says of its calibration, which is applied; None fits it on
             validation.
+        costs: what each decision costs for each true class, `[K, D]`, where a table was given.
     """
-    costs = build.costs(cfg, data)
     measured = costs_of(cfg, data, models, answers.device)
     topk = reported_topk(cfg, data)
     intervals, comparisons = uncertain(answers, models, topk)

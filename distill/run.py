@@ -109,6 +109,7 @@ def trained(cfg: DictConfig) -> float | list[float] | None:
         return None
     objective = build.build_objective(cfg, data)
     build.resolve_student(cfg)
+    costs = checks.check_decision(cfg, data)
     check_early(cfg, data, objective)
 
     (*chain, teacher), looks = prepare_teachers(cfg, data, objective)
@@ -127,7 +128,7 @@ def trained(cfg: DictConfig) -> float | list[float] | None:
     learned = evaluation.learned_labels(
         data, judged_modules(students, teacher, data), answers.device
     )
-    numbers = evaluation.summary(cfg, data, answers, models, [learned])
+    numbers = evaluation.summary(cfg, data, answers, models, [learned], costs=costs)
     logged = last_logged(Path(cfg.paths.output_dir), trainer.callback_metrics)
     summary = {
         **numbers,
@@ -154,7 +155,7 @@ def evaluate(cfg: DictConfig) -> None:
     data = build.build_data(cfg, build.to_judge(cfg))
     build.note_known_pictures(cfg, data)
     note_data(cfg, data)
-    checks.check_decision(cfg, data)
+    costs = checks.check_decision(cfg, data)
     checks.check_classes(cfg, data)
     kept = build.calibrations(cfg, data)
     if differing := checks.differing_views(cfg, data):  # at another resolution, say, on purpose
@@ -172,7 +173,7 @@ def evaluate(cfg: DictConfig) -> None:
         evaluation.robustness(data, modules, answers.device, corruptions),
     ]
     summary = {
-        **evaluation.summary(cfg, data, answers, models, further, kept),
+        **evaluation.summary(cfg, data, answers, models, further, kept, costs),
         "warnings": [],
         **report.circumstances(cfg, data),
     }
@@ -325,7 +326,6 @@ def check_early(cfg: DictConfig, data: DataModule, objective: Objective) -> None
     """Refuse what would only fail after the teacher has been trained."""
     check_trainer(cfg)
     check_folder("paths.cache", cfg.paths.cache)
-    checks.check_decision(cfg, data)
     checks.check_objective(cfg, data, objective)
     check_unlabeled(cfg, data, objective)
     check_monitor(cfg, data, objective)

@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
 from distill.config.read import model_spec, own_size, plain
 from distill.data import DataModule
-from distill.data.condition.costs import read_costs
 from distill.data.sources.judged import Judged
 from distill.data.sources.sizes import ModelSize
 from distill.models.build import ModelSpec, resolved
@@ -181,19 +178,3 @@ def model_shape(node: DictConfig, data: DataModule) -> DataShape:
     """Return what is asked of a teacher or student: the data's shape, or its own image size."""
     shape = data_shape(data)
     return replace(shape, image_size=own_size(node) or shape.image_size)
-
-
-def costs(cfg: DictConfig, data: DataModule) -> Tensor | None:
-    """Return what each decision costs for each true class, where a table is given."""
-    if not cfg.decision.costs:
-        return None
-    return costs_once(cfg.decision.costs, tuple(data.classes))
-
-
-@cache
-def costs_once(path: str, classes: tuple[str, ...]) -> Tensor:
-    """Return a table as it was when a run began: it may be gone or changed when training ends."""
-    try:
-        return read_costs(path, classes)[0]
-    except OSError as error:
-        raise ValueError(f"decision.costs={path}: {error.strerror}") from error

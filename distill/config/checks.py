@@ -14,11 +14,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from torch import nn
 
-from distill.config.build import costs, costs_once
 from distill.config.overrides import closest
 from distill.config.read import plain, processes, swept, teacher_name
 from distill.config.schema import check_values, resolve_paths
 from distill.data import DataModule
+from distill.data.condition.costs import read_costs
 from distill.data.module import CLEAN_VIEW, border
 from distill.data.sources.judged import named
 from distill.data.views.views import StreamedView, is_range
@@ -196,8 +196,13 @@ def override_of(cfg: DictConfig, key: str) -> str:
     return f"{'' if key in cfg.data.view else '+'}data.view.{key}"
 
 
-def check_decision(cfg: DictConfig, data: DataModule) -> None:
-    """Refuse a confidence, groups or a table of costs that no numbers could be made with."""
+def check_decision(cfg: DictConfig, data: DataModule) -> Tensor | None:
+    """Refuse a confidence, groups or a table of costs that no numbers could be made with.
+
+    Returns:
+        What each decision costs for each true class, where a table is given. It is read once, when
+        a run begins: it may be gone or changed when training ends.
+    """
     sure = cfg.decision and cfg.decision.confidence
     if not (is_number(sure) and 0 <= sure <= 1):
         raise ValueError(f"decision.confidence must lie in [0, 1], got {sure}")
@@ -206,5 +211,10 @@ def check_decision(cfg: DictConfig, data: DataModule) -> None:
             "shot_groups must be two numbers of training images, few ≤ many, got "
             f"{plain(cfg.shot_groups)}"
         )
-    costs_once.cache_clear()
-    costs(cfg, data)
+    path = cfg.decision.costs
+    if not path:
+        return None
+    try:
+        return read_costs(path, data.classes)[0]
+    except OSError as error:
+        raise ValueError(f"decision.costs={path}: {error.strerror}") from error
