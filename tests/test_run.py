@@ -153,6 +153,24 @@ def test_with_weight_averaging_the_bundle_holds_the_average(composed, tmp_path):
     assert differs > len(bundle) / 2
 
 
+def test_a_table_of_costs_is_read_when_a_run_begins(composed, tmp_path, monkeypatch):
+    """And may be gone when training ends, whatever other runs of this process do meanwhile."""
+    table, fit = tmp_path / "costs.csv", run.fit
+    options = (*QUICK, "baseline=false", "report=false", "teacher=none", "objective=supervised")
+
+    def with_another_run_between(*given):
+        table.unlink()
+        monkeypatch.setattr(run, "fit", fit)
+        run.train(composed(*options, folder="other"))
+        return fit(*given)
+
+    table.write_text("\n".join(",".join(str(int(i != j)) for j in range(10)) for i in range(10)))
+    monkeypatch.setattr(run, "fit", with_another_run_between)
+    run.train(composed(*options, f"decision.costs={table}"))
+    student = json.loads((tmp_path / "run" / "summary.json").read_text())["student"]
+    assert student["cost_of_argmax"] == pytest.approx(1 - student["top1"])
+
+
 @pytest.fixture
 def file_limit():
     """Let no file grow beyond a number of bytes, as on a disk that is full."""
