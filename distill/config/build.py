@@ -30,6 +30,10 @@ log = logging.getLogger(__name__)
 
 CONFIGURED = "distill.data.module.configured"
 EXTRAS = ("wandb", "mlflow")
+MOVED = {  # beginnings of names that configurations have used → where these are now
+    "distill.callbacks.": "distill.training.callbacks.",
+    "distill.objectives.": "distill.objective.objective.",
+}
 
 
 def make(node: Any, label: str, **extra: Any) -> Any:
@@ -52,6 +56,12 @@ def make(node: Any, label: str, **extra: Any) -> Any:
         why = str(cause).strip()
         if isinstance(cause, ValueError) and label in why:  # it already says where
             raise ValueError(why) from error
+        target = str(node.get("_target_"))
+        for before, now in MOVED.items():
+            if isinstance(cause, ImportError) and target.startswith(before):
+                raise ValueError(
+                    f"{label}._target_={target} is {target.replace(before, now)} now"
+                ) from error
         name = label.rpartition(".")[2]
         package = f"distill-kd[{name}]" if name in EXTRAS else getattr(cause, "name", None)
         if isinstance(cause, ModuleNotFoundError) and package:

@@ -88,6 +88,10 @@ MISTAKES = {
     "callbacks.best.monitor=val/nope": "callbacks.best.monitor=val/nope is not logged",
     "annealing=cosine annealing.value=temprature": "cannot anneal 'temprature'",
     "callbacks.best._target_=os.system": "callbacks.best: Target 'os.system' is blocklisted",
+    "objective._target_=distill.objectives.Objective":
+        "distill.objectives.Objective is distill.objective.objective.Objective now",
+    "+callbacks.mine._target_=distill.callbacks.annealing.Annealing":
+        "callbacks.mine._target_=distill.callbacks.annealing.Annealing is distill.training.",
     "data.view.foo=1": "data.view has no option foo",
     "+data.view.foo=1": "data.view has no option foo",
     "distill-eval objective=kd": "Could not override 'objective'",
