@@ -33,6 +33,7 @@ from distill.config.overrides import CONF, in_hydras_order, requoted, typed
 from distill.utils import signals
 from distill.utils.errors import printable
 from distill.utils.files import COMMAND, resolved_path
+from distill.utils.memory import keep_freed_memory
 from distill.utils.ranks import first_of_run
 from distill.utils.run_folder import ENDED, FAILED, SUMMARY
 
@@ -263,6 +264,7 @@ class Task:
 
     def __call__(self, cfg: DictConfig) -> Any:
         """Run; a job of a sweep that fails says so and leaves the others alone."""
+        keep_freed_memory()  # here, as a launcher may run this in another process
         module, _, name = self.name.rpartition(".")
         function: Callable[[DictConfig], Any] = getattr(import_task(module or "distill.run"), name)
         try:
