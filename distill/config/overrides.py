@@ -235,7 +235,11 @@ def hint(key: str, value: str, cfg: DictConfig) -> str:
 def same_name(key: str, cfg: DictConfig) -> list[str]:
     """Return the keys that people mean by a name, or that end with it: the first, or the few."""
     parent, _, last = key.rpartition(".")
-    if last in MEANT and holds(cfg, there := f"{parent}.{meant(last).rpartition('.')[2]}"):
+    if (
+        parent
+        and last in MEANT
+        and holds(cfg, there := f"{parent}.{meant(last).rpartition('.')[2]}")
+    ):
         return [there]
     ending = [name for name in keys(plain(cfg)) if name.rpartition(".")[2] == last]
     beside = [name for name in ending if name.partition(".")[0] == key.partition(".")[0]]
