@@ -292,8 +292,8 @@ MISTAKES = {
     "student=timm student.name=inception_v3": "does not take 1×32×32 images",
     "data=folder data.root=photos data.batch_size=4 +data.view.crop_mode=border student=timm "
     "student.name=mobilevit_xxs": r"pad in the colour \[124, 116, 104\], .* in \[0, 0, 0\]",
-    "student.args.num_classes=3": "args.num_classes=3: the data decide it, and have 10: leave it out",
-    "+student.args.num_classes=3": "args.num_classes=3: the data decide it, and have 10: leave it out",
+    "student.args.num_classes=3": "args.num_classes=3: the data decide it, and have 10",
+    "+student.args.num_classes=3": "args.num_classes=3: the data decide it, and have 10",
     "topk=[1,10]": "top-10 says nothing among 10 classes",
     "optimized_metric=val/top5 topk=[1]": "optimized_metric=val/top5 is not logged",
     "objective=dist data.batch_size=1": "no columns at data.batch_size=1",
