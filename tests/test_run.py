@@ -156,7 +156,7 @@ def test_with_weight_averaging_the_bundle_holds_the_average(composed, tmp_path):
 def test_a_table_of_costs_is_read_when_a_run_begins(composed, tmp_path, monkeypatch):
     """And may be gone when training ends, whatever other runs of this process do meanwhile."""
     table, fit = tmp_path / "costs.csv", run.fit
-    options = (*QUICK, "baseline=false", "report=false", "teacher=none", "objective=supervised")
+    options = (*QUICK, "baseline=false", "report=false", "objective=supervised")
 
     def with_another_run_between(*given):
         table.unlink()

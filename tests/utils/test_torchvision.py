@@ -6,13 +6,13 @@ import sys
 PROBE = """
 import distill, sys
 assert "torch" not in sys.modules and "torchvision" not in sys.modules
-from distill import _torchvision
+from distill.utils import torchvision_operators
 import torch
 def load_library(path):
     {outcome}
 torch.ops.load_library = load_library
 {use}
-print(len(_torchvision._declared))
+print(len(torchvision_operators._declared))
 """
 
 
@@ -27,4 +27,4 @@ def test_beside_a_torch_it_was_not_built_for_the_operators_are_declared_and_it_i
 
 
 def test_beside_its_own_torch_nothing_is_declared():
-    assert declared("return None", "_torchvision.declare_missing_operators()") == 0
+    assert declared("return None", "torchvision_operators.declare_missing_operators()") == 0
