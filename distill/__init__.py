@@ -9,29 +9,29 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from distill import _torchvision
+from distill.utils import torchvision_operators
 
-_torchvision.install()
+torchvision_operators.install()
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Annealing": "distill.callbacks.annealing",
-    "Distiller": "distill.module",
-    "Objective": "distill.objectives",
-    "Teacher": "distill.models.teacher",
+    "Annealing": "distill.training.callbacks.annealing",
+    "Distiller": "distill.training.module",
+    "Objective": "distill.objective.objective",
+    "Teacher": "distill.teacher.teacher",
     "load_student": "distill.models.bundle",
     "save_student": "distill.models.bundle",
 }
 __all__ = [*_HOME, "__version__"]
 
 if TYPE_CHECKING:
-    from distill.callbacks.annealing import Annealing as Annealing
     from distill.models.bundle import load_student as load_student
     from distill.models.bundle import save_student as save_student
-    from distill.models.teacher import Teacher as Teacher
-    from distill.module import Distiller as Distiller
-    from distill.objectives import Objective as Objective
+    from distill.objective.objective import Objective as Objective
+    from distill.teacher.teacher import Teacher as Teacher
+    from distill.training.callbacks.annealing import Annealing as Annealing
+    from distill.training.module import Distiller as Distiller
 
 
 def __getattr__(name: str) -> Any:

@@ -28,20 +28,21 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-import distill.resolvers  # noqa: F401  (the configuration files call them)
-from distill import signals
-from distill.errors import printable
-from distill.files import COMMAND, resolved_path
-from distill.folders import ENDED, FAILED, SUMMARY
-from distill.overrides import CONF, in_hydras_order, requoted, typed
-from distill.ranks import first_of_run
+import distill.config.resolvers  # noqa: F401  (the configuration files call them)
+from distill.config.overrides import CONF, in_hydras_order, requoted, typed
+from distill.utils import signals
+from distill.utils.errors import printable
+from distill.utils.files import COMMAND, resolved_path
+from distill.utils.memory import keep_freed_memory
+from distill.utils.ranks import first_of_run
+from distill.utils.run_folder import ENDED, FAILED, SUMMARY
 
 USER_ERROR = 2
 PROGRAMS = {
     "train": "distill",
     "evaluate": "distill-eval",
     "fill_store": "distill-store",
-    "distill.export.export": "distill-export",
+    "distill.deploy.export.export": "distill-export",
 }
 PLUGINS = {  # of Hydra → the extra that brings it
     "hydra_joblib_launcher": "joblib",
@@ -81,7 +82,7 @@ def store() -> None:
 
 def export() -> None:
     """`distill-export`: write a student for other runtimes, and judge each file."""
-    run_command("export", "distill.export.export")
+    run_command("export", "distill.deploy.export.export")
 
 
 def report() -> None:
@@ -134,7 +135,7 @@ def predict() -> None:
     given = vars(parser.parse_intermixed_args())
     with explained_in_one_line("distill-predict"):
         import_own(given.pop("imports"))
-        importlib.import_module("distill.predict").run(
+        importlib.import_module("distill.deploy.predict").run(
             given.pop("student"), given.pop("images"), given.pop("output"), given.pop("format"),
             **given,
         )  # fmt: skip
@@ -156,7 +157,7 @@ def push() -> None:
     given = vars(parser.parse_intermixed_args())
     with explained_in_one_line("distill-push"):
         import_own(given.pop("imports"))
-        hub = importlib.import_module("distill.hub")
+        hub = importlib.import_module("distill.deploy.hub")
         bundle, repository = given.pop("student"), given.pop("repository")
         address = hub.push_student(bundle, repository, **given)
     print(address)
@@ -263,6 +264,7 @@ class Task:
 
     def __call__(self, cfg: DictConfig) -> Any:
         """Run; a job of a sweep that fails says so and leaves the others alone."""
+        keep_freed_memory()  # here, as a launcher may run this in another process
         module, _, name = self.name.rpartition(".")
         function: Callable[[DictConfig], Any] = getattr(import_task(module or "distill.run"), name)
         try:

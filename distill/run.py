@@ -15,33 +15,23 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
-from distill import config, judge, report, resume, signals
-from distill.cache import check_store, fill, open_recall
-from distill.callbacks.head_first import classifier_parameters
-from distill.checks import check_folder
+from distill import evaluation, report
+from distill.config import build, checks, read
+from distill.config.schema import check_folder
 from distill.data import DataModule
-from distill.data.image_corruptions import chosen
+from distill.data.condition.image_corruptions import chosen
 from distill.data.module import clamped
-from distill.data.preview import contact_sheet
-from distill.files import only_run_in, remove_stale
-from distill.first_look import warned
+from distill.data.views.preview import contact_sheet
 from distill.metrics import fit_vector_scaling
 from distill.models.build import build_model, normalization
 from distill.models.features import check_features, feature_channels
-from distill.models.teacher import Teacher
-from distill.module import Distiller
-from distill.objectives import Objective
-from distill.pruning import pruned
-from distill.ranks import first_of_run
-from distill.report.reading import METRICS, by_epoch, read_history
-from distill.sharing import clock
-from distill.teachers import (
-    load_teacher,
-    prepare_teachers,
-    settle_temperature,
-    to_be_trained,
-)
-from distill.training import (
+from distill.objective.objective import Objective
+from distill.teacher.teacher import Teacher
+from distill.training import auxiliary, resume
+from distill.training.cache import check_store, fill, open_recall
+from distill.training.callbacks.head_first import classifier_parameters
+from distill.training.first_look import warned
+from distill.training.fit import (
     best_epoch,
     compiled,
     fit,
@@ -50,6 +40,32 @@ from distill.training import (
     save_bundle,
     training_speed,
 )
+from distill.training.module import Distiller
+from distill.training.pruning import pruned
+from distill.training.teachers import (
+    load_teacher,
+    prepare_teachers,
+    settle_temperature,
+    to_be_trained,
+)
+from distill.training.trainer import (
+    build_trainer,
+    check_callbacks,
+    check_monitor,
+    check_optimizer,
+    check_resume,
+    check_single_images,
+    check_trainer,
+    check_unlabeled,
+    note_data,
+    single_device,
+)
+from distill.utils import signals
+from distill.utils.files import only_run_in, remove_stale
+from distill.utils.json_files import write_json
+from distill.utils.ranks import first_of_run
+from distill.utils.run_folder import METRICS, by_epoch, read_history
+from distill.utils.sharing import clock
 
 log = logging.getLogger(__name__)
 
@@ -68,31 +84,32 @@ def train(cfg: DictConfig) -> float | list[float] | None:
     """
     signals.stop_if_told()
     try:
-        config.check_multirun(cfg)
-        config.settle_values(cfg)
-        config.run_imports(cfg)
+        checks.check_multirun(cfg)
+        checks.settle_values(cfg)
+        build.run_imports(cfg)
         resume.check(cfg)
     except (ValueError, OmegaConfBaseException):
-        if config.swept() and not cfg.sweep.resume:
+        if read.swept() and not cfg.sweep.resume:
             refused_in(Path(cfg.paths.output_dir))
         raise
     with alone_in(Path(cfg.paths.output_dir)):
         before = take_up(cfg)
         found = trained(cfg) if before is None else before
-    return None if found is None else config.tellable(found)
+    return None if found is None else read.finite_or_none(found)
 
 
 def trained(cfg: DictConfig) -> float | list[float] | None:
     """Run what `take_up` has made ready."""
     started = clock()
-    config.check_models(cfg)
-    data = config.build_data(cfg)
-    config.note_data(cfg, data)
+    checks.check_models(cfg)
+    data = build.build_data(cfg)
+    note_data(cfg, data)
     if cfg.views:
         preview(cfg, data)
         return None
-    objective = config.build_objective(cfg, data)
-    config.resolve_student(cfg)
+    objective = build.build_objective(cfg, data)
+    build.resolve_student(cfg)
+    costs = checks.check_decision(cfg, data)
     check_early(cfg, data, objective)
 
     (*chain, teacher), looks = prepare_teachers(cfg, data, objective)
@@ -108,12 +125,14 @@ def trained(cfg: DictConfig) -> float | list[float] | None:
     student, sparsity = pruned(cfg, data, student, trainer)
     students = {"student": student, "baseline": baseline, "student_best": best and best[1]}
     answers, models = answered(cfg, data, students, teacher, chain)
-    learned = judge.learned_labels(data, judged_modules(students, teacher, data), answers.device)
-    numbers = judge.summary(cfg, data, answers, models, [learned])
+    learned = evaluation.learned_labels(
+        data, judged_modules(students, teacher, data), answers.device
+    )
+    numbers = evaluation.summary(cfg, data, answers, models, [learned], costs=costs)
     logged = last_logged(Path(cfg.paths.output_dir), trainer.callback_metrics)
     summary = {
         **numbers,
-        "validation": config.told(cfg, numbers["validation"], logged),
+        "validation": read.numbers_for_sweeper(cfg, numbers["validation"], logged),
         "epochs": {"last": trainer.current_epoch, "best": best and best[0]},
         "sparsity": sparsity,
         "unlabeled": report.unlabeled_of(cfg, data, trainer),
@@ -123,38 +142,38 @@ def trained(cfg: DictConfig) -> float | list[float] | None:
         **report.circumstances(cfg, data),
     }
     write_run(cfg, data, answers, summary, student, best and best[1])
-    return config.for_sweeper(cfg, logged)
+    return read.for_sweeper(cfg, logged)
 
 
 def evaluate(cfg: DictConfig) -> None:
     """Judge a trained student on the test split, print the numbers and write `summary.json`."""
-    config.settle_values(cfg)
-    config.run_imports(cfg)
+    checks.settle_values(cfg)
+    build.run_imports(cfg)
     if not cfg.student.checkpoint and not cfg.student.pretrained:
         raise ValueError("give student.checkpoint=PATH: a student bundle or a checkpoint")
-    config.check_models(cfg)
-    data = config.build_data(cfg, config.to_judge(cfg))
-    config.note_known_pictures(cfg, data)
-    config.note_data(cfg, data)
-    config.check_decision(cfg, data)
-    config.check_classes(cfg, data)
-    kept = config.calibrations(cfg, data)
-    if differing := config.differing_views(cfg, data):  # at another resolution, say, on purpose
+    checks.check_models(cfg)
+    data = build.build_data(cfg, build.to_judge(cfg))
+    build.note_known_pictures(cfg, data)
+    note_data(cfg, data)
+    costs = checks.check_decision(cfg, data)
+    checks.check_classes(cfg, data)
+    kept = build.calibrations(cfg, data)
+    if differing := checks.differing_views(cfg, data):  # at another resolution, say, on purpose
         log.info("%s to judge it as it was trained", differing)
-    corruptions = chosen(config.plain(cfg.corruptions))
-    shape = config.data_shape(data)
-    model = build_model(config.model_spec(cfg.student), shape, "student", note=log.info)
+    corruptions = chosen(read.plain(cfg.corruptions))
+    shape = build.data_shape(data)
+    model = build_model(read.model_spec(cfg.student), shape, "student", note=log.info)
     teacher = load_teacher(cfg, data)
     student = Distiller(model, teacher, normalize=normalization(model, data.in_chans))
     students = {"student": student, "baseline": load_baseline(cfg, data)}
     answers, models = answered(cfg, data, students, teacher)
     modules = judged_modules(students, teacher, data)
     further = [
-        judge.learned_labels(data, modules, answers.device),
-        judge.robustness(data, modules, answers.device, corruptions),
+        evaluation.learned_labels(data, modules, answers.device),
+        evaluation.robustness(data, modules, answers.device, corruptions),
     ]
     summary = {
-        **judge.summary(cfg, data, answers, models, further, kept),
+        **evaluation.summary(cfg, data, answers, models, further, kept, costs),
         "warnings": [],
         **report.circumstances(cfg, data),
     }
@@ -163,15 +182,15 @@ def evaluate(cfg: DictConfig) -> None:
 
 def fill_store(cfg: DictConfig) -> None:
     """Keep the teacher's answers ahead of the runs that will ask for them."""
-    config.settle_values(cfg)
-    config.run_imports(cfg)
-    if not config.teacher_name(cfg):
+    checks.settle_values(cfg)
+    build.run_imports(cfg)
+    if not read.teacher_name(cfg):
         raise ValueError("there is no teacher whose answers could be kept")
-    config.check_models(cfg)
-    data = config.build_data(cfg)
-    config.note_data(cfg, data)
-    objective = config.build_objective(cfg, data)
-    config.resolve_student(cfg)
+    checks.check_models(cfg)
+    data = build.build_data(cfg)
+    note_data(cfg, data)
+    objective = build.build_objective(cfg, data)
+    build.resolve_student(cfg)
     check_teacher(cfg, data)
     check_store(cfg, data, objective)
     check_folder("store.path", cfg.store.path)
@@ -182,7 +201,13 @@ def fill_store(cfg: DictConfig) -> None:
     recall = open_recall(cfg, data, teacher, objective)
     assert recall is not None
     try:
-        fill(cfg, data, teacher, recall, judge.single_device(cfg, precision=cfg.trainer.precision))
+        fill(
+            cfg,
+            data,
+            teacher,
+            recall,
+            single_device(cfg, precision=cfg.trainer.precision),
+        )
     finally:
         recall.close()
 
@@ -203,10 +228,10 @@ def answered(
     students: Mapping[str, Distiller | None],
     teacher: Teacher | None,
     chain: Sequence[Teacher | None] = (),
-) -> tuple[judge.Answers, dict[str, nn.Module]]:
+) -> tuple[evaluation.Answers, dict[str, nn.Module]]:
     """Return the answers of a run's models to the held-out splits, and the models, by role."""
     before: dict[str, Distiller | None] = {
-        f"teacher_{k}": judge.as_module(one, data)
+        f"teacher_{k}": evaluation.as_module(one, data)
         for k, one in enumerate(chain, start=1)
         if one is not None
     }
@@ -214,9 +239,9 @@ def answered(
     models = {role: module.student for role, module in known.items()}
     if teacher is not None:
         models["teacher"] = teacher.model
-    answers = judge.answer(cfg, known.pop("student"), data)
+    answers = evaluation.answer(cfg, known.pop("student"), data)
     for role, module in known.items():
-        answers.add(role, judge.answer(cfg, module, data))
+        answers.add(role, evaluation.answer(cfg, module, data))
     return answers, models
 
 
@@ -225,7 +250,9 @@ def judged_modules(
 ) -> dict[str, Distiller]:
     """Return a run's students and their teacher, by role, as models of views."""
     modules = {role: module for role, module in students.items() if module is not None}
-    return modules if teacher is None else {**modules, "teacher": judge.as_module(teacher, data)}
+    return (
+        modules if teacher is None else {**modules, "teacher": evaluation.as_module(teacher, data)}
+    )
 
 
 def take_up(cfg: DictConfig) -> float | list[float] | None:
@@ -297,31 +324,30 @@ def last_logged(folder: Path, logged: Mapping[str, Tensor]) -> Callable[[str], f
 
 def check_early(cfg: DictConfig, data: DataModule, objective: Objective) -> None:
     """Refuse what would only fail after the teacher has been trained."""
-    config.check_trainer(cfg)
+    check_trainer(cfg)
     check_folder("paths.cache", cfg.paths.cache)
-    config.check_decision(cfg, data)
-    config.check_objective(cfg, data, objective)
-    config.check_unlabeled(cfg, data, objective)
-    config.check_monitor(cfg, data, objective)
-    spec, shape = config.model_spec(cfg.student), config.data_shape(data)
+    checks.check_objective(cfg, data, objective)
+    check_unlabeled(cfg, data, objective)
+    check_monitor(cfg, data, objective)
+    spec, shape = read.model_spec(cfg.student), build.data_shape(data)
     student = build_model(spec, shape, "student", any_classes=True, note=log.info)
-    config.check_border(cfg, data, student)
-    config.check_optimizer(cfg, student)
-    config.check_single_images(student, data, data.batch_size, "data.batch_size")
-    config.check_callbacks(cfg, data, objective)
+    checks.check_border(cfg, data, student)
+    check_optimizer(cfg, student)
+    check_single_images(student, data, data.batch_size, "data.batch_size")
+    check_callbacks(cfg, data, objective)
     compiled(cfg, student)
     if objective.needs_features:
         check_features(student, (data.in_chans, *data.image_size), objective.stages, "student")
-    config.build_trainer(cfg, objective)
+    build_trainer(cfg, objective)
     check_teacher(cfg, data)
-    if objective.needs_teacher and not config.teacher_name(cfg):
+    if objective.needs_teacher and not read.teacher_name(cfg):
         raise ValueError(
             "this objective compares with a teacher: give one, or objective=supervised"
         )
     check_assistants(cfg, data, objective)
-    config.check_resume(cfg, student, objective, data.classes)
+    check_resume(cfg, student, objective, data.classes)
     if cfg.store.mode == "disk":
-        if not config.teacher_name(cfg):
+        if not read.teacher_name(cfg):
             raise ValueError("store=disk keeps a teacher's answers, and there is no teacher")
         check_store(cfg, data, objective)
         check_folder("store.path", cfg.store.path)
@@ -329,7 +355,7 @@ def check_early(cfg: DictConfig, data: DataModule, objective: Objective) -> None
 
 def check_teacher(cfg: DictConfig, data: DataModule) -> None:
     """Refuse a teacher that is to be trained and could not be."""
-    if not config.teacher_name(cfg) and (cfg.teacher.get("fit") or {}).get("from_weights"):
+    if not read.teacher_name(cfg) and (cfg.teacher.get("fit") or {}).get("from_weights"):
         raise ValueError("give teacher.name=NAME, a timm model, or teacher.checkpoint=PATH")
     if not to_be_trained(cfg.teacher):
         return
@@ -338,14 +364,14 @@ def check_teacher(cfg: DictConfig, data: DataModule) -> None:
             f"teacher.classes={cfg.teacher.classes} is for a teacher that has weights: this one is "
             "to be trained, on the data's own classes"
         )
-    own = config.alone(cfg, "teacher")
-    spec, shape = config.model_spec(own.student), config.model_shape(own.student, data)
+    own = auxiliary.supervised_config(cfg, "teacher")
+    spec, shape = read.model_spec(own.student), build.model_shape(own.student, data)
     asked, said = own.data.batch_size, cfg.data.batch_size
     if asked > len(data.train) and asked != said:
         log.info(clamped("teacher.fit.batch_size", asked, len(data.train)))
     model = build_model(spec, shape, "teacher", any_classes=True, note=log.info)
-    config.check_single_images(model, data, own.data.batch_size, "teacher.fit.batch_size")
-    config.check_optimizer(own, model, "teacher.fit.")
+    check_single_images(model, data, own.data.batch_size, "teacher.fit.batch_size")
+    check_optimizer(own, model, "teacher.fit.")
     if head_epochs := cfg.teacher.fit.get("head_epochs"):
         classifier_parameters(model)
         if head_epochs >= own.trainer.max_epochs:
@@ -357,12 +383,12 @@ def check_teacher(cfg: DictConfig, data: DataModule) -> None:
 
 def check_assistants(cfg: DictConfig, data: DataModule, objective: Objective) -> None:
     """Refuse assistants that have no teacher, or cannot be built."""
-    if cfg.assistants and not config.teacher_name(cfg):
+    if cfg.assistants and not read.teacher_name(cfg):
         raise ValueError("assistants learn from a teacher, and there is none")
     for number in range(1, len(cfg.assistants or []) + 1):
-        spec = config.model_spec(config.assistant(cfg, number).student)
+        spec = read.model_spec(auxiliary.assistant_config(cfg, number).student)
         label = f"assistant {number}"
-        model = build_model(spec, config.data_shape(data), label, any_classes=True)
+        model = build_model(spec, build.data_shape(data), label, any_classes=True)
         if objective.needs_features:
             feature_channels(model, objective.stages, label)
 
@@ -370,7 +396,7 @@ def check_assistants(cfg: DictConfig, data: DataModule, objective: Objective) ->
 def write_run(
     cfg: DictConfig,
     data: DataModule,
-    answers: judge.Answers,
+    answers: evaluation.Answers,
     summary: dict[str, Any],
     student: Distiller | None = None,
     best: Distiller | None = None,
@@ -396,7 +422,7 @@ def write_run(
     if data.altered:
         report.save_condition(folder / "condition.npz", data)
     report.save_thumbnails(folder / "examples.npz", data, summary)
-    report.write_json(folder / "summary.json", summary)
+    write_json(folder / "summary.json", summary)
     report.print_table(summary)
     if cfg.report:
         report.write_run_page(folder)
@@ -408,7 +434,7 @@ def write_run(
 def save_role(
     cfg: DictConfig,
     data: DataModule,
-    answers: judge.Answers,
+    answers: evaluation.Answers,
     summary: dict[str, Any],
     role: str,
     student: Distiller,

@@ -1,4 +1,4 @@
-"""Shared fixtures. Importing distill first makes torchvision importable (see its _torchvision)."""
+"""Shared fixtures. Importing distill first makes torchvision importable."""
 
 import os
 import random
@@ -19,6 +19,9 @@ import distill  # noqa: F401
 
 settings.register_profile("unhurried", deadline=None)  # a busy machine is no failure
 settings.load_profile("unhurried")
+
+# Of a suite that is started in the background a shell has Ctrl-C ignored, by all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent

@@ -134,7 +134,7 @@ def outcome(action, place):
             action()
     except (ValueError, OSError) as error:
         from distill.cli import one_line
-        from distill.errors import printable
+        from distill.utils.errors import printable
 
         line = printable(one_line(error))
         assert len(line.splitlines()) == 1

@@ -26,8 +26,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
-from distill import config, run
+from distill import run
 from distill.cli import ADVICE, CONF
+from distill.config import build
+from distill.training.trainer import schedules
 
 TINY = (
     "trainer.accelerator=cpu", "trainer.limit_train_batches=3", "trainer.limit_val_batches=2",
@@ -122,11 +124,11 @@ def draw(seed, number):
     taught = objective not in TEACHERLESS or chosen.random() < 0.5
     overrides += (TAUGHT, TAUGHT, TAUGHT + ASSISTED)[chosen.randrange(3)] if taught else ALONE
     cfg = composed(overrides)
-    built = config.build_objective(cfg, config.build_data(cfg))
+    built = build.build_objective(cfg, build.build_data(cfg))
     overrides += chosen.choice(MIXED) if takes_soft_targets(built) else ()
     if built.needs_features or not taught:  # there are no logits to keep
         overrides = ["store=auto" if one == "store=disk" else one for one in overrides]
-    own = {moved.value for moved in config.schedules(cfg, built)}
+    own = {moved.value for moved in schedules(cfg, built)}
     return overrides + annealed(chosen, [name for name in built.annealed if name not in own])
 
 

@@ -1,4 +1,4 @@
-"""Errors as one line, in this process; tests/test_mistakes.py has the mistakes."""
+"""Errors as one line, in this process; tests/config/test_mistakes.py has the mistakes."""
 
 import errno
 from types import SimpleNamespace

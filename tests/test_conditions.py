@@ -8,9 +8,10 @@ import torch
 from hydra import compose, initialize_config_dir
 
 import distill
-from distill import config, run
+from distill import run
 from distill.cli import CONF
-from distill.data.image_corruptions import ImageCorruption
+from distill.config import build
+from distill.data.condition.image_corruptions import ImageCorruption
 from distill.data.sources import digits
 from distill.models.build import ModelSpec, build_model
 from distill.models.weights import DataShape
@@ -83,16 +84,16 @@ def test_a_run_on_wrong_labels_leaves_what_verifies_its_numbers(composed, tmp_pa
 def test_the_objective_is_told_the_counts_under_the_condition(composed):
     cfg = composed(*QUICK, "condition=few_shot", "condition.shots=4", "objective=ldam",
                    "data.batch_size=8")  # fmt: skip
-    data = config.build_data(cfg)
-    assert config.build_objective(cfg, data).class_counts == [4] * 10
+    data = build.build_data(cfg)
+    assert build.build_objective(cfg, data).class_counts == [4] * 10
     plain = composed(*QUICK)
-    shared = {config.shared_key(c, what) for c in (cfg, plain) for what in ("data", "teacher")}
+    shared = {build.shared_key(c, what) for c in (cfg, plain) for what in ("data", "teacher")}
     assert len(shared) == 4
 
 
 def test_a_class_that_is_dropped_stays_in_the_test_split(composed, tmp_path):
     cfg = composed(*QUICK, "condition.drop=[3]", "baseline=false")
-    data = config.build_data(cfg)
+    data = build.build_data(cfg)
     assert data.class_counts[3] == 0
     assert 3 not in data.val.labels
     run.train(cfg)

@@ -13,10 +13,10 @@ from PIL import Image
 
 import distill
 from distill.cli import CONF
-from distill.data.folder import folder
 from distill.data.module import configured
+from distill.data.sources.folder import folder
+from distill.deploy.predict import Predictor
 from distill.metrics import fit_temperature
-from distill.predict import Predictor
 from distill.run import evaluate
 
 CLASSES = ["owl", "fox", "ant"]  # not in the order of the alphabet

@@ -8,10 +8,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from distill import Distiller, Objective, cache, config
+from distill import Distiller, Objective
 from distill.cli import CONF
+from distill.config import build, checks
 from distill.data import DataModule
-from distill.data.splits import Resident, Source
+from distill.data.sources.splits import Resident, Source
+from distill.training import auxiliary, cache
+from distill.training.trainer import schedules
 
 HARD = "objective.terms.ce.loss="
 REMEDIES = {
@@ -58,12 +61,12 @@ def test_any_two_remedies_compose_or_are_refused_in_one_line(default, tiny, pair
     condition = {k: v for k, v in cfg.data.condition.items() if k in ("noise", "rate", "tail",
                  "imbalance")}  # fmt: skip
     data = toy(balance=cfg.data.balance, condition=condition)
-    objective = config.build_objective(cfg, data)
+    objective = build.build_objective(cfg, data)
     if set(pair) == {"smoothing", "ldam"}:
         with pytest.raises(ValueError, match=r"terms\.ce cannot be smoothed \(.*\)$"):
-            config.check_objective(cfg, data, objective)
+            checks.check_objective(cfg, data, objective)
         return
-    config.check_objective(cfg, data, objective)
+    checks.check_objective(cfg, data, objective)
     torch.manual_seed(0)
     student, teacher = tiny(), tiny(width=16).eval()
     view, target, *_ = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
@@ -79,17 +82,17 @@ def test_any_two_remedies_compose_or_are_refused_in_one_line(default, tiny, pair
 def test_small_losses_are_kept_as_co_teaching_says(default):
     cfg = OmegaConf.merge(default, {"objective": {
         "keep": {"small_loss": 0.6}, "schedules": {"keep": {"duration": 4}}}})  # fmt: skip
-    objective = config.build_objective(cfg, toy())
-    (annealing,) = config.schedules(cfg, objective)
+    objective = build.build_objective(cfg, toy())
+    (annealing,) = schedules(cfg, objective)
     shares = [annealing.at(epoch, 8) for epoch in range(8)]
     assert shares == pytest.approx([1 - 0.4 * min(epoch / 4, 1) for epoch in range(8)])
-    assert config.schedules(default, config.build_objective(default, toy())) == []
+    assert schedules(default, build.build_objective(default, toy())) == []
 
 
 def test_models_that_were_trained_on_another_balance_are_not_taken_from_the_cache(default):
-    alone = config.alone(default, "baseline")
+    alone = auxiliary.supervised_config(default, "baseline")
     assert cache.fit_key(alone, toy(balance=0.5)) != cache.fit_key(alone, toy())
-    assert alone.objective == config.SUPERVISED
+    assert alone.objective == auxiliary.SUPERVISED
 
 
 # Without labels
@@ -101,8 +104,8 @@ def test_at_alpha_one_no_label_reaches_the_student(default, name):
     cfg = default.copy()
     cfg.objective = {**OmegaConf.load(CONF / "objective" / f"{name}.yaml"), "alpha": 1.0}
     data = toy()
-    objective = config.build_objective(cfg, data)
-    config.check_objective(cfg, data, objective)
+    objective = build.build_objective(cfg, data)
+    checks.check_objective(cfg, data, objective)
     if objective.needs_features:
         objective.projections = torch.nn.ModuleList([torch.nn.Conv2d(2, 2, 1)])
     generator = torch.Generator().manual_seed(0)

@@ -15,11 +15,12 @@ from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 from scipy.stats import binomtest
 
-from distill import run, signals
+from distill import run
 from distill.cli import CONF
 from distill.models.bundle import load_student, read_facts
-from distill.module import Distiller
 from distill.report import words
+from distill.training.module import Distiller
+from distill.utils import signals
 
 QUICK = ("trainer.max_epochs=1", "trainer.limit_train_batches=2", "teacher.fit.max_epochs=1",
          "trainer.accelerator=cpu", "logger=none")  # fmt: skip
@@ -152,6 +153,24 @@ def test_with_weight_averaging_the_bundle_holds_the_average(composed, tmp_path):
     assert differs > len(bundle) / 2
 
 
+def test_a_table_of_costs_is_read_when_a_run_begins(composed, tmp_path, monkeypatch):
+    """And may be gone when training ends, whatever other runs of this process do meanwhile."""
+    table, fit = tmp_path / "costs.csv", run.fit
+    options = (*QUICK, "baseline=false", "report=false", "objective=supervised")
+
+    def with_another_run_between(*given):
+        table.unlink()
+        monkeypatch.setattr(run, "fit", fit)
+        run.train(composed(*options, folder="other"))
+        return fit(*given)
+
+    table.write_text("\n".join(",".join(str(int(i != j)) for j in range(10)) for i in range(10)))
+    monkeypatch.setattr(run, "fit", with_another_run_between)
+    run.train(composed(*options, f"decision.costs={table}"))
+    student = json.loads((tmp_path / "run" / "summary.json").read_text())["student"]
+    assert student["cost_of_argmax"] == pytest.approx(1 - student["top1"])
+
+
 @pytest.fixture
 def file_limit():
     """Let no file grow beyond a number of bytes, as on a disk that is full."""
@@ -245,7 +264,7 @@ def test_a_run_that_is_over_is_not_run_again_and_one_that_was_not_judged_is_judg
 def test_a_disk_that_fills_up_leaves_the_last_good_checkpoint(
     composed, tmp_path, monkeypatch, file_limit
 ):
-    from distill.callbacks.checkpoints import WholeCheckpoints
+    from distill.training.callbacks.checkpoints import WholeCheckpoints
 
     save, done = WholeCheckpoints.save_checkpoint, []
 

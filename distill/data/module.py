@@ -17,17 +17,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from distill import sharing
-from distill.checks import is_number
-from distill.data.corrupt import CUT, OWN, Altered, altered, build_condition
-from distill.data.erasing import MODES as MODES_OF_ERASING
-from distill.data.erasing import Erasing
-from distill.data.image_corruptions import ImageCorruption
-from distill.data.images import MODES
-from distill.data.judged import Judged, opened, with_validation
-from distill.data.listing import some
-from distill.data.order import endless_order, epoch_order
-from distill.data.sizes import (
+from distill.data.condition.corrupt import CUT, OWN, Altered, altered, build_condition
+from distill.data.condition.image_corruptions import ImageCorruption
+from distill.data.sources.images import MODES
+from distill.data.sources.judged import Judged, opened, with_validation
+from distill.data.sources.listing import some
+from distill.data.sources.sizes import (
     ModelSize,
     Size,
     as_size,
@@ -36,10 +31,15 @@ from distill.data.sizes import (
     sampled_headers,
     size_note,
 )
-from distill.data.splits import Resident, Source, Split, Streamed, stratified
-from distill.data.unlabeled import Reading, check_share, joined, per_batch, read, without
-from distill.data.views import CLEAN, ResidentView, StreamedView, is_range
-from distill.sharing import Recent, Streams
+from distill.data.sources.splits import Resident, Source, Split, Streamed, stratified
+from distill.data.sources.unlabeled import Reading, check_share, joined, per_batch, read, without
+from distill.data.views.erasing import MODES as MODES_OF_ERASING
+from distill.data.views.erasing import Erasing
+from distill.data.views.order import endless_order, epoch_order
+from distill.data.views.views import CLEAN, ResidentView, StreamedView, is_range
+from distill.utils import sharing
+from distill.utils.numbers import is_number
+from distill.utils.sharing import Recent, Streams
 
 Key = tuple[int, Tensor]  # (epoch, positions in the split); −1 is a rank's padding
 
@@ -116,8 +116,9 @@ class DataModule(pl.LightningDataModule):
             is every sample once, 0 all classes equally often, ½ between them. A sample that is
             drawn again in an epoch shows the same view. What mixed views add is not balanced.
             Below 1 labels decide the order, also under an objective that reads none.
-        condition: keywords of `distill.data.corrupt.Condition`: wrong labels, rare classes or few
-            images, in train and, unless it is to stay clean, in validation; never in the test.
+        condition: keywords of `distill.data.condition.corrupt.Condition`: wrong labels, rare
+            classes or few images, in train and, unless it is to stay clean, in validation; never
+            in the test.
         unlabeled: pictures that a teacher teaches on too: a folder, which is searched to any depth,
             or a source, whose train split is taken. An epoch stays one pass over the labelled
             images; beside them the unlabelled are drawn from an endless row of permutations.

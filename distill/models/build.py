@@ -16,14 +16,7 @@ from torch.nn.functional import interpolate
 
 import distill.models.cifar
 import distill.models.slim  # noqa: F401  (both register their families with timm)
-from distill.errors import first_line
-from distill.models.checkpoint import (
-    TIMM_CONFIG,
-    Checkpoint,
-    as_object,
-    read_checkpoint,
-    read_json,
-)
+from distill.models.checkpoint import TIMM_CONFIG, Checkpoint, as_object, read_checkpoint
 from distill.models.classes import Known, MappedClasses, imagenet_names, matched, shared_rows
 from distill.models.weights import (
     DataShape,
@@ -38,6 +31,8 @@ from distill.models.weights import (
     size_along,
     with_own_head,
 )
+from distill.utils.errors import first_line
+from distill.utils.reading import read_json
 
 # The data decide these, whatever a checkpoint recorded.
 FROM_DATA = ("num_classes", "in_chans", "img_size")

@@ -16,8 +16,6 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
-from distill.errors import first_line
-from distill.files import resolved_path, under_construction
 from distill.models.build import rebuilt
 from distill.models.checkpoint import (
     FACTS,
@@ -25,13 +23,14 @@ from distill.models.checkpoint import (
     WEIGHTS,
     facts_of_lightning,
     has_weights_alone,
-    inside,
     is_finite,
     is_list,
     read_checkpoint,
-    read_json,
 )
 from distill.models.compiled import uncompiled
+from distill.utils.errors import first_line
+from distill.utils.files import resolved_path, under_construction
+from distill.utils.reading import inside, read_json
 
 log = logging.getLogger(__name__)
 

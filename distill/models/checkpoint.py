@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -18,8 +17,9 @@ from safetensors.torch import load as load_safetensors
 from timm.models import build_model_with_cfg, clean_state_dict
 from torch import Tensor
 
-from distill.files import resolved_path
 from distill.models.compiled import plain_name
+from distill.utils.files import resolved_path
+from distill.utils.reading import inside, read_json
 
 WEIGHTS, TIMM_CONFIG, FACTS = "model.safetensors", "config.json", "distill.json"
 STUDENT_PREFIX = "student."
@@ -28,7 +28,7 @@ AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "network", "weights", "checkpoint")
 PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")  # timm's names
-LARGEST_JSON = LARGEST_HEADER = 2**24  # bytes: ImageNet-21k's class names fit a hundred times
+LARGEST_HEADER = 2**24  # bytes
 LARGEST_ARGUMENT = 2**16  # of an architecture: its widths, depths and sizes
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64,
           torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)  # fmt: skip
@@ -329,52 +329,3 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             raise ValueError(f"{path} has a header of {header} bytes")
         file.seek(0)
         return clean_state_dict(load_safetensors(file.read()))
-
-
-def inside(folder: Path, name: str) -> Path:
-    """Return the path of a bundle's file, which has to be one and to lie in its folder.
-
-    Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if it is a link to elsewhere, or no ordinary file.
-    """
-    path = folder / name
-    try:
-        found = path.resolve(strict=True)
-    except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(missing(folder, name)) from None
-    except (OSError, RuntimeError) as error:  # a circle of links
-        raise ValueError(f"{path} leads nowhere: {error}") from error
-    if not found.is_relative_to(folder.resolve()):
-        raise ValueError(f"{path} is a link out of its folder: copy the file there")
-    if not found.is_file():
-        raise ValueError(f"{path} is not an ordinary file")
-    return path
-
-
-def missing(folder: Path, name: str) -> str:
-    """Return what to say of a bundle's file that is not there."""
-    if not folder.exists():
-        return f"there is no {folder}"
-    if (folder / "student" / name).is_file():
-        return f"{folder} is a run, not a student bundle: did you mean {folder / 'student'}?"
-    if folder.name == "teacher":  # of a run, which has its teacher's history there
-        return (
-            f"{folder} is not a student bundle: no {name}; a teacher that a run has trained lies "
-            "where its line “teacher: kept in” says"
-        )
-    return f"{folder} is not a student bundle: no {name}"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read one of a bundle's JSON files."""
-    inside(path.parent, path.name)
-    if path.stat().st_size > LARGEST_JSON:
-        raise ValueError(f"{path} is damaged: it has {path.stat().st_size:,} bytes")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged: it does not hold an object")
-    return content

@@ -13,9 +13,9 @@ import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 
-from distill.data.costs import Line, listed, read_lines
-from distill.errors import printable
-from distill.files import resolved_path
+from distill.data.condition.costs import Line, listed, read_lines
+from distill.utils.errors import printable
+from distill.utils.files import resolved_path
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.errors import first_line
+from distill.utils.errors import first_line
 
 
 def feature_channels(model: nn.Module, stages: Sequence[int], role: str) -> list[int]:

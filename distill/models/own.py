@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from distill.errors import first_line
+from distill.utils.errors import first_line
 
 
 def import_modules(names: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import timm
 
-from distill.data.sizes import ModelSize, as_size
+from distill.data.sources.sizes import ModelSize, as_size
 from distill.models.build import ModelSpec, architecture
 from distill.models.checkpoint import read_checkpoint
 

@@ -3,34 +3,18 @@
 from distill.report.card import bundle_facts, model_card
 from distill.report.evidence import evidence, save_thumbnails
 from distill.report.page import write_pages, write_run_page, write_sweep_page
-from distill.report.summary import (
-    circumstances,
-    costs_of_models,
-    finite,
-    model_costs,
-    parameters,
-    save_condition,
-    unlabeled_of,
-    versions,
-    write_json,
-)
+from distill.report.summary import circumstances, save_condition, unlabeled_of
 from distill.report.table import print_table
 
 __all__ = [
     "bundle_facts",
     "circumstances",
-    "costs_of_models",
     "evidence",
-    "finite",
     "model_card",
-    "model_costs",
-    "parameters",
     "print_table",
     "save_condition",
     "save_thumbnails",
     "unlabeled_of",
-    "versions",
-    "write_json",
     "write_pages",
     "write_run_page",
     "write_sweep_page",

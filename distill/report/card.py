@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from distill.data import DataModule
-from distill.objectives import build_term
+from distill.objective.objective import build_term
 from distill.report.words import comparison_sentences
 
 SHOWN = {
@@ -173,7 +173,7 @@ def movements(objective: dict[str, Any], annealing: dict[str, Any] | None) -> di
 
 
 def movement(objective: dict[str, Any], node: dict[str, Any]) -> str:
-    """Return how one value went; see `distill.callbacks.annealing.Annealing`."""
+    """Return how one value went; see `distill.training.callbacks.annealing.Annealing`."""
     start, warmup = node.get("start"), node.get("warmup") or 0
     if start is None:
         start = own_value(objective, node.get("value", "temperature"))

@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 
 from distill.data import DataModule
-from distill.files import save_arrays
 from distill.metrics import (
     Reliability,
     expected_calibration_error,
@@ -21,6 +20,7 @@ from distill.metrics import (
     reliability,
     risk_coverage,
 )
+from distill.utils.files import save_arrays
 
 BINS = 15
 ROLES = ("student", "teacher", "baseline")

@@ -9,20 +9,24 @@ from operator import ge
 from pathlib import Path
 from typing import Any
 
-from distill.files import held_elsewhere
-from distill.folders import ENDED, FAILED, RECORD, SUMMARY, jobs_in
+from distill.config.keys import flat, is_bookkeeping
+from distill.config.resolvers import higher_is_better
 from distill.metrics import mean_interval
-from distill.report.reading import read_overrides, read_summary, read_yaml
-from distill.resolvers import higher_is_better
+from distill.utils.files import held_elsewhere
+from distill.utils.reading import read_yaml
+from distill.utils.run_folder import (
+    ENDED,
+    FAILED,
+    RECORD,
+    SUMMARY,
+    jobs_in,
+    read_overrides,
+    read_summary,
+)
 
 METRICS = ("top1", "nll", "ece", "ece_after_scaling", "agreement")
 AVERAGED = ("val_top1", "test_top1", "test_nll", "test_ece", "baseline_top1")
 TEMPERATURE, SEED = "objective.temperature", "seed"
-# Values that decide no number: where things lie, what goes on, and what is told of it.
-BOOKKEEPING = ("sweep", "paths", "hydra", "ckpt_path", "resume", "report", "preview", "views",
-               "tags", "task_name", "logger", "store.path", "data.num_workers", "data.cache",
-               "trainer.log_every_n_steps")  # fmt: skip
-DIRECTORIES = ("dir", "dirpath", "default_root_dir", "save_dir")
 # What a student that is trained on labels alone is told.
 ON_LABELS = ("student.", "optimizer.", "scheduler.", "trainer.", "data.", "condition.", SEED)
 COSTS = ("params", "flops", "latency_ms")  # of a student, the last on the machine of the run
@@ -198,21 +202,6 @@ def overrides_of(job: Path) -> Row:
     pairs = [override.split("=", 1) for override in read_overrides(job)]
     told = {name.lstrip("+~"): "".join(value) for name, *value in pairs}
     return {name: value for name, value in told.items() if not is_bookkeeping(name)}
-
-
-def is_bookkeeping(name: str) -> bool:
-    """Whether a value, given its dotted name or a group's, decides no number of a run."""
-    if name.rpartition(".")[2] in DIRECTORIES:
-        return True
-    return any(name == key or name.startswith((f"{key}.", f"{key}/")) for key in BOOKKEEPING)
-
-
-def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Return a configuration's values by their dotted names."""
-    if not isinstance(config, dict) or not config:
-        return {prefix: config} if prefix else {}
-    parts = (flat(v, f"{prefix}.{k}" if prefix else str(k)) for k, v in config.items())
-    return {name: value for part in parts for name, value in part.items()}
 
 
 def setting(row: Row, axis: str) -> str:

@@ -22,9 +22,7 @@ import yaml
 from markupsafe import Markup
 from PIL import Image
 
-from distill.errors import first_line
-from distill.files import write_whole
-from distill.folders import SUMMARY, jobs_in
+from distill.config.resolvers import higher_is_better
 from distill.metrics import wilson_interval
 from distill.report import figures, words
 from distill.report.card import unlabeled_text
@@ -43,9 +41,11 @@ from distill.report.leaderboard import (
     series_over,
     varied,
 )
-from distill.report.reading import Run, by_epoch, read_run, temperature_of
+from distill.report.reading import Run, read_run, temperature_of
 from distill.report.table import by_label
-from distill.resolvers import higher_is_better
+from distill.utils.errors import first_line
+from distill.utils.files import write_whole
+from distill.utils.run_folder import SUMMARY, by_epoch, jobs_in
 
 PAGE = "report.html"
 MANY, LOWEST = 100, 20  # classes beyond which those of the lowest recall are listed, and how many

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,17 +9,13 @@ from typing import Any
 from zipfile import ZipFile
 
 import numpy as np
-import yaml
 
-from distill.errors import first_line
-from distill.folders import RECORD
-from distill.folders import SUMMARY as SUMMARY
-from distill.models.checkpoint import inside, read_json
+from distill.utils.reading import there
+from distill.utils.run_folder import METRICS, Points, by_epoch, read_history, read_summary
+from distill.utils.run_folder import SUMMARY as SUMMARY
 
-METRICS, IMAGES = "metrics.csv", "examples.npz"
-# Bytes that no run comes near to: a million rows, and some thousand thumbnails.
-LARGEST_HISTORY, LARGEST_IMAGES, LARGEST_YAML = 2**27, 2**26, 2**22
-Points = tuple[list[float], list[float]]
+IMAGES = "examples.npz"
+LARGEST_IMAGES = 2**26  # bytes, which no run comes near to: some thousand thumbnails
 
 
 @dataclass(frozen=True)
@@ -58,36 +53,6 @@ def read_run(folder: Path) -> Run:
     )
 
 
-def read_summary(path: Path) -> dict[str, Any]:
-    """Read a run's numbers."""
-    try:
-        return read_json(path)
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"{path.parent} holds no run that has ended: no {SUMMARY}"
-        ) from None
-
-
-def read_overrides(job: Path) -> list[str]:
-    """Read what a job was told, as it was told."""
-    file = job / RECORD
-    listed = read_yaml(file) or []
-    if not isinstance(listed, list):
-        raise ValueError(f"{file} is damaged: it does not hold a list")
-    return [str(override) for override in listed]
-
-
-def read_history(path: Path) -> list[dict[str, str]]:
-    """Read what was logged during training; nothing where nothing was."""
-    if not there(path, LARGEST_HISTORY):
-        return []
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-
-
 def read_images(path: Path) -> Sequence[np.ndarray]:
     """Read thumbnails; an array of objects, which would be unpickled, is refused."""
     if not there(path, LARGEST_IMAGES):
@@ -104,50 +69,6 @@ def read_images(path: Path) -> Sequence[np.ndarray]:
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise ValueError(f"{path} is damaged: it does not hold images")
     return list(images)
-
-
-def read_yaml(path: Path) -> Any:
-    """Read a file of Hydra's as plain values; None where there is none.
-
-    Nothing in it is resolved: an interpolation could name a variable of the reader's environment.
-    """
-    if not there(path, LARGEST_YAML):
-        return None
-    try:
-        return parsed_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {first_line(error)}") from error
-
-
-def parsed_yaml(text: str) -> Any:
-    """Return a text of YAML as plain values; see `read_yaml`."""
-    return yaml.load(text, PlainLoader)
-
-
-class PlainLoader(yaml.SafeLoader):
-    """A loader without aliases, by which a few lines can stand for more than there is memory."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """Refuse an alias; see `yaml.composer.Composer`."""
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("it has an alias")
-        return super().compose_node(parent, index)
-
-
-def there(path: Path, largest: int) -> bool:
-    """Whether there is a file, refusing a link out of its folder and what is out of proportion."""
-    if not path.is_symlink() and not path.is_file():
-        return False
-    size = inside(path.parent, path.name).stat().st_size
-    if size > largest:
-        raise ValueError(f"{path} is damaged: it has {size:,} bytes")
-    return True
-
-
-def by_epoch(history: Sequence[dict[str, str]], name: str) -> Points:
-    """Return the epochs, counted from 1, that logged a value, and the values."""
-    rows = [row for row in history if row.get(name) and row.get("epoch")]
-    return [float(row["epoch"]) + 1 for row in rows], [float(row[name]) for row in rows]
 
 
 def temperature_of(run: Run) -> Points:

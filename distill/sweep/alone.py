@@ -11,10 +11,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 # Nothing heavy: Hydra imports this file before it prints its help.
 from distill.cli import refuse
-from distill.files import COMMAND, held_elsewhere, only_run_in
-from distill.folders import SWEEP, jobs_in
-from distill.ranks import first_of_run
 from distill.sweep.checks import check_sweep
+from distill.utils.files import COMMAND, held_elsewhere, only_run_in
+from distill.utils.ranks import first_of_run
+from distill.utils.run_folder import SWEEP, jobs_in
 
 MOST = 100  # folders that are named by one second
 

@@ -8,8 +8,8 @@ from omegaconf import DictConfig, OmegaConf
 
 # Nothing heavy: Hydra imports this file before it prints its help.
 from distill.cli import refuse
-from distill.folders import RECORD
-from distill.resolvers import direction
+from distill.config.resolvers import direction
+from distill.utils.run_folder import RECORD
 
 
 def check_sweep(config: DictConfig) -> None:

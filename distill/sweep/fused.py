@@ -15,9 +15,9 @@ from typing import Any
 from hydra.core.utils import JobReturn, configure_log, setup_globals
 from omegaconf import DictConfig, open_dict
 
-from distill import signals
 from distill.cli import sweep_goes_on
 from distill.sweep.workers import GPU, Job, accelerator, places, spread, started
+from distill.utils import signals
 
 GROUP = "distill.sweep.group"
 

@@ -24,11 +24,12 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from distill import signals
 from distill.cli import job_name, one_line, out_of_memory
-from distill.config import plain, shared_key
+from distill.config.build import shared_key
+from distill.config.read import plain
 from distill.sweep.lockstep import in_turns
 from distill.sweep.workers import Job, Report, accelerator, nothing
+from distill.utils import signals
 
 STATES = 5  # of each parameter: its value, gradient, the optimiser's two, and an average
 

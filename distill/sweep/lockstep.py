@@ -15,7 +15,7 @@ import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 from hydra.core.hydra_config import HydraConfig
 
-from distill.sharing import Sharing, among
+from distill.utils.sharing import Sharing, among
 
 SEEDS = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")  # environment variables that Lightning keeps seeds in
 

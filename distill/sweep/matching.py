@@ -22,9 +22,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from distill.folders import RECORD, SUMMARY, jobs_in
-from distill.report.leaderboard import flat, is_bookkeeping
-from distill.report.reading import parsed_yaml, read_overrides, read_yaml
+from distill.config.keys import flat, is_bookkeeping
+from distill.utils.reading import parsed_yaml, read_yaml
+from distill.utils.run_folder import RECORD, SUMMARY, jobs_in, read_overrides
 
 NUMBER = "${hydra.job.num}"  # `hydra.sweep.subdir` as it is, of which the names are known at once
 CONFIG = RECORD.with_name("config.yaml")

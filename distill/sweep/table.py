@@ -16,9 +16,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 # Nothing heavy: Hydra imports this file before it prints its help.
 from distill.cli import refuse
-from distill.files import plain_cell, write_whole
-from distill.folders import FAILED, jobs_in
 from distill.sweep.alone import name_it
+from distill.utils.files import plain_cell, write_whole
+from distill.utils.run_folder import FAILED, jobs_in
 
 # Where a terminal is narrow, these go first.
 TO_DROP = ("test_agreement", "flops", "baseline_top1", "test_ece", "latency_ms", "test_nll",

@@ -18,8 +18,8 @@ from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from distill import signals
 from distill.cli import HYDRA
+from distill.utils import signals
 
 GPU = "CUDA_VISIBLE_DEVICES"
 PATIENCE = 60  # seconds in which students write their last checkpoints

@@ -32,15 +32,16 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill import config, teachers, training
 from distill.cli import CONF
+from distill.config import build, read
 from distill.data import DataModule
-from distill.data.splits import Resident, Source
-from distill.models import build
+from distill.data.sources.splits import Resident, Source
+from distill.metrics.cost import flops
 from distill.models.build import ModelSpec, build_model
-from distill.models.teacher import Teacher
-from distill.module import Distiller, create_optimizer
-from distill.report.summary import flops
+from distill.teacher.teacher import Teacher
+from distill.training import fit, teachers
+from distill.training.module import Distiller, create_optimizer
+from distill.training.trainer import build_trainer
 
 BATCH = 128
 WARM = 3  # steps of a turn that do not count
@@ -114,9 +115,9 @@ class Pair:
         """Return a teacher with random weights: they cost what trained ones do."""
         spec = ModelSpec(self.teacher_name)
         if self.teacher_name is None:
-            spec = config.model_spec(self.config([]).teacher)
+            spec = read.model_spec(self.config([]).teacher)
         return teachers.as_teacher(
-            build_model(spec, config.data_shape(self.data), "teacher"), self.data
+            build_model(spec, build.data_shape(self.data), "teacher"), self.data
         )
 
     def config(self, overrides: list[str]) -> Any:
@@ -139,18 +140,18 @@ class Pair:
         cfg = self.config([*SIDES[side], *more])
         data = self.data.with_options(seed=0, batch_size=BATCH, views=cfg.data.views)
         teacher = None if side == "supervised" else self.teacher
-        trainer = training.fit(cfg, data, teacher)[1]
+        trainer = fit.fit(cfg, data, teacher)[1]
         clock = next(c for c in trainer.callbacks if isinstance(c, Clock))
         return BATCH * clock.steps / clock.seconds
 
     def bare(self, side: str) -> float:
         """Return images per second of the leanest loop."""
         cfg = self.config(SIDES[side])
-        device = config.build_trainer(cfg, config.build_objective(cfg, self.data)).strategy
-        spec = config.model_spec(cfg.student)
-        student = build_model(spec, config.data_shape(self.data), "student")
+        device = build_trainer(cfg, build.build_objective(cfg, self.data)).strategy
+        spec = read.model_spec(cfg.student)
+        student = build_model(spec, build.data_shape(self.data), "student")
         student.to(device.root_device).train()
-        optimizer = create_optimizer(student, config.plain(cfg.optimizer))
+        optimizer = create_optimizer(student, read.plain(cfg.optimizer))
         teacher = None if side == "supervised" else self.teacher.to(device.root_device).model
         alpha, temperature = cfg.objective.get("alpha"), cfg.objective.get("temperature")
         batches = [(v.to(device.root_device), y.to(device.root_device)) for v, y in self.batches]
@@ -206,7 +207,7 @@ class Pair:
     def gflops(self) -> float:
         """Return 10⁹ floating-point operations of one live step: a backward pass is two forward."""
         student = build_model(
-            config.model_spec(self.config([]).student), config.data_shape(self.data), "student"
+            read.model_spec(self.config([]).student), build.data_shape(self.data), "student"
         )
         shape = (self.data.in_chans, *self.data.image_size)
         return BATCH * (3 * flops(student.eval(), shape) + flops(self.teacher.model, shape)) / 1e9
@@ -281,7 +282,7 @@ def matmul(size: int = 2048) -> float:
 
 
 def in_plain_layout(pair: Pair, side: str) -> float:
-    with mock.patch.object(build, "channels_last", lambda model: model):
+    with mock.patch("distill.models.build.channels_last", lambda model: model):
         return pair.ours(side)
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from measure import Row, resident, seconds
 
-from distill.store import TeacherStore, expected_bytes, size_text
+from distill.teacher.store import TeacherStore, expected_bytes, size_text
 
 BATCH = 128
 FILLED_AT_ONCE = 1024

@@ -22,8 +22,8 @@ from typing import Any
 from measure import Row, print_rows, ratio, rounds, seconds
 from steps import BATCH, PAIRS, Clock, Pair
 
-from distill import sharing, training
 from distill.sweep.lockstep import in_turns
+from distill.utils import sharing
 
 TEMPERATURES = (1, 2, 3, 4, 6, 8, 12, 16)
 
@@ -37,7 +37,7 @@ def fused(pair: Pair) -> float:
         shared = sharing.once("data", pair.make_data)
         data = shared.with_options(seed=0, batch_size=BATCH)
         teacher = sharing.once("teacher", pair.make_teacher)
-        trainer = training.fit(cfg, data, teacher)[1]
+        trainer = fit.fit(cfg, data, teacher)[1]
         clocks.append(next(c for c in trainer.callbacks if isinstance(c, Clock)))
 
     in_turns([partial(fit, temperature) for temperature in TEMPERATURES])

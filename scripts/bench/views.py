@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 
 from distill.data import DataModule
-from distill.data.splits import Resident, Source
+from distill.data.sources.splits import Resident, Source
 
 WORKERS = 2
 SIDE = 32

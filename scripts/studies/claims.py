@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from distill import report
+from distill.utils.provenance import versions
 from shared import quiet
 from ten_claims import STUDIES
 from ten_claims.page import Checked, as_markdown, write_page, write_study
@@ -39,7 +39,7 @@ def main() -> None:
               if not options.names or study.name in options.names}  # fmt: skip
     runs.train(run for study in chosen.values() for seed in seeds for run in study.runs(seed))
     told = {"budget": options.budget, "overrides": list(common), "seeds": len(seeds),
-            "versions": report.versions()}  # fmt: skip
+            "versions": versions()}  # fmt: skip
     found = {}
     for number, study in chosen.items():
         found[number] = Checked(study, study.examine(seeds, runs))

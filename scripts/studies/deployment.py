@@ -12,11 +12,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from distill import config, judge, pruning, teachers, training
-from distill.export import Job, verify, write_quantized
-from distill.export.program import Deployed
+from distill import evaluation
+from distill.config import build
+from distill.deploy.export import Job, verify, write_quantized
+from distill.deploy.export.program import Deployed
 from distill.metrics import expected_calibration_error, fit_temperature
-from distill.module import Distiller
+from distill.training import fit, pruning, teachers
+from distill.training.module import Distiller
 from shared import Row, Rows, composed, quiet, spread
 
 OBJECTIVES = {
@@ -61,18 +63,18 @@ def one_run(key: Row, options: argparse.Namespace) -> list[Row]:
     )  # fmt: skip
     if cfg.teacher.fit:
         cfg.teacher.fit.max_epochs = options.epochs
-    data = config.build_data(cfg)
-    fitted, _ = training.fit(cfg, data, teachers.prepare_teacher(cfg, data))
+    data = build.build_data(cfg)
+    fitted, _ = fit.fit(cfg, data, teachers.prepare_teacher(cfg, data))
     return judged(cfg, Distiller(fitted.student, normalize=fitted.normalize), data, folder)
 
 
 def judged(cfg: Any, student: Distiller, data: Any, folder: Path) -> list[Row]:
     """Return a student's numbers on the test split, in float and as an int8 file."""
-    fit = fit_temperature(*judge.answer(cfg, student, data).of("student", "val"))
+    fit = fit_temperature(*evaluation.answer(cfg, student, data).of("student", "val"))
     model = Deployed(student.student, student.normalize, None).cpu().eval()
     job = Job(composed(name="export").export, data, model, lambda images: images, {}, folder)
     file = write_quantized(job, folder / "int8.onnx", "per_channel", activations=True)
-    size = training.save_bundle(student, data, folder / "student", {}) / "model.safetensors"
+    size = fit.save_bundle(student, data, folder / "student", {}) / "model.safetensors"
     counted = pruning.zeros(student.student)
     zeros = counted["zeros"] / counted["weights"]
     reference = verify.answers(model, verify.test_images(data, job.prepare))

@@ -13,10 +13,12 @@ import time
 from functools import cache
 from pathlib import Path
 
-from distill import config, judge, teachers, training
+from distill import evaluation
+from distill.config import build
 from distill.data import DataModule
 from distill.metrics import evaluate
-from distill.module import Distiller
+from distill.training import auxiliary, fit, teachers
+from distill.training.module import Distiller
 from shared import Row, Rows, composed, quiet, spread
 
 SOFT = {  # objective → the temperatures tried
@@ -83,15 +85,15 @@ def one_run(data_name: str, objective: str, temperature: float, seed: int, out: 
     cfg = composed(*overrides)
     data = read_once(data_name).with_options(seed=seed, batch_size=cfg.data.batch_size)
     if objective == "baseline":
-        fitted, _ = training.fit(config.alone(cfg, "baseline"), data, None)
+        fitted, _ = fit.fit(auxiliary.supervised_config(cfg, "baseline"), data, None)
     else:
-        fitted, _ = training.fit(cfg, data, teachers.prepare_teacher(cfg, data))
+        fitted, _ = fit.fit(cfg, data, teachers.prepare_teacher(cfg, data))
     student = Distiller(
         fitted.student, normalize=fitted.normalize
     )  # the teacher's answers are known
     row = {"objective": objective, "temperature": temperature, "seed": seed}
-    answers = judge.answer(cfg, student, data)
-    for split in judge.SPLITS:
+    answers = evaluation.answer(cfg, student, data)
+    for split in evaluation.SPLITS:
         numbers = evaluate(*answers.of("student", split))
         row |= {f"{split}_{name}": numbers[name] for name in METRICS}
     row["seconds"] = round(time.perf_counter() - started, 1)
@@ -101,7 +103,7 @@ def one_run(data_name: str, objective: str, temperature: float, seed: int, out: 
 @cache
 def read_once(data_name: str) -> DataModule:
     """Return a data set; seeds share its splits."""
-    return config.build_data(composed(f"data={data_name}"))
+    return build.build_data(composed(f"data={data_name}"))
 
 
 def as_markdown(data: str, rows: list[Row]) -> str:

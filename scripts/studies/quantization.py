@@ -12,10 +12,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from distill import config, teachers, training
-from distill.export import WEIGHTS_BY, Job, verify, write_quantized
-from distill.export.program import Deployed
-from distill.module import Distiller
+from distill.config import build
+from distill.deploy.export import WEIGHTS_BY, Job, verify, write_quantized
+from distill.deploy.export.program import Deployed
+from distill.training import fit, teachers
+from distill.training.module import Distiller
 from shared import Row, Rows, composed, quiet, spread
 
 STUDENTS = {
@@ -59,10 +60,10 @@ def one_seed(student: str, seed: int, folder: Path) -> list[Row]:
         else:
             chosen = ["experiment=qad", f"student.checkpoint={start}", *overrides]
         cfg = composed(*fixed, *chosen)
-        data = config.build_data(cfg)
-        fitted, _ = training.fit(cfg, data, teachers.prepare_teacher(cfg, data))
+        data = build.build_data(cfg)
+        fitted, _ = fit.fit(cfg, data, teachers.prepare_teacher(cfg, data))
         if overrides is None:
-            training.save_bundle(fitted, data, start, {})
+            fit.save_bundle(fitted, data, start, {})
         for kind, numbers in judged(fitted, data, folder).items():
             rows.append({"seed": seed, "training": name, "kind": kind, **numbers})
     return rows

@@ -18,13 +18,13 @@ from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
 from distill.cli import CONF
-from distill.config import build_data
+from distill.config.build import build_data
 from distill.data import DataModule
-from distill.data.folder import folder
 from distill.data.module import KeySampler, build_view, class_probabilities, configured
-from distill.data.splits import Resident, Source, Streamed
-from distill.data.timm_data import timm_dataset
-from distill.data.views import CLEAN, ResidentView, StreamedView
+from distill.data.sources.folder import folder
+from distill.data.sources.splits import Resident, Source, Streamed
+from distill.data.sources.timm_data import timm_dataset
+from distill.data.views.views import CLEAN, ResidentView, StreamedView
 from tests.data.conftest import write_folder, write_tar
 
 

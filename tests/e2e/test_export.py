@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distill.export import onnx as formats
-from tests.export.conftest import digits, record
+from distill.deploy.export import onnx as formats
+from tests.deploy.export.conftest import digits, record
 
 QUICK = ("trainer.max_epochs=2", "trainer.accelerator=cpu", "teacher=none", "objective=supervised",
          "baseline=false", "report=false", "logger=none")  # fmt: skip

@@ -8,6 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score
 
+from distill.config.resolvers import direction
 from distill.metrics import (
     BalancedAccuracy,
     MacroF1,
@@ -21,7 +22,6 @@ from distill.metrics import (
     per_class_recall,
     recall_by_shots,
 )
-from distill.resolvers import direction
 
 
 def labels(seed, count=400, classes=7):
@@ -135,7 +135,11 @@ def test_mean_corruption_error_is_what_a_loop_gives():
 
 
 def test_the_examples_in_the_docstrings_run():
-    for name in ("distill.metrics.classes", "distill.metrics.robustness", "distill.data.corrupt"):
+    for name in (
+        "distill.metrics.classes",
+        "distill.metrics.robustness",
+        "distill.data.condition.corrupt",
+    ):
         result = doctest.testmod(importlib.import_module(name))
         assert result.attempted > 0
         assert result.failed == 0

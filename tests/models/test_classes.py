@@ -8,13 +8,13 @@ import pytest
 import timm
 import torch
 
-from distill.cache import identity
 from distill.models.build import ModelSpec, build_matched, build_model, published_known
 from distill.models.bundle import save_student
 from distill.models.checkpoint import Checkpoint, read_checkpoint
 from distill.models.classes import Known, MappedClasses, imagenet_names, matched, read_groups
 from distill.models.features import feature_channels, forward_with_features
 from distill.models.weights import DataShape
+from distill.training.cache import identity
 
 ARGS = {"layers": [1, 1, 1, 1], "channels": [4, 8, 16, 32], "stem_type": "deep", "stem_width": 4}
 CLASSES = ("ape", "bee", "cat", "dog", "eel")

@@ -4,11 +4,11 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from distill import config
 from distill.cli import CONF
+from distill.config import build, checks
 from distill.models.build import ModelSpec
 from distill.models.sizes import declared_size
-from distill.training import untrained
+from distill.training.fit import untrained
 from tests.data.conftest import write_folder
 
 ALONE = ("objective=supervised", "teacher=none")
@@ -29,15 +29,15 @@ def composed(tmp_path):
 
 def test_a_checkpoint_decides_the_size_and_brings_its_preprocessing(composed, tmp_path):
     cfg = composed("data.image_size=[32,48]", "data.view.crop_pct=0.9", *ALONE)
-    module = untrained(cfg, config.build_data(cfg), None)
+    module = untrained(cfg, build.build_data(cfg), None)
     content = {"state_dict": {f"student.{k}": v for k, v in module.student.state_dict().items()}}
     module.on_save_checkpoint(content)
     torch.save(content, tmp_path / "last.ckpt")
     told = f"student.checkpoint={tmp_path / 'last.ckpt'}"
-    assert config.build_data(composed(told)).image_size == (32, 48)
-    judged = config.build_data(composed(told), config.to_judge(composed(told)))
+    assert build.build_data(composed(told)).image_size == (32, 48)
+    judged = build.build_data(composed(told), build.to_judge(composed(told)))
     assert judged.preprocessing["crop_pct"] == 0.9
-    assert config.differing_views(composed(told), judged) is None
+    assert checks.differing_views(composed(told), judged) is None
     size = declared_size(ModelSpec(checkpoint=str(tmp_path / "last.ckpt")))
     assert (size.size, size.exact) == ((32, 48), True)
 
@@ -53,10 +53,10 @@ def test_a_checkpoint_decides_the_size_and_brings_its_preprocessing(composed, tm
     ],
 )
 def test_the_student_decides_or_else_the_teacher(composed, overrides, shown):
-    assert config.build_data(composed(*overrides)).image_size == shown
+    assert build.build_data(composed(*overrides)).image_size == shown
 
 
 def test_runs_of_other_sizes_do_not_share_their_data(composed):
     one, other = (composed("student=timm", f"student.name={name}")
                   for name in ("resnet18", "vit_tiny_patch16_224"))  # fmt: skip
-    assert config.shared_key(one, "data") != config.shared_key(other, "data")
+    assert build.shared_key(one, "data") != build.shared_key(other, "data")

@@ -11,7 +11,7 @@ from torch import nn
 from distill.models.build import ModelSpec, build_model
 from distill.models.bundle import load_student, save_student
 from distill.models.weights import DataShape, renamed, shared_prefix
-from distill.training import built_as
+from distill.training.fit import built_as
 
 NAME = "slim_resnet10_4"
 SHAPE = DataShape(7, 3, (32, 32))

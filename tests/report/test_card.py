@@ -5,7 +5,7 @@ from huggingface_hub import ModelCard
 from hydra import compose, initialize_config_dir
 
 from distill.cli import CONF
-from distill.config import plain
+from distill.config.read import plain
 from distill.report import model_card
 from distill.report.card import described, initial_weights
 

@@ -15,15 +15,10 @@ from torch import nn
 
 from distill import report, run
 from distill.cli import CONF
+from distill.metrics.cost import FEWEST, costs_of_models, flops, forward_seconds, model_costs
 from distill.report import figures, page
-from distill.report.reading import by_epoch, read_images, read_run, temperature_of
-from distill.report.summary import (
-    FEWEST,
-    costs_of_models,
-    flops,
-    forward_seconds,
-    model_costs,
-)
+from distill.report.reading import read_images, read_run, temperature_of
+from distill.utils.run_folder import by_epoch
 from tests.fuzz import fuzz
 
 SECTIONS = ("headline", "confidence", "fidelity", "mistakes", "selective", "learning", "cost",
@@ -165,7 +160,7 @@ class Counted(Small):
 
 
 def test_an_architecture_is_measured_once_and_others_in_turns(monkeypatch):
-    monkeypatch.setattr("distill.report.summary._measured", {})
+    monkeypatch.setattr("distill.metrics.cost._measured", {})
     calls, device = [], torch.device("cpu")
     models = {"a": Counted("a", calls), "twin": Counted("twin", calls),
               "b": Counted("b", calls, width=9)}  # fmt: skip
@@ -186,7 +181,7 @@ def test_an_architecture_is_measured_once_and_others_in_turns(monkeypatch):
 
 
 def test_a_slow_model_is_not_asked_more_often_than_needed(monkeypatch):
-    monkeypatch.setattr("distill.report.summary.PATIENCE", 0.0)
+    monkeypatch.setattr("distill.metrics.cost.PATIENCE", 0.0)
     seconds = forward_seconds({"a": Small()}, (3, 8, 8), 2)
     assert len(seconds["a"]) == FEWEST
 

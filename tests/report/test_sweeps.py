@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from distill.report.leaderboard import gathered, is_bookkeeping, over_seeds, sweep_rows, varied
+from distill.config.keys import is_bookkeeping
+from distill.report.leaderboard import gathered, over_seeds, sweep_rows, varied
 
 
 def write_job(folder, overrides, top1, baseline=None, record=True, **config):

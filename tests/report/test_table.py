@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from distill.judge import majority
+from distill.evaluation import majority
 from distill.metrics import class_numbers, evaluate, uncertainty
 from distill.report.table import print_table, show
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill import config
+from distill.config import build
 from shared import composed
 from ten_claims import STUDIES, eight_bits, imbalance, margins, poison, redundancy, transforms
 from ten_claims.calibration import excess_of_ece
@@ -174,7 +174,7 @@ def test_weights_move_the_threshold_and_margins_do_not(name):
 
 def test_the_tail_prior_is_that_of_the_data_as_built():
     cfg = composed("data=digits", *imbalance.TAIL)
-    counts = config.build_data(cfg).class_counts
+    counts = build.build_data(cfg).class_counts
     prior = imbalance.tail_prior(10)
     torch.testing.assert_close(
         prior, torch.tensor(counts).double() / sum(counts), atol=0.01, rtol=0.0

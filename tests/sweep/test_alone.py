@@ -6,10 +6,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from distill.files import held_elsewhere, only_run_in
 from distill.report.leaderboard import sweep_rows
+from distill.utils.files import held_elsewhere, only_run_in
 from tests.commands import attempt
-from tests.test_files import HOLD
+from tests.utils.test_files import HOLD
 
 QUICK = "teacher=none baseline=false report=false objective=supervised"
 
@@ -74,7 +74,7 @@ def test_asking_changes_nothing_and_a_process_may_ask_for_its_own_again(tmp_path
     with only_run_in(tmp_path):
         with only_run_in(tmp_path):
             assert not held_elsewhere(tmp_path)
-        asked = "import sys, pathlib; from distill.files import held_elsewhere; " \
+        asked = "import sys, pathlib; from distill.utils.files import held_elsewhere; " \
                 "sys.exit(held_elsewhere(pathlib.Path(sys.argv[1])))"  # fmt: skip
         assert subprocess.run([sys.executable, "-c", asked, tmp_path]).returncode == 1
     assert subprocess.run([sys.executable, "-c", asked, tmp_path]).returncode == 0

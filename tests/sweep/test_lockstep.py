@@ -9,10 +9,10 @@ import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
 
-from distill import sharing
-from distill.models.teacher import Teacher
-from distill.sharing import Recent, Streams
 from distill.sweep.lockstep import in_turns
+from distill.teacher.teacher import Teacher
+from distill.utils import sharing
+from distill.utils.sharing import Recent, Streams
 
 
 def test_turns_go_round_until_each_is_done():

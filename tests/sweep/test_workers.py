@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from distill import signals
 from distill.sweep import workers
 from distill.sweep.workers import GPU, places, spread, started
+from distill.utils import signals
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure as Canvas
 
-from distill.files import write_whole
 from distill.report import figures, page
+from distill.utils.files import write_whole
 from ten_claims.study import FAILS, Finding, Result, Study, as_json, verdict
 
 SIZE = (7.6, 3.2)  # inches

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure as Canvas
 from sklearn.svm import LinearSVC
 from torch import Tensor
 
-from distill.data.corrupt import poisoned
+from distill.data.condition.corrupt import poisoned
 from distill.losses import (
     crammer_singer,
     cross_entropy,

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure as Canvas
 from sklearn.linear_model import Lasso
 from torch import Tensor
 
-from distill.callbacks.sparsity import shrink_weights
-from distill.pruning import zeros
+from distill.training.callbacks.sparsity import shrink_weights
+from distill.training.pruning import zeros
 from shared import mean_and_deviation, spread
 from ten_claims.runs import ALONE, Run, Runs
 from ten_claims.study import Colours, Finding, Result, Study, exact

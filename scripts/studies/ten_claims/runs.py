@@ -19,9 +19,11 @@ from torch import Tensor
 
 import distill
 from deployment import judged
-from distill import config, judge, metrics, teachers, training
-from distill.files import write_whole
-from distill.module import Distiller
+from distill import evaluation, metrics
+from distill.config import build
+from distill.training import fit, teachers
+from distill.training.module import Distiller
+from distill.utils.files import write_whole
 from shared import composed, quiet
 
 ANSWERS, INT8 = "predictions.npz", "int8.json"
@@ -145,12 +147,12 @@ def train_one(runs: Runs, run: Run) -> float:
         "trainer.limit_val_batches=0", "callbacks=none", "logger=none",
         *runs.common, *run.overrides, *teacher,
     )  # fmt: skip
-    data = config.build_data(cfg)
-    fitted, _ = training.fit(cfg, data, teachers.prepare_teacher(cfg, data))
+    data = build.build_data(cfg)
+    fitted, _ = fit.fit(cfg, data, teachers.prepare_teacher(cfg, data))
     student = Distiller(fitted.student, normalize=fitted.normalize)
-    training.save_bundle(student, data, folder / "student", {})
+    fit.save_bundle(student, data, folder / "student", {})
     if run.int8:
         rows = {row["kind"]: row for row in judged(cfg, student, data, folder)}
         write_whole(folder / INT8, json.dumps(rows))
-    judge.answer(cfg, student, data).save(folder / ANSWERS)
+    evaluation.answer(cfg, student, data).save(folder / ANSWERS)
     return time.perf_counter() - started

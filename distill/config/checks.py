@@ -1,0 +1,220 @@
+"""What can be refused before any teacher trains, and what a person is told of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from distill.config.overrides import closest
+from distill.config.read import plain, processes, swept, teacher_name
+from distill.config.schema import check_values, resolve_paths
+from distill.data import DataModule
+from distill.data.condition.costs import read_costs
+from distill.data.module import CLEAN_VIEW, border
+from distill.data.sources.judged import named
+from distill.data.views.views import StreamedView, is_range
+from distill.losses import dist
+from distill.models.build import check_name, normalization
+from distill.models.bundle import read_facts
+from distill.models.checkpoint import FACTS, existing, read_checkpoint
+from distill.objective.objective import Objective
+from distill.utils.errors import first_line
+from distill.utils.files import resolved_path
+from distill.utils.numbers import is_number
+
+
+def settle_values(cfg: DictConfig) -> None:
+    """Refuse values that are of another kind than their keys ask for, and resolve what is a path.
+
+    Where `hydra.job.chdir` leads a run into its own folder, relative paths still count from where
+    the command was typed.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    check_values(cfg)
+    elsewhere = HydraConfig.initialized() and HydraConfig.get().job.chdir
+    resolve_paths(cfg, HydraConfig.get().runtime.cwd if elsewhere else None)
+    check_trainer_keys(cfg)
+
+
+def check_trainer_keys(cfg: DictConfig) -> None:
+    """Refuse what is no option of Lightning's trainer, before anything is read."""
+    known = [*signature(pl.Trainer.__init__).parameters, "compile"]
+    for name in cfg.get("trainer") or {}:
+        if name not in (*known, "_target_"):
+            raise ValueError(f"trainer has no option {name}{closest(name, known, 'trainer.')}")
+
+
+def check_multirun(cfg: DictConfig) -> None:
+    """Refuse a sweep whose every job would start subprocesses that repeat the whole sweep."""
+    if swept() and processes(cfg) > 1:
+        raise ValueError(
+            f"a sweep (-m) with trainer.strategy={cfg.trainer.strategy} and trainer.devices="
+            f"{cfg.trainer.devices} would repeat the sweep in every process: use trainer.devices=1 "
+            "(one trial per device), or one torchrun per job without -m"
+        )
+
+
+def check_objective(cfg: DictConfig, data: DataModule, objective: Objective) -> None:
+    """Refuse, by trying it on made-up logits, an objective that these classes leave undefined."""
+    given = cfg.objective.get("temperature", 1)
+    if given != 1 and not objective.uses_temperature:
+        raise ValueError("objective.temperature: no term of this objective takes one")
+    correlated = [name for name, term in objective.terms.items() if term.loss.function is dist]
+    if correlated and data.batch_size * processes(cfg) == 1:
+        raise ValueError(
+            f"objective.terms.{correlated[0]}: dist has no columns at data.batch_size=1"
+        )
+    unlabelled = objective.alpha == 1 and [n for n, t in objective.terms.items() if t.uses_teacher]
+    for name in unlabelled or []:
+        if objective.terms[name].uses_labels:
+            raise ValueError(
+                f"objective.alpha=1 is to learn without labels, and objective.terms.{name} reads "
+                "them: give the others no weight instead, such as objective.terms.ce.weight=0"
+            )
+    if given == "auto" and teacher_name(cfg) is None:
+        raise ValueError("objective.temperature=auto asks the teacher, and there is none")
+    logits, teacher = torch.randn(
+        2, 2, data.num_classes, generator=torch.Generator().manual_seed(0)
+    )
+    maps = [torch.ones(2, 1, 1, 1)]
+    target = torch.tensor([0, 1])
+    if data.soft_targets:
+        target = torch.nn.functional.one_hot(target, data.num_classes).float()
+    inputs = {"student": logits, "teacher": teacher, "target": target}
+    inputs |= {"temperature": objective.temperature, "class_counts": data.class_counts}
+    inputs |= {"student_maps": maps, "projected_maps": maps, "teacher_maps": maps}
+    for name, term in objective.terms.items():
+        try:
+            term(inputs)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"objective.terms.{name}: {first_line(error)}") from error
+        try:
+            objective.values(name, inputs)
+        except ValueError as error:
+            raise ValueError(
+                f"objective.label_smoothing: terms.{name} cannot be smoothed ({error})"
+            ) from error
+    objective.keep(torch.zeros(2), teacher, target)
+
+
+def check_models(cfg: DictConfig) -> None:
+    """Refuse, before any data are read, names that timm does not know and files that are not there.
+
+    Raises:
+        ValueError: for a name.
+        FileNotFoundError: for a file.
+    """
+    for role in ("teacher", "student"):
+        node = cfg.get(role)
+        if node is None:
+            continue
+        for path in [node.get("checkpoint"), *(node.get("checkpoints") or [])]:
+            if path:
+                existing(path)
+        if node.get("name") and not node.get("checkpoint"):
+            check_name(node.name, f"{role}.name")
+    if cfg.get("ckpt_path") and not Path(cfg.ckpt_path).is_file():
+        raise FileNotFoundError(f"ckpt_path={cfg.ckpt_path} does not exist")
+    for number, own in enumerate(cfg.get("assistants") or [], start=1):
+        if isinstance(own, DictConfig) and own.get("name"):
+            check_name(own.name, f"assistant {number}.name")
+
+
+def check_classes(cfg: DictConfig, data: DataModule) -> None:
+    """Refuse to judge a student on data of other classes than its own: `data=` was forgotten."""
+    bundle = resolved_path(cfg.student.checkpoint or "")
+    if not cfg.student.checkpoint or not (bundle.is_file() or (bundle / FACTS).is_file()):
+        return
+    known = read_facts(bundle).get("classes")
+    if known and known != data.classes:  # of data that are not read by names of classes
+        raise ValueError(
+            f"student.checkpoint={bundle} knows the classes {named(known)} and {data.source.name} "
+            f"has {named(data.classes)}: give the data it was trained on (data=…)"
+        )
+
+
+def differing_views(cfg: DictConfig, data: DataModule) -> str | None:
+    """Return how the data's clean views differ from those that a bundle was trained for, or None.
+
+    Of data in memory only the size counts: nothing resizes or crops them for evaluation.
+    """
+    if not cfg.student.checkpoint:
+        return None
+    known = read_checkpoint(cfg.student.checkpoint).preprocessing
+    if "input_size" not in known:  # weights alone, or a Lightning checkpoint
+        return None
+    wanted = {"image_size": written_size(known["input_size"][1:])}
+    shown: dict[str, Any] = {"image_size": written_size(data.image_size)}
+    if isinstance(data.view, StreamedView):
+        wanted |= {key: known[key] for key in CLEAN_VIEW if key in known}
+        shown |= data.preprocessing
+    differing = [key for key, value in wanted.items() if value != shown[key]]
+    if not differing:
+        return None
+    trained, found = (", ".join(f"{k}={v[k]}" for k in differing) for v in (wanted, shown))
+    missing = " ".join(f"{override_of(cfg, key)}={wanted[key]}" for key in differing)
+    return (
+        f"student.checkpoint={cfg.student.checkpoint} was trained for {trained} and "
+        f"{data.source.name} is shown at {found}: add {missing}"
+    )
+
+
+def written_size(size: Sequence[int]) -> str:
+    """Return a size as `data.image_size` says it."""
+    height, width = size
+    return str(height) if height == width else f"[{height},{width}]"
+
+
+def check_border(cfg: DictConfig, data: DataModule, student: nn.Module) -> None:
+    """Refuse clean views padded in another colour than timm's from the student's bundle."""
+    if data.preprocessing["crop_mode"] != "border":
+        return
+    mean = normalization(student, data.in_chans).mean.flatten().tolist()
+    own, shown = ([round(255 * v) for v in colour] for colour in (mean, border(data.in_chans)))
+    if own != shown:
+        raise ValueError(
+            f"data.view.crop_mode=border would pad in the colour {shown}, and timm pads for "
+            f"{cfg.student.name} in {own}: give center or squash"
+        )
+
+
+def override_of(cfg: DictConfig, key: str) -> str:
+    """Return what a person writes to set the data's size, or an option of their views."""
+    if key == "image_size":
+        return "data.image_size"
+    return f"{'' if key in cfg.data.view else '+'}data.view.{key}"
+
+
+def check_decision(cfg: DictConfig, data: DataModule) -> Tensor | None:
+    """Refuse a confidence, groups or a table of costs that no numbers could be made with.
+
+    Returns:
+        What each decision costs for each true class, where a table is given. It is read once, when
+        a run begins: it may be gone or changed when training ends.
+    """
+    sure = cfg.decision and cfg.decision.confidence
+    if not (is_number(sure) and 0 <= sure <= 1):
+        raise ValueError(f"decision.confidence must lie in [0, 1], got {sure}")
+    if not is_range(plain(cfg.shot_groups), 0, math.inf):
+        raise ValueError(
+            "shot_groups must be two numbers of training images, few ≤ many, got "
+            f"{plain(cfg.shot_groups)}"
+        )
+    path = cfg.decision.costs
+    if not path:
+        return None
+    try:
+        return read_costs(path, data.classes)[0]
+    except OSError as error:
+        raise ValueError(f"decision.costs={path}: {error.strerror}") from error

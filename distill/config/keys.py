@@ -1,0 +1,28 @@
+"""Keys of a configuration: their dotted names, and which decide no result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Values that decide no number: where things lie, what goes on, and what is told of it.
+BOOKKEEPING = ("sweep", "paths", "hydra", "ckpt_path", "resume", "report", "preview", "views",
+               "tags", "task_name", "logger", "store.path", "data.num_workers", "data.cache",
+               "trainer.log_every_n_steps")  # fmt: skip
+
+
+DIRECTORIES = ("dir", "dirpath", "default_root_dir", "save_dir")
+
+
+def is_bookkeeping(name: str) -> bool:
+    """Whether a value, given its dotted name or a group's, decides no number of a run."""
+    if name.rpartition(".")[2] in DIRECTORIES:
+        return True
+    return any(name == key or name.startswith((f"{key}.", f"{key}/")) for key in BOOKKEEPING)
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Return a configuration's values by their dotted names."""
+    if not isinstance(config, dict) or not config:
+        return {prefix: config} if prefix else {}
+    parts = (flat(v, f"{prefix}.{k}" if prefix else str(k)) for k, v in config.items())
+    return {name: value for part in parts for name, value in part.items()}

@@ -1,0 +1,191 @@
+"""Splits of a data set, in memory or decoded on demand, and how to cut them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from distill.data.sources.listing import some
+
+
+class Resident:
+    """A split that fits in memory.
+
+    Args:
+        images: uint8 `[N, C, H, W]`.
+        labels: int64 `[N]`.
+        index: the samples' indices in the source, int64 `[N]`; None counts from 0.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, index: Tensor | None = None) -> None:
+        self.images, self.labels = images, labels
+        self.index = torch.arange(len(labels)) if index is None else index
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, positions: Tensor) -> Resident:
+        """Return the samples at these positions, which keep their index."""
+        return Resident(self.images[positions], self.labels[positions], self.index[positions])
+
+    def relabelled(self, labels: Tensor) -> Resident:
+        """Return the same samples with other labels, int64 `[N]`."""
+        return Resident(self.images, labels, self.index)
+
+    def contents(self) -> list[str]:
+        """Return a hash of each sample's pixels."""
+        images = np.ascontiguousarray(self.images.numpy())
+        return [hashlib.blake2b(image.data, digest_size=16).hexdigest() for image in images]
+
+    def fingerprint(self) -> str:
+        """Return a hash of the pixels and labels, made once: the runs of a sweep share a split."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        for part in (self.images, self.labels, self.index):
+            digest.update(np.ascontiguousarray(part.numpy()).data)
+        return digest.hexdigest()
+
+
+class Streamed:
+    """A split whose images are decoded when they are asked for.
+
+    Args:
+        load: position in the source → PIL image.
+        labels: int64 `[N]`.
+        names: one name per sample of the source, for the fingerprint.
+        index: the samples' positions in the source, int64 `[N]`; None counts from 0.
+        digests: a hash of what each sample of the source holds; None where only names tell it.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[int], Image.Image],
+        labels: Tensor,
+        names: Sequence[str],
+        index: Tensor | None = None,
+        digests: Sequence[str] | None = None,
+    ) -> None:
+        self.load, self.labels, self.names, self.digests = load, labels, names, digests
+        self.index = torch.arange(len(labels)) if index is None else index
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, positions: Tensor) -> Streamed:
+        """Return the samples at these positions, which keep their index."""
+        labels, index = self.labels[positions], self.index[positions]
+        return Streamed(self.load, labels, self.names, index, self.digests)
+
+    def relabelled(self, labels: Tensor) -> Streamed:
+        """Return the same samples with other labels, int64 `[N]`."""
+        return Streamed(self.load, labels, self.names, self.index, self.digests)
+
+    def contents(self) -> list[str]:
+        """Return a hash of what each sample holds; none where that is not known."""
+        digests = self.digests
+        return [] if digests is None else [digests[position] for position in self.index.tolist()]
+
+    def fingerprint(self) -> str:
+        """Return a hash of names, of what the samples hold, and of labels, made once."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for index, label in zip(self.index.tolist(), self.labels.tolist(), strict=True):
+            held = "" if self.digests is None else f"\0{self.digests[index]}"
+            line = f"{index}\0{self.names[index]}{held}\0{label}\n"
+            digest.update(line.encode(errors="replace"))
+        return digest.hexdigest()
+
+
+Split = Resident | Streamed
+PARTS = ("train", "val", "test")
+MEANINGS = {  # of names of folders and of values in tables, in small letters
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "eval"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+
+
+@dataclass
+class Source:
+    """Images with their splits and class names; a missing split is cut from `train` later.
+
+    What is `judged` by a trained model may lack classes, and have nothing to train on.
+    """
+
+    name: str
+    classes: list[str]
+    channels: int
+    train: Split
+    val: Split | None = None
+    test: Split | None = None
+    notes: list[str] = field(default_factory=list)
+    judged: bool = False
+
+
+def meaning(name: str) -> str | None:
+    """Return which split a name means, whatever its letters' case, or None."""
+    return MEANINGS.get(name.strip().lower())
+
+
+def with_test_split(
+    name: str, classes: list[str], channels: int, parts: Mapping[str, Split]
+) -> Source:
+    """Return the source of these parts, of which a lone held-out one is the test split."""
+    source = Source(name, classes, channels, parts["train"], parts.get("val"), parts.get("test"))
+    if source.test is None and source.val is not None:
+        source.test, source.val = source.val, None
+        source.notes = ["the one held-out split is the test split; validation is cut from train"]
+    return source
+
+
+def check_same_classes(label: str, part: str, names: Sequence[str], classes: Sequence[str]) -> None:
+    """Refuse a split with classes that train lacks; it may lack some itself."""
+    unknown = sorted(set(names) - set(classes))
+    if unknown:
+        differing = sorted(set(names) ^ set(classes))
+        raise ValueError(
+            f"{label}: train and {part} have different classes: {some(differing, 5)}; train lacks "
+            f"{some(unknown, 5)}"
+        )
+
+
+def stratified(
+    labels: Tensor, fraction: float, seed: int, spared: Collection[int] = ()
+) -> tuple[Tensor, Tensor]:
+    """Return the positions of a seeded share of every class, and of the rest, both sorted.
+
+    The share holds at least one sample of each class but those that are `spared`, of which, as of
+    a class of one sample, all are in the rest.
+    """
+    from sklearn.model_selection import train_test_split
+
+    classes, counts = np.unique(labels.numpy(), return_counts=True)
+    whole = np.isin(labels.numpy(), [*spared, *classes[counts < 2]])
+    positions = np.flatnonzero(~whole)
+    try:
+        rest, part = train_test_split(
+            positions, test_size=fraction, stratify=labels.numpy()[positions], random_state=seed
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"cannot cut {fraction:.0%} of {len(labels)} images (data.val_fraction, "
+            f"data.test_fraction): {error}"
+        ) from error
+    _, first = np.unique(labels.numpy()[rest], return_index=True)
+    lacking = ~np.isin(labels.numpy()[rest[first]], labels.numpy()[part])
+    part = np.concatenate([part, rest[first[lacking]]])
+    rest = np.setdiff1d(np.arange(len(labels)), part)
+    return torch.from_numpy(np.sort(part)), torch.from_numpy(rest)

@@ -1,0 +1,178 @@
+"""Pictures without labels, on which a teacher teaches too: read, told apart, put beside train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from PIL import Image
+
+from distill.data.sources.contents import Listed, Piece, read_splits
+from distill.data.sources.folder import FileLoader, existing_folder
+from distill.data.sources.images import cropped
+from distill.data.sources.listing import Seen, endings, image_files
+from distill.data.sources.splits import Resident, Source, Split, Streamed
+from distill.utils.numbers import is_number
+
+UNKNOWN = -1  # the label of a picture that has none
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the files of a folder are read; see `distill.data.sources.contents.read_splits`."""
+
+    verify: bool = True
+    broken: str = "refuse"
+    cache: str | None = None
+
+
+def read(where: str | Source, source: Source, reading: Reading) -> tuple[Split, list[str]]:
+    """Return unlabelled pictures in the form of a source's training split, and what is to be said.
+
+    Args:
+        where: a folder, of which all pictures anywhere below it are taken, or a source, of which
+            those of `train` are.
+        source: the labelled images beside which they are shown.
+        reading: how the files of a folder are read.
+
+    Raises:
+        ValueError: for what is no such place, holds no pictures, or other ones than the source's.
+        FileNotFoundError: if there is no such folder.
+    """
+    found: Split
+    if isinstance(where, str):
+        found, notes = picture_folder(where, source.channels, reading)
+    elif isinstance(where, Source):
+        if where.channels != source.channels:
+            raise ValueError(
+                f"data.unlabeled: {where.name} has {where.channels} channels, and {source.name} "
+                f"has {source.channels}"
+            )
+        found, notes = where.train, list(where.notes)
+    else:
+        raise ValueError(f"data.unlabeled is a folder, or a source with _target_, not {where!r}")
+    if not len(found):
+        raise ValueError(f"data.unlabeled={where}: there is no picture that can be read")
+    found = found.relabelled(torch.full((len(found),), UNKNOWN))
+    return in_form_of(source.train, found, source.channels), notes
+
+
+def picture_folder(path: str, channels: int, reading: Reading) -> tuple[Split, list[str]]:
+    """Return all pictures anywhere below a folder, and what was met there and is not read."""
+    root = existing_folder(path)
+    seen = Seen(root)
+    files = image_files(root, seen)
+    if not files:
+        raise ValueError(f"data.unlabeled={root} has no images ({', '.join(endings())})")
+    seen.nested.clear()  # where a picture lies says nothing here
+    pieces = [Piece(file) for file in files]
+    names = [piece.name(root) for piece in pieces]
+    labels = torch.full((len(files),), UNKNOWN)
+    listed = {"unlabeled": Listed(FileLoader(files, channels), labels, names, pieces)}
+    splits, left_out = read_splits(root, listed, (), **asdict(reading))
+    return splits["unlabeled"], [*left_out, *seen.notes()]
+
+
+def in_form_of(train: Split, found: Split, channels: int) -> Split:
+    """Return pictures in memory or decoded on demand, as those of train are."""
+    if isinstance(train, Streamed):
+        if isinstance(found, Streamed):
+            return found
+        raise ValueError("data.unlabeled is held in memory, and data.source is not: give a folder")
+    height, width = train.images.shape[-2:]
+    if isinstance(found, Resident):
+        if found.images.shape[1:] != train.images.shape[1:]:
+            raise ValueError(
+                f"data.unlabeled: its images are {list(found.images.shape[1:])}, and those of "
+                f"train {list(train.images.shape[1:])}"
+            )
+        return found
+    size = (height, width)
+    pictures = [cropped(found.load(place), channels, size) for place in found.index.tolist()]
+    return Resident(torch.stack(pictures), found.labels)
+
+
+def joined(train: Split, unlabeled: Split, first: int) -> Split:
+    """Return train with the unlabelled pictures after it, whose indices go on from `first`.
+
+    Args:
+        train: the labelled images, indexed below `first`.
+        unlabeled: pictures in the same form.
+        first: the index of their first.
+    """
+    labels = torch.cat([train.labels, unlabeled.labels])
+    index = torch.cat([train.index, first + torch.arange(len(unlabeled))])
+    if isinstance(train, Resident):
+        assert isinstance(unlabeled, Resident)
+        return Resident(torch.cat([train.images, unlabeled.images]), labels, index)
+    assert isinstance(unlabeled, Streamed)
+    places = unlabeled.index.tolist()
+    names = [*train.names[:first], *(unlabeled.names[place] for place in places)]
+    load = JoinedLoader(train.load, unlabeled.load, first, places)
+    return Streamed(load, labels, names, index)
+
+
+@dataclass(frozen=True)
+class JoinedLoader:
+    """Index → image of a training split, or from `first` on of the unlabelled pictures."""
+
+    train: Callable[[int], Image.Image]
+    unlabeled: Callable[[int], Image.Image]
+    first: int
+    places: Sequence[int]
+
+    def __call__(self, index: int) -> Image.Image:
+        """Decode one image."""
+        if index < self.first:
+            return self.train(index)
+        return self.unlabeled(self.places[index - self.first])
+
+
+def without(unlabeled: Split, held_out: Sequence[Split]) -> tuple[Split, int | None]:
+    """Return pictures less those whose content is one of the held-out splits', and how many.
+
+    How many is None where a split does not know what its images hold.
+    """
+    own, *others = (split.contents() for split in (unlabeled, *held_out))
+    if not all([own, *others]):
+        return unlabeled, None
+    held = set(chain(*others))
+    rest = [position for position, content in enumerate(own) if content not in held]
+    if not rest:
+        raise ValueError("data.unlabeled: all its pictures are in validation or test, too")
+    return unlabeled.subset(torch.tensor(rest)), len(own) - len(rest)
+
+
+def per_batch(batch_size: int, share: float | None, labelled: int, unlabelled: int) -> int:
+    """Return how many of a batch's samples are unlabelled, `round(batch_size·share)`.
+
+    Args:
+        batch_size: samples per step and device.
+        share: of them that are unlabelled, in (0, 1); None is the share of all pictures that are.
+        labelled: how many labelled images there are.
+        unlabelled: how many unlabelled pictures there are.
+
+    Raises:
+        ValueError: if that leaves a batch without samples of one kind.
+    """
+    exact = unlabelled / (labelled + unlabelled) if share is None else share
+    count = round(batch_size * exact)
+    if not 1 <= count < batch_size:
+        kind = "an unlabelled picture" if count < 1 else "a labelled image"
+        raise ValueError(
+            f"data.unlabeled_share={'null' if share is None else share}, here {exact:.4g}, leaves "
+            f"no room for {kind} in a batch of data.batch_size={batch_size}"
+        )
+    return count
+
+
+def check_share(share: Any) -> None:
+    """Refuse a share of a batch that is none."""
+    if share is not None and not (is_number(share) and 0 < share < 1):
+        raise ValueError(
+            "data.unlabeled_share is the share of each batch that is unlabelled, between 0 and 1, "
+            f"or null for that of all pictures, got {share!r}"
+        )

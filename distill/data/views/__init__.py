@@ -1,0 +1,1 @@
+"""How a sample is shown: pure functions of a seed, an epoch and an index."""

@@ -1,0 +1,1 @@
+"""What becomes of a student: files for other runtimes, predictions, the Hub."""

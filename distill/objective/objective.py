@@ -1,0 +1,468 @@
+"""What a student is trained on: weighted loss terms under one temperature."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill.losses import LOSSES, Loss, class_balanced_weights
+from distill.models.features import feature_channels
+from distill.objective.selection import Selection
+from distill.objective.temperature import LearnedTemperature
+from distill.utils.inputs import as_labels, check_targets
+from distill.utils.numbers import is_number
+
+SHARED = (
+    "temperature",
+    "class_counts",
+)  # options that the objective gives to losses that take them
+SMALLEST = 1e-12  # divides zeros where no sample is kept
+TOLD = ("loss", "kept")  # what an objective returns beside its terms
+
+
+@dataclass(frozen=True)
+class Term:
+    """One loss of an objective, with its weight and the loss's own options.
+
+    Args:
+        loss: the function and the tensors it is called with.
+        weight: its weight before annealing.
+        options: the loss's own options; what it takes and these leave out, the objective gives.
+        reweight: β in [0, 1) of class-balanced weights that multiply the values, or None.
+    """
+
+    loss: Loss
+    weight: float = 1.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    reweight: float | None = None
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether the loss compares the student with a teacher."""
+        return any(name.startswith("teacher") for name in self.loss.inputs)
+
+    @property
+    def uses_labels(self) -> bool:
+        """Whether the loss reads labels."""
+        return "target" in self.loss.inputs
+
+    @property
+    def teaches_unlabeled(self) -> bool:
+        """Whether it uses the teacher alone: neither the loss nor its weights read labels."""
+        return self.uses_teacher and not self.uses_labels and self.reweight is None
+
+    @property
+    def needs_class_counts(self) -> bool:
+        """Whether the term corrects an imbalance that nobody has told it of."""
+        asks = self.takes("class_counts") and "class_counts" not in self.options
+        return asks or self.reweight is not None
+
+    def takes(self, option: str) -> bool:
+        """Whether the loss has an option of that name."""
+        return option in inspect.signature(self.loss.function).parameters
+
+    def __call__(self, given: Mapping[str, Any]) -> Tensor:
+        """Return the loss's values `[N]`; `given` holds tensors and what the objective knows."""
+        shared = {key: given[key] for key in SHARED if self.takes(key) and key in given}
+        tensors = (given[name] for name in self.loss.inputs)
+        values = self.loss.function(*tensors, **{**shared, **self.options})
+        if self.reweight is not None:
+            weights = class_balanced_weights(given["class_counts"], self.reweight).to(values)
+            target = given["target"]  # labels, or the shares of several
+            soft = target.is_floating_point()
+            values = values * (target.to(values) @ weights if soft else weights[target])
+        return values
+
+
+class Objective(nn.Module):
+    r"""A weighted sum of loss terms under one temperature.
+
+    `loss = Σ_i a_i·w_i·mean_n ℓ_i(n)`, where `a_i` is `α` for the terms that use the teacher and
+    `1 − α` for those that use labels only; without `alpha` every `a_i` is 1. Losses that know a
+    temperature are given the objective's, unless the term's options name their own. At `α = 1`
+    the terms on labels are left out: the student learns from the teacher alone.
+
+    Labels can be smoothed, and those not trusted left out, for the terms on labels; the terms that
+    use the teacher see all samples, and labels as they are. The terms on labels then are means
+    over the samples kept, `Σ_n m_n·ℓ_i(n)/Σ_n m_n` with m_n ∈ {0, 1}, or 0 where none is. In eval
+    mode none is left out.
+
+    Where only some samples have labels, the terms that use the teacher alone are means over all of
+    them; the others, those that use the teacher and read labels included, see the samples with
+    labels and are means over these.
+
+    Args:
+        terms: name → loss, given as a name in `distill.losses.LOSSES`, the dotted path of a
+            function `(student, [teacher], [target], ...) -> [N]`, or a mapping with `loss`,
+            `weight` (default 1) and the loss's own options.
+        temperature: τ > 0, moved by annealing.
+        alpha: the teacher's share in [0, 1], or None.
+        class_counts: training samples per class, for the losses that correct an imbalance.
+        curriculum: keywords of `LearnedTemperature`, which starts at `temperature` and takes its
+            place.
+        stages: which of the models' feature stages the terms on feature maps compare.
+        label_smoothing: ε in [0, 1): terms on labels see `(1 − ε)·e_y + ε/K` in place of the label
+            y, or `(1 − ε)·p + ε/K` of class probabilities p; for losses that take probabilities.
+        keep: keywords of `Selection`, which samples of a training batch the terms on labels see;
+            `small_loss` ranks them by `Σ_i w_i·ℓ_i(n)` of those terms.
+
+    Raises:
+        ValueError: for an unknown loss, a wrong option or a value out of range.
+
+    Example:
+        >>> import torch
+        >>> kd = Objective({"ce": "cross_entropy", "kl": "kl_divergence"}, temperature=4, alpha=0.9)
+        >>> s, z, y = torch.zeros(2, 3), torch.zeros(2, 3), torch.tensor([0, 2])
+        >>> {name: round(value.item(), 4) for name, value in kd(s, z, y).items()}
+        {'loss': 0.1099, 'ce': 1.0986, 'kl': 0.0}
+
+    Reference:
+        Hinton, Vinyals and Dean, 1503.02531. Label smoothing: Szegedy et al., 1512.00567.
+    """
+
+    def __init__(
+        self,
+        terms: Mapping[str, str | Mapping[str, Any]],
+        temperature: float = 1.0,
+        alpha: float | None = None,
+        class_counts: Sequence[int] | None = None,
+        curriculum: Mapping[str, Any] | None = None,
+        stages: Sequence[int] = (-1,),
+        label_smoothing: float = 0.0,
+        keep: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        check_names(terms)
+        if not stages:
+            raise ValueError("objective.stages names no stage: [-1] is the last")
+        self.terms = {name: build_term(name, spec) for name, spec in terms.items()}
+        self.weights = {name: term.weight for name, term in self.terms.items()}
+        self.curriculum: LearnedTemperature | None = None
+        self.temperature, self.alpha = temperature, alpha
+        self.class_counts = class_counts
+        self.stages = tuple(stages)
+        self.label_smoothing = checked_smoothing(label_smoothing)
+        self.keep = build_selection(keep)
+        if (self.keep or label_smoothing) and all(t.uses_teacher for t in self.terms.values()):
+            raise ValueError(
+                "objective.keep and objective.label_smoothing are of terms on labels, and this "
+                "objective has none"
+            )
+        self.checked = False  # whether targets were looked at; a look waits for the device
+        self.projections = nn.ModuleList()
+        if curriculum is not None:
+            classes = {"num_classes": len(class_counts)} if class_counts is not None else {}
+            self.curriculum = LearnedTemperature(temperature, **{**classes, **curriculum})
+        for name, term in self.terms.items():
+            if term.needs_class_counts and class_counts is None:
+                raise ValueError(f"objective.terms.{name} needs class_counts")
+        if not any(self._factor(name) for name in self.terms):
+            raise ValueError(
+                "every term of the objective has weight zero: nothing would be learned"
+            )
+
+    @property
+    def temperature(self) -> float:
+        """The temperature τ that the terms share; of a learned one, the last batch's mean."""
+        return self._temperature if self.curriculum is None else self.curriculum.last
+
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"objective.temperature must be positive and finite, got {value}")
+        self._temperature = float(value)
+
+    @property
+    def alpha(self) -> float | None:
+        """The teacher's share of the loss, or None where the weights stand alone."""
+        return self._alpha
+
+    @alpha.setter
+    def alpha(self, value: float | None) -> None:
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError(f"objective.alpha must lie in [0, 1], got {value}")
+        self._alpha = None if value is None else float(value)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any term compares the student with a teacher, or the teacher judges labels."""
+        compares = any(term.uses_teacher for term in self.terms.values())
+        return compares or self.keep.agreement is not None
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether any term compares feature maps."""
+        return any("teacher_maps" in term.loss.inputs for term in self.terms.values())
+
+    def teaches_unlabeled(self, moved: Collection[str] = ()) -> bool:
+        """Whether a sample without a label teaches anything, now or once annealing moves these."""
+        if self.alpha == 0 and "alpha" not in moved:
+            return False
+        return any(
+            term.teaches_unlabeled and (self.weights[name] or f"terms.{name}.weight" in moved)
+            for name, term in self.terms.items()
+        )
+
+    @property
+    def annealed(self) -> list[str]:
+        """The names of the values that annealing can move."""
+        names = [f"terms.{name}.weight" for name in self.terms]
+        names += ["alpha"] if self.alpha is not None else []
+        names += ["keep.small_loss"] if self.keep.small_loss is not None else []
+        if self.curriculum is not None:
+            return [*names, "curriculum.strength"]
+        return [*names, "temperature"] if self.uses_temperature else names
+
+    @property
+    def uses_temperature(self) -> bool:
+        """Whether any term takes the objective's temperature."""
+        return any(
+            term.takes("temperature") and "temperature" not in term.options
+            for term in self.terms.values()
+        )
+
+    def get(self, name: str) -> float:
+        """Return one of the values that annealing moves."""
+        owner, attribute = self._owner(name)
+        return owner[attribute] if isinstance(owner, dict) else getattr(owner, attribute)
+
+    def set(self, name: str, value: float) -> None:
+        """Set one of the values that annealing moves."""
+        owner, attribute = self._owner(name)
+        if isinstance(owner, dict):
+            owner[attribute] = checked_weight(attribute, value)
+        else:
+            setattr(owner, attribute, value)
+
+    def state(self) -> dict[str, float]:
+        """Return what annealing has moved, in plain values, for a checkpoint."""
+        return {"temperature": self.temperature, **{name: self.get(name) for name in self.annealed}}
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """Take back what `state` returned."""
+        for name in self.annealed:
+            if name not in state:
+                raise ValueError(f"the checkpoint is of another objective: it has no {name}")
+            self.set(name, state[name])
+
+    def connect(self, student: nn.Module, teacher: nn.Module | None) -> None:
+        """Learn to compare these two models' feature maps, where a term asks for it.
+
+        Raises:
+            ValueError: if one of them gives no feature maps.
+        """
+        if not self.needs_features or teacher is None:
+            return
+        ours = feature_channels(student, self.stages, "student")
+        theirs = feature_channels(teacher, self.stages, "teacher")
+        if any("projected_maps" in term.loss.inputs for term in self.terms.values()):
+            self.projections = nn.ModuleList(
+                nn.Conv2d(s, z, kernel_size=1, bias=False)
+                for s, z in zip(ours, theirs, strict=True)
+            )
+
+    def forward(
+        self,
+        student: Tensor,
+        teacher: Tensor | None,
+        target: Tensor,
+        maps: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
+        labelled: int | None = None,
+    ) -> dict[str, Tensor]:
+        """Return `loss`, each term's unweighted mean, and of a selection the share `kept`.
+
+        Args:
+            student: logits `[N, K]`.
+            teacher: logits `[N, K]`, or None where no term uses a teacher.
+            target: labels `[N]`, or class probabilities `[N, K]` for the losses that take them.
+            maps: the student's and the teacher's feature maps of `stages`, for the terms on them.
+            labelled: how many samples, the first ones, have a label; None is all. The targets of
+                the others are not read.
+
+        Raises:
+            ValueError: if there is no teacher where one is asked, or for targets that are neither
+                labels nor probabilities by their type and shape. Their values are looked at in the
+                first batch, and again once `checked` is set back, as at each epoch's first.
+        """
+        target = as_labels(target)
+        if not self.checked:
+            self.checked = True
+            check_targets(target[:labelled], student.shape[-1])
+        if teacher is None and self.needs_teacher:
+            raise ValueError("this objective asks a teacher, and there is none")
+        given: dict[str, Any] = {"student": student, "teacher": teacher, "target": target}
+        given |= {"temperature": self._temperature, "class_counts": self.class_counts}
+        if self.curriculum is not None and teacher is not None:
+            given["temperature"] = self.curriculum(student, teacher)
+        if maps is not None:
+            given["student_maps"], given["teacher_maps"] = maps
+            pairs = zip(self.projections, maps[0], strict=False)
+            given["projected_maps"] = [project(ours) for project, ours in pairs]
+        known = given if labelled is None else first(given, labelled)
+        values = {
+            name: self.values(name, given if term.teaches_unlabeled else known)
+            for name, term in self.terms.items()
+        }
+        kept = self._select(values, known) if self.keep and self.training else {}
+        means = {name: value.mean() for name, value in values.items()}
+        return {"loss": self._weighted(means), **means, **kept}
+
+    def values(self, name: str, given: Mapping[str, Any]) -> Tensor:
+        """Return a term's loss of each sample, `[N]`.
+
+        Args:
+            name: the term's.
+            given: the tensors by the names of `Loss.inputs`, and what else the objective knows.
+        """
+        term = self.terms[name]
+        if not self.label_smoothing or term.uses_teacher:
+            return term(given)
+        goal = smoothed(given["target"], given["student"], self.label_smoothing)
+        return term({**given, "target": goal})
+
+    def _select(self, values: dict[str, Tensor], given: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Leave out of the terms on labels what is not kept, and return the share that is."""
+        labelled = [name for name, term in self.terms.items() if not term.uses_teacher]
+        weighted = [self.weights[name] * values[name].detach() for name in labelled]
+        kept, share = self.keep(reduce(add, weighted), given["teacher"], given["target"])
+        for name in labelled:
+            # What ranks average is then the mean over what all of them keep.
+            values[name] = torch.where(kept, values[name], 0.0) / share.clamp(min=SMALLEST)
+        return {"kept": share}
+
+    def _weighted(self, means: Mapping[str, Tensor]) -> Tensor:
+        # A label must not reach the student through what has no weight, not even as 0·∞.
+        unread = self.alpha == 1 and any(term.uses_teacher for term in self.terms.values())
+        total = sum(
+            self._factor(name) * mean
+            for name, mean in means.items()
+            if self.terms[name].uses_teacher or not unread
+        )
+        return total  # type: ignore[return-value]
+
+    def _factor(self, name: str) -> float:
+        if self.alpha is None:
+            return self.weights[name]
+        share = self.alpha if self.terms[name].uses_teacher else 1 - self.alpha
+        return share * self.weights[name]
+
+    def _owner(self, name: str) -> tuple[Any, str]:
+        if name not in self.annealed:
+            raise ValueError(
+                f"cannot anneal {name!r}; this objective has {', '.join(self.annealed)}"
+            )
+        if name == "curriculum.strength":
+            return self.curriculum, "strength"
+        if name == "keep.small_loss":
+            return self.keep, "small_loss"
+        term = name.removeprefix("terms.").removesuffix(".weight")
+        return (self, name) if name in ("temperature", "alpha") else (self.weights, term)
+
+
+def first(given: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """Return what an objective knows of a batch's first samples."""
+
+    def part(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [part(one) for one in value]
+        return value[:count] if isinstance(value, Tensor) and value.ndim else value
+
+    counts = {"class_counts": given["class_counts"]}  # of the data, not of the batch
+    return {name: part(value) for name, value in given.items()} | counts
+
+
+def check_names(terms: Mapping[str, Any]) -> None:
+    """Refuse an objective without terms, or with the names of what else it returns."""
+    if not terms:
+        raise ValueError("an objective needs at least one term")
+    for name in TOLD:
+        if name in terms:
+            raise ValueError(f"objective.terms.{name} has the name of a metric: call it another")
+
+
+def build_selection(spec: Mapping[str, Any] | None) -> Selection:
+    """Return which samples the terms on labels see, refusing options that there are not."""
+    known = list(inspect.signature(Selection).parameters)
+    for option in spec or {}:
+        if option not in known:
+            raise ValueError(
+                f"objective.keep has no option {option!r}; it takes {', '.join(known)}"
+            )
+    return Selection(**spec or {})
+
+
+def checked_smoothing(value: float) -> float:
+    """Return the share of a label that is spread over the classes, refusing what is none."""
+    if not (is_number(value) and 0 <= value < 1):
+        raise ValueError(f"objective.label_smoothing must lie in [0, 1), got {value!r}")
+    return float(value)
+
+
+def smoothed(target: Tensor, student: Tensor, share: float) -> Tensor:
+    """Return `(1 − ε)·e_y + ε/K`, at least float32 `[N, K]`, of labels or class probabilities."""
+    goal = target
+    if not target.is_floating_point():
+        blank = torch.zeros_like(student, dtype=torch.promote_types(student.dtype, torch.float32))
+        goal = blank.scatter(1, target.long().unsqueeze(1), 1.0)
+    return (1 - share) * goal + share / student.shape[1]
+
+
+def checked_weight(name: str, value: float) -> float:
+    """Return a term's weight, refusing what is negative or not finite."""
+    if not (is_number(value) and math.isfinite(value) and value >= 0):
+        raise ValueError(
+            f"objective.terms.{name}.weight must be at least 0 and finite, got {value}"
+        )
+    return float(value)
+
+
+def build_term(name: str, spec: str | Mapping[str, Any]) -> Term:
+    """Return the term that a configuration describes."""
+    if not isinstance(spec, str | Mapping):
+        raise ValueError(f"objective.terms.{name} must be a loss or a mapping, got {spec!r}")
+    options: dict[str, Any] = {"loss": spec} if isinstance(spec, str) else dict(spec)
+    if not isinstance(options.get("loss"), str):
+        raise ValueError(f"objective.terms.{name} does not name its loss")
+    loss = find_loss(options.pop("loss"))
+    weight = checked_weight(name, options.pop("weight", 1.0))
+    reweight = options.pop("reweight", None)
+    if reweight is not None and not (is_number(reweight) and 0 <= reweight < 1):
+        raise ValueError(f"objective.terms.{name}.reweight must lie in [0, 1), got {reweight}")
+    parameters = inspect.signature(loss.function).parameters
+    known = list(parameters)[len(loss.inputs) :]
+    for option, value in options.items():
+        if option not in known:
+            accepted = f"it takes {', '.join(known)}" if known else "it takes none"
+            raise ValueError(f"objective.terms.{name} has no option {option!r}; {accepted}")
+        if is_number(parameters[option].default) and not is_number(value):
+            raise ValueError(f"objective.terms.{name}.{option} must be a number, got {value!r}")
+    return Term(loss, weight, options, reweight)
+
+
+def find_loss(name: str) -> Loss:
+    """Return the loss of that name, or the function at that dotted path."""
+    if name in LOSSES:
+        return LOSSES[name]
+    module, _, attribute = name.rpartition(".")
+    if not module:
+        raise ValueError(f"unknown loss {name!r}; there are {', '.join(sorted(LOSSES))}")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"cannot import the loss {name!r}: {error}") from error
+    parameters = list(inspect.signature(function).parameters) if callable(function) else []
+    inputs = tuple(n for n in ("student", "teacher", "target") if n in parameters)
+    if parameters[: len(inputs)] != list(inputs) or "student" not in inputs:
+        raise ValueError(
+            f"{name} must take student, then teacher or target, as its first arguments"
+        )
+    return Loss(function, inputs)

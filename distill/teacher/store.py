@@ -1,0 +1,612 @@
+"""The teacher's answers on disk, so that a teacher is paid for once.
+
+A store is a folder: `store.json` says whose answers to what they are, and `view-0003.bin` holds
+the logits of view 3 as records of one size, one per sample. Each record carries a checksum that is
+keyed by the store, the view and the row, so nothing else has to be kept in step: a record that is
+absent, half-written, damaged or in the wrong place is a record that is not there, and is written
+again. Killing a process at any moment leaves a correct store.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+from torch.nn import functional as F
+
+from distill.utils.files import write_whole
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+DTYPES = {"float16": torch.float16, "float32": torch.float32}
+ABOUT = "store.json"
+CHECKSUM_BYTES = 4
+SPARE_BYTES = 10**9  # of the disk, for checkpoints and whatever else a run writes
+CHUNK_BYTES = 2**24
+
+Array = npt.NDArray[Any]
+Fields = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a record holds: an answer in full, or its k largest logits and what the rest weighs.
+
+    The classes of the rest share one logit, `tail = lse(kept as rounded) + lse(rest) − lse(kept) −
+    log(K − k)`: at T = 1 their total mass is exact, however coarsely the k are rounded.
+
+    Args:
+        classes: K.
+        dtype: `float16` or `float32`, in which logits are kept; the tail is always float32.
+        topk: k, from 1 to K − 1; None keeps all K.
+
+    Raises:
+        ValueError: if there is no such dtype or k.
+    """
+
+    classes: int
+    dtype: str = "float16"
+    topk: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"store.dtype={self.dtype} is unknown; there are {', '.join(DTYPES)}")
+        if self.topk is not None and not 1 <= self.topk < self.classes:
+            raise ValueError(
+                f"store.topk={self.topk} must lie between 1 and {self.classes - 1}: there are "
+                f"{self.classes} classes"
+            )
+
+    @cached_property
+    def record(self) -> np.dtype[np.void]:
+        """The record's fields; its size is a multiple of 4 bytes."""
+        kind = {"float16": "<f2", "float32": "<f4"}[self.dtype]
+        checksum = ("checksum", "<u4")
+        if self.topk is None:
+            return np.dtype([checksum, ("logits", kind, (self.classes,))], align=True)
+        ids, kept = ("ids", "<u4", (self.topk,)), ("logits", kind, (self.topk,))
+        return np.dtype([checksum, ids, ("tail", "<f4"), kept], align=True)
+
+    def encode(self, logits: Tensor) -> Fields:
+        """Return the rounded fields of logits `[N, K]`, on their device.
+
+        Raises:
+            ValueError: if the shape is wrong, or the logits are not finite, or not once rounded.
+        """
+        if logits.ndim != 2 or logits.shape[1] != self.classes:
+            raise ValueError(
+                f"the teacher's logits are {list(logits.shape)}, and the store holds "
+                f"{self.classes} classes"
+            )
+        logits = logits.detach().float()
+        if not finite(logits):
+            raise ValueError("the teacher's logits are not finite: they are not kept")
+        fields = self._whole(logits) if self.topk is None else self._largest(logits, self.topk)
+        if not all(map(finite, fields.values())):
+            raise ValueError(
+                f"the teacher's logits reach {logits.abs().max():.6g}, beyond what {self.dtype} "
+                "holds: set store.dtype=float32"
+            )
+        return fields
+
+    def decode(self, fields: Mapping[str, Tensor]) -> Tensor:
+        """Return the logits `[N, K]` of fields, float32."""
+        logits = fields["logits"].float().contiguous()
+        if self.topk is None:
+            return logits
+        tail = fields["tail"][:, None].expand(-1, self.classes)
+        return tail.scatter(1, fields["ids"].long(), logits)
+
+    def sound(self, fields: Mapping[str, Tensor]) -> Tensor:
+        """Return which records hold an answer, bool `[N]`: a checksum is no signature."""
+        sound = fields["logits"].isfinite().all(dim=1)
+        if self.topk is None:
+            return sound
+        ids = fields["ids"].long()
+        return sound & fields["tail"].isfinite() & (ids < self.classes).all(dim=1)
+
+    def pack(self, fields: Mapping[str, Tensor]) -> Array:
+        """Return records as bytes `[N, size]`, their checksums zero."""
+        records = np.zeros(len(fields["logits"]), self.record)
+        for name, field in fields.items():
+            records[name] = field.cpu().numpy()
+        return records[:, None].view(np.uint8)
+
+    def unpack(self, records: Array) -> Fields:
+        """Return the fields of records given as bytes `[N, size]`."""
+        fields = records.view(self.record)[:, 0]
+        names = (name for name in self.record.names or () if name != "checksum")
+        return {name: torch.from_numpy(fields[name]) for name in names}
+
+    def _whole(self, logits: Tensor) -> Fields:
+        return {"logits": logits.to(DTYPES[self.dtype])}
+
+    def _largest(self, logits: Tensor, k: int) -> Fields:
+        kept, ids = logits.topk(k)
+        rounded = kept.to(DTYPES[self.dtype])
+        odds = logsumexp(logits.scatter(1, ids, -math.inf)) - logsumexp(kept)
+        tail = logsumexp(rounded) + odds - math.log(self.classes - k)
+        return {"ids": ids, "tail": tail.float(), "logits": rounded}
+
+
+class ViewFile:
+    """The records of one view, mapped from their file, and which of them are known to be whole.
+
+    Args:
+        path: the file, of full size.
+        samples: how many records there are.
+        size: bytes per record.
+        start: where this file's checksums start from, in place of zero.
+        writable: whether the file is mapped for writing.
+    """
+
+    def __init__(self, path: Path, samples: int, size: int, start: int, writable: bool) -> None:
+        mapped = np.memmap(path, np.uint8, "r+" if writable else "r", shape=(samples, size))
+        self.start = start
+        self.records: Array = mapped.view(np.ndarray)  # a memmap is slow to index
+        self.checksums: Array = self.records[:, :CHECKSUM_BYTES].view("<u4")[:, 0]
+        self.verified = np.zeros(samples, bool)
+
+    def check(self, rows: Array) -> tuple[Array, Array]:
+        """Return which records are there, and which are damaged: bool `[n]` each.
+
+        A record whose checksum is zero is absent; one that was found whole is not checked again.
+        """
+        claimed = self.checksums[rows]
+        there = self.verified[rows]
+        doubtful = np.flatnonzero(~there & (claimed != 0))
+        if len(doubtful):
+            some = rows[doubtful]
+            there[doubtful] = self.checksum(self.records[some], some) == claimed[doubtful]
+            self.verified[rows[there]] = True
+        return there, ~there & (claimed != 0)
+
+    def take(self, rows: Array, there: Array) -> Array:
+        """Return copies of the records, bytes `[n, size]`, blank where they are not there."""
+        records = self.records[rows]
+        if not there.all():
+            records[~there] = 0
+        return records
+
+    def put(self, rows: Array, records: Array) -> None:
+        """Write records that are not there.
+
+        Their checksums come last: a record that is being written, or never was to its end, reads
+        as absent. What is there is never written again, for it may be read.
+        """
+        checksums = self.checksum(records, rows)
+        self.records[rows] = records
+        self.checksums[rows] = checksums
+
+    def checksum(self, records: Array, rows: Array) -> Array:
+        """Return the checksums of records `[n, size]` in these rows: uint32 `[n]`, never zero.
+
+        A CRC-32 that starts elsewhere ends elsewhere, so a record in another row does not pass.
+        """
+        starts = ((self.start + rows) % 2**32).tolist()
+        found = map(crc32, records[:, CHECKSUM_BYTES:], starts)
+        return np.maximum(np.fromiter(found, np.uint32, len(rows)), 1)
+
+
+class TeacherStore:
+    """The teacher's logits for every view of every sample, filled as they are computed.
+
+    Any number of processes read a store while one writes it: whoever holds the folder's lock,
+    until `close` or its end. Another's writes are skipped, and it becomes the writer at its next
+    write once the lock is free. The ranks of one run answer for different samples (or, where
+    classes are balanced, at most write the same answer twice), so each `rank` has a writer of its
+    own; rank 0 makes the folder. How many views there are is no part of a
+    store's identity: a longer run goes on where a shorter one ended.
+
+    Args:
+        folder: where the store is; made if need be. `store_folder` names one.
+        facts: everything that decides an answer, as values for JSON.
+        samples: rows per view.
+        classes: K.
+        views: views per sample.
+        dtype: `float16` or `float32`.
+        topk: how many of the largest logits to keep; None keeps all.
+        max_gb: the most that the store may take, in 10⁹ bytes; None for as much as there is.
+        rank: of this process among those of its run.
+
+    Raises:
+        ValueError: if the folder holds other answers, cannot be made, or has too little room.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        facts: Mapping[str, Any],
+        samples: int,
+        classes: int,
+        views: int,
+        dtype: str = "float16",
+        topk: int | None = None,
+        max_gb: float | None = None,
+        rank: int = 0,
+    ) -> None:
+        self.folder, self.samples, self.views, self.rank = Path(folder), samples, views, rank
+        self.layout = Layout(classes, dtype, topk)
+        self.identity = identity(facts, samples, self.layout)
+        self._size = self.layout.record.itemsize
+        self._files: dict[int, ViewFile] = {}
+        self._found_damaged: dict[int, set[int]] = {}
+        self._lock: FileLock | None = None
+        self._settled = self._said_unwritable = False
+        check_counts(samples, views)
+        check_size(samples, views, self.layout, max_gb)
+        self._open()
+
+    def __enter__(self) -> TeacherStore:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the writer now."""
+        return self._lock is not None
+
+    @property
+    def damaged(self) -> int:
+        """How many records this process has found damaged."""
+        return sum(map(len, self._found_damaged.values()))
+
+    @property
+    def complete(self) -> bool:
+        """Whether every record of every view is there and whole."""
+        return all(self.filled(view) == self.samples for view in range(self.views))
+
+    def filled(self, view: int) -> int:
+        """Return how many records of a view are there; each is checked once per process."""
+        step = max(1, CHUNK_BYTES // self._size)
+        starts = range(0, self.samples, step)
+        chunks = [np.arange(start, min(start + step, self.samples)) for start in starts]
+        return sum(int(self._there(view, chunk).sum()) for chunk in chunks)
+
+    def read(self, view: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits of a view's rows, and which of them are there.
+
+        Args:
+            view: from 0 to `views` − 1.
+            rows: int64 `[n]`.
+
+        Returns:
+            float32 `[n, K]`, zero for what is not there, and bool `[n]`; both on the CPU.
+
+        Raises:
+            ValueError: if there is no such view or row.
+        """
+        places = self._places(view, rows)
+        there = self._there(view, places)
+        file = self._file(view)
+        if file is None:
+            return torch.zeros(len(places), self.layout.classes), torch.from_numpy(there)
+        records = file.take(places, there)
+        sound = self.layout.sound(self.layout.unpack(records)).numpy()
+        records[~sound] = 0
+        there = there & sound
+        return self.layout.decode(self.layout.unpack(records)), torch.from_numpy(there)
+
+    def write(self, view: int, rows: Tensor, logits: Tensor) -> Tensor:
+        """Keep the logits of a view's rows that are not there yet, if this process is the writer.
+
+        Args:
+            view: from 0 to `views` − 1.
+            rows: int64 `[n]`.
+            logits: `[n, K]`, on any device.
+
+        Returns:
+            The logits as a later read returns them, float32 `[n, K]`, on their device.
+
+        Raises:
+            ValueError: if there is no such view or row, if the logits cannot be kept (see
+                `rounded`), or if the disk is full.
+        """
+        places = self._places(view, rows)
+        if len(places) != len(logits):
+            raise ValueError(f"there are {len(places)} rows for {len(logits)} answers")
+        fields = self.layout.encode(logits)
+        if self._may_write():
+            file = self._file(view, make=True)
+            assert file is not None
+            missing = ~self._there(view, places)
+            file.put(places[missing], self.layout.pack(fields)[missing])
+        return self.layout.decode(fields)
+
+    def rounded(self, logits: Tensor) -> Tensor:
+        """Return logits `[n, K]` as a later read would, float32, on their device.
+
+        Raises:
+            ValueError: if they are NaN, infinite, or beyond what the store's dtype holds.
+        """
+        return self.layout.decode(self.layout.encode(logits))
+
+    def close(self) -> None:
+        """Stop being the writer, and let go of the files."""
+        self._files.clear()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _open(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"the teacher's answers cannot be kept in {self.folder}: {error.strerror}"
+            ) from error
+        self._elect()
+        try:
+            if self.writes:
+                check_room(self.folder, self.samples, self.views, self.layout)
+            self._settle()
+        except BaseException:
+            self.close()
+            raise
+
+    def _elect(self) -> None:
+        """Become the writer, if there is none."""
+        lock = FileLock(self.folder / f"writer-{self.rank}.lock", thread_local=False)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return
+        except OSError as error:
+            if not self._said_unwritable:
+                log.warning("%s is only read: %s", self.folder, error)
+            self._said_unwritable = True
+            return
+        self._lock = lock
+        self._files.clear()  # they are mapped for reading
+        self._settled = False
+
+    def _settle(self) -> None:
+        """Find out whether the folder is this store's; rank 0's writer makes it so.
+
+        A folder that does not say what it holds is not trusted with anything.
+        """
+        known = read_identity(self.folder / ABOUT)
+        if known is None and self.writes and self.rank == 0:
+            for path in self.folder.glob("view-*.bin"):
+                path.unlink()
+            write_identity(self.folder / ABOUT, self.identity)
+            known = self.identity
+        if known is not None and known != self.identity:
+            differing = difference(known, self.identity)
+            raise ValueError(f"{self.folder} holds other answers of a teacher: {differing}")
+        self._settled = known is not None
+
+    def _may_write(self) -> bool:
+        if not self.writes:
+            self._elect()
+        if self.writes and not self._settled:
+            self._settle()
+        return self.writes and self._settled
+
+    def _file(self, view: int, make: bool = False) -> ViewFile | None:
+        """Return a view's file, or None where there is none yet."""
+        if view in self._files:
+            return self._files[view]
+        path, size = self.folder / f"view-{view:04}.bin", self.samples * self._size
+        if path.is_symlink():
+            raise ValueError(f"{path} is a link: a store's files lie in its folder")
+        if make:
+            reserve(path, size)
+        if not path.is_file() or path.stat().st_size < size or not self._trusted():
+            return None
+        start = crc32(f"{store_name(self.identity)} {view}".encode())
+        self._files[view] = ViewFile(path, self.samples, self._size, start, self.writes)
+        return self._files[view]
+
+    def _trusted(self) -> bool:
+        if not self._settled:
+            self._settle()
+        return self._settled
+
+    def _there(self, view: int, rows: Array) -> Array:
+        file = self._file(view)
+        if file is None:
+            return np.zeros(len(rows), bool)
+        there, damaged = file.check(rows)
+        if damaged.any():
+            self._report(view, rows[damaged])
+        return there
+
+    def _report(self, view: int, rows: Array) -> None:
+        """Count damaged records, and say so once per view."""
+        if view not in self._found_damaged:
+            log.warning(
+                "%s: view %d, row %d is damaged (%d of the rows just read): its answer is computed "
+                "again",
+                *(self.folder, view, rows[0], len(rows)),
+            )
+        self._found_damaged.setdefault(view, set()).update(rows.tolist())
+
+    def _places(self, view: int, rows: Tensor) -> Array:
+        if not 0 <= view < self.views:
+            raise ValueError(f"the store has no view {view}: they go from 0 to {self.views - 1}")
+        places: Array = rows.cpu().numpy()
+        if len(places) and (places.min() < 0 or places.max() >= self.samples):
+            worst = places.min() if places.min() < 0 else places.max()
+            raise ValueError(f"the store has no row {worst}: they go from 0 to {self.samples - 1}")
+        return places
+
+
+def store_name(facts: Mapping[str, Any]) -> str:
+    """Return 16 hex digits that change with any of the facts."""
+    text = json.dumps(facts, sort_keys=True, default=str)
+    return sha256(text.encode()).hexdigest()[:16]
+
+
+def store_folder(
+    root: str | Path,
+    facts: Mapping[str, Any],
+    samples: int,
+    classes: int,
+    dtype: str = "float16",
+    topk: int | None = None,
+) -> Path:
+    """Return the folder under `root` of the store of these facts, which no other store has."""
+    asked = identity(facts, samples, Layout(classes, dtype, topk))
+    return Path(root) / f"answers-{store_name(asked)}"
+
+
+def expected_bytes(
+    samples: int, classes: int, views: int, dtype: str = "float16", topk: int | None = None
+) -> int:
+    """Return how many bytes a complete store takes."""
+    return samples * views * Layout(classes, dtype, topk).record.itemsize
+
+
+def describe(
+    samples: int, classes: int, views: int, dtype: str = "float16", topk: int | None = None
+) -> str:
+    """Return what a store holds and takes, for people."""
+    kept = f"{classes:,} classes" if topk is None else f"{topk:,} of {classes:,} classes"
+    plural = "" if views == 1 else "s"
+    size = size_text(expected_bytes(samples, classes, views, dtype, topk))
+    return f"{samples:,} images × {views:,} view{plural} × {kept} in {dtype}: {size}"
+
+
+def size_text(count: int) -> str:
+    """Return a number of bytes for people."""
+    unit, name = next(
+        (unit for unit in ((10**9, "GB"), (10**6, "MB")) if count >= unit[0]), (10**3, "kB")
+    )
+    return f"{count / unit:,.1f} {name}"
+
+
+def topk_error(logits: Tensor, k: int, temperature: float = 1.0) -> float:
+    """Return what keeping k logits costs: `mean KL(softmax(z/T) ‖ softmax(ẑ/T))` in nats.
+
+    `ẑ` are the logits as a store with `topk=k` gives them back, apart from the dtype's rounding.
+
+    Args:
+        logits: `[N, K]`.
+        k: logits kept, from 1 to K − 1.
+        temperature: T > 0.
+    """
+    layout = Layout(logits.shape[1], "float32", k)
+    kept = layout.decode(layout.encode(logits))
+    full, part = ((z.double() / temperature).log_softmax(1) for z in (logits, kept))
+    return float(F.kl_div(part, full, reduction="batchmean", log_target=True))
+
+
+def finite(values: Tensor) -> bool:
+    """Return whether no value is NaN or infinite; `isfinite` of each is ten times slower."""
+    return not values.numel() or bool(values.abs().amax().isfinite())
+
+
+def logsumexp(logits: Tensor) -> Tensor:
+    """Return `log Σ exp z`, float64 `[N]`, of logits `[N, K]`; only its sums are so wide."""
+    peak = logits.amax(1, keepdim=True)
+    wide = (logits.float() - peak).exp().sum(1, dtype=torch.float64)
+    return wide.log() + peak[:, 0]
+
+
+def identity(facts: Mapping[str, Any], samples: int, layout: Layout) -> dict[str, Any]:
+    """Return what tells one store from another, as JSON gives it back."""
+    whole: dict[str, Any] = {"format": FORMAT, "samples": samples, "classes": layout.classes}
+    whole |= {"dtype": layout.dtype, "topk": layout.topk, "facts": facts}
+    plain: dict[str, Any] = json.loads(json.dumps(whole, default=str))
+    return plain
+
+
+def write_identity(path: Path, about: Mapping[str, Any]) -> None:
+    """Write what a store is, with its own hash."""
+    text = json.dumps({"name": store_name(about), **about}, indent=2, ensure_ascii=False)
+    write_whole(path, text + "\n")
+
+
+def read_identity(path: Path) -> dict[str, Any] | None:
+    """Return what a store says it is; None where it does not, or is damaged."""
+    try:
+        if path.is_symlink() or not path.is_file():
+            return None
+        about = json.loads(path.read_bytes())
+        name = about.pop("name")
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
+        return None
+    return about if name == store_name(about) else None
+
+
+def difference(known: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """Return the first fact that two stores do not share, for people."""
+    ours, theirs = ({**about, **about["facts"], "facts": None} for about in (asked, known))
+    key = next(key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key))
+    return f"{key} is {theirs.get(key)!r} there, and {ours.get(key)!r} here"
+
+
+def check_counts(samples: int, views: int) -> None:
+    """Refuse a store of nothing."""
+    for name, count in (("samples", samples), ("views", views)):
+        if count < 1:
+            raise ValueError(f"store.{name} must be at least 1, got {count}")
+
+
+def check_size(samples: int, views: int, layout: Layout, max_gb: float | None) -> None:
+    """Refuse a store that would grow larger than is allowed."""
+    shape = (samples, layout.classes, views, layout.dtype, layout.topk)
+    if max_gb is not None and expected_bytes(*shape) > max_gb * 1e9:
+        raise ValueError(
+            f"the teacher's answers ({describe(*shape)}) are more than store.max_gb={max_gb:g}: "
+            "raise it, lower store.views or set store.topk"
+        )
+
+
+def check_room(folder: Path, samples: int, views: int, layout: Layout) -> None:
+    """Refuse a store that the disk cannot hold, with as much again to spare up to a gigabyte."""
+    shape = (samples, layout.classes, views, layout.dtype, layout.topk)
+    taken = sum(path.stat().st_size for path in folder.glob("view-*.bin"))
+    needed = max(0, expected_bytes(*shape) - taken)
+    free = shutil.disk_usage(folder).free
+    if free < needed + min(needed, SPARE_BYTES):
+        raise ValueError(
+            f"the teacher's answers ({describe(*shape)}) need {size_text(needed)} more, and "
+            f"{folder} has {size_text(free)} free: lower store.views or set store.topk"
+        )
+
+
+def reserve(path: Path, size: int) -> None:
+    """Give a file its full size, and the disk space with it.
+
+    Where a disk is full, a process that writes through a map into a hole is killed by the system;
+    here it is told.
+    """
+    try:
+        with path.open("ab") as file:
+            if os.fstat(file.fileno()).st_size >= size:
+                return
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot grow to {size_text(size)}: {error.strerror}; lower store.views or set "
+            "store.topk"
+        ) from error

@@ -1,0 +1,290 @@
+"""What runs keep for each other: models trained on labels, and the teacher's answers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from distill.config import read
+from distill.data import DataModule
+from distill.data.sources.splits import Split
+from distill.data.views.views import CLEAN, RECIPE
+from distill.models.build import channels_last
+from distill.models.bundle import load_student
+from distill.models.checkpoint import read_checkpoint
+from distill.objective.objective import Objective
+from distill.teacher.cached import Recall
+from distill.teacher.ensemble import Ensemble
+from distill.teacher.store import Layout, TeacherStore, check_size, describe, store_folder
+from distill.teacher.teacher import Teacher
+from distill.training import auxiliary
+from distill.utils.files import remove_stale
+from distill.utils.provenance import versions
+from distill.utils.run_folder import METRICS, by_epoch, read_history
+from distill.utils.sharing import alone
+
+log = logging.getLogger(__name__)
+
+COSMETIC = ("accelerator", "log_every_n_steps", "compile", "_target_")
+FOR_CALLBACKS = ("limit_val_batches", "check_val_every_n_epoch")
+Train = Callable[[DictConfig, DataModule, str, Path, Teacher | None], None]
+
+
+@alone()  # runs in turns would wait for the lock, and this one for them
+def trained_once(
+    cfg: DictConfig,
+    data: DataModule,
+    role: str,
+    train_and_keep: Train,
+    teacher: Teacher | None = None,
+) -> nn.Module:
+    """Return a trained model, from the cache if the same was trained before.
+
+    Args:
+        cfg: the configuration of the run that trains it.
+        data: the run's data; seed and batch size are taken from `cfg`.
+        role: `teacher`, `baseline` or `assistant-1`, for messages and the folder's name.
+        train_and_keep: trains the model and writes its bundle into the folder that it is given.
+        teacher: whom it learns from; None trains it on labels.
+    """
+    data = as_fitted(cfg, data)
+    kept = kept_in(cfg, data, role, teacher)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    if kept.is_dir():
+        log.info("%s: %s, trained before, from %s", role, cfg.student.name, kept)
+        show_history(cfg, kept)
+        return load_kept(kept)
+    if read.processes(cfg) > 1:  # every rank takes part in training: a lock would wait for itself
+        train_and_keep(cfg, data, role, kept, teacher)
+        if not kept.is_dir():
+            raise ValueError(f"{role}: {kept} is not on this machine: let all share paths.cache")
+        return load_kept(kept)
+    with waited_for(FileLock(f"{kept}.lock"), role):  # a parallel trial waits for this one's work
+        remove_stale(kept.parent, kept.name)
+        if not kept.is_dir():
+            train_and_keep(cfg, data, role, kept, teacher)
+    show_history(cfg, kept)
+    return load_kept(kept)
+
+
+def as_fitted(cfg: DictConfig, data: DataModule) -> DataModule:
+    """Return the data as the run of a configuration shows them."""
+    options = {key: cfg.data[key] for key in ("seed", "batch_size", "views")}
+    return data.with_options(**options, unlabeled=cfg.data.get("unlabeled") is not None)
+
+
+def kept_in(cfg: DictConfig, data: DataModule, role: str, teacher: Teacher | None = None) -> Path:
+    """Return the folder that a model is kept in, once it has been trained on these data."""
+    return Path(cfg.paths.cache) / f"{role}-{fit_key(cfg, data, teacher)}"
+
+
+def known_baseline(cfg: DictConfig, data: DataModule) -> float | None:
+    """Return the last validation top-1 of a run's student without a teacher, where one is kept."""
+    own = auxiliary.supervised_config(cfg, "baseline")
+    history = read_history(kept_in(own, as_fitted(own, data), "baseline") / METRICS)
+    found = by_epoch(history, "val/top1")[1]
+    return found[-1] if found else None
+
+
+@contextmanager
+def waited_for(lock: FileLock, role: str) -> Iterator[None]:
+    """Hold a lock, saying so if another run has it; the system takes it from one that has ended."""
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("%s: waiting for another run that trains the same", role)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def keep_history(cfg: DictConfig, kept: Path) -> None:
+    """Keep what was logged while a model was trained."""
+    shutil.copyfile(Path(cfg.paths.output_dir) / METRICS, kept / METRICS)
+
+
+def show_history(cfg: DictConfig, kept: Path) -> None:
+    """Put what was logged while a kept model was trained into this run's directory."""
+    if (kept / METRICS).is_file():
+        folder = Path(cfg.paths.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(kept / METRICS, folder / METRICS)
+
+
+def load_kept(path: Path) -> nn.Module:
+    """Load a kept model; its memory layout is not part of the file."""
+    return channels_last(load_student(path))
+
+
+def fit_key(cfg: DictConfig, data: DataModule, teacher: Teacher | None = None) -> str:
+    """Return a hash of everything that decides a fit's outcome."""
+    values = read.plain(cfg)
+    callbacks = {k: node for k, node in (values["callbacks"] or {}).items() if k != "progress"}
+    ignored = COSMETIC if callbacks else COSMETIC + FOR_CALLBACKS
+    trainer = {k: v for k, v in values["trainer"].items() if k not in ignored}
+    decided = {key: values[key] for key in ("student", "optimizer", "scheduler", "seed")}
+    decided |= {"trainer": trainer, "view": values["data"]["view"], "size": data.image_size}
+    decided |= {"batch_size": data.batch_size, "data": data.fingerprint, "order": data.seed}
+    decided |= {"channels": data.in_chans, "classes": data.num_classes, "views": data.views}
+    decided["balance"] = data.balance
+    if data.unlabeled is not None:
+        decided["unlabeled_per_batch"] = data.unlabeled_per_batch
+    decided["gpu"] = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
+    if cfg.student.checkpoint:  # a path may come to hold other weights
+        start = read_checkpoint(cfg.student.checkpoint)
+        about = repr((start.architecture, start.args, start.preprocessing, list(start.classes)))
+        decided["student"]["checkpoint"] = digest(start.weights, about)
+    decided["callbacks"] = callbacks
+    if teacher is not None:
+        decided |= {key: values[key] for key in ("objective", "annealing")}
+        kept = ("mode", "dtype", "topk", "max_gb")  # which decide whether answers are rounded
+        decided["store"] = {key: values["store"].get(key) for key in kept}
+        decided["teacher"] = identity_of(teacher)
+    decided["versions"] = versions()
+    text = json.dumps(decided, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def digest(tensors: Mapping[str, Tensor], about: str = "") -> str:
+    """Return a hash of named tensors, and of what else is to be told apart."""
+    found = hashlib.sha256(about.encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def identity(module: nn.Module) -> str:
+    """Return a hash of all that decides a module's answers."""
+    return digest(module.state_dict(), repr(module))
+
+
+def identity_of(teacher: Teacher) -> list[str]:
+    """Return hashes of all that decides a teacher's answers: its model and its normalisation."""
+    return [identity(teacher.model), identity(teacher.normalize)]
+
+
+def open_recall(
+    cfg: DictConfig,
+    data: DataModule,
+    teacher: Teacher | None,
+    objective: Objective,
+    rank: int = 0,
+) -> Recall | None:
+    """Return the stores of a run, or None where it has none.
+
+    With `store=auto` whatever stands in the way turns the store off and says so.
+
+    Raises:
+        ValueError: with `store=disk`, if the answers cannot be kept.
+    """
+    options = cfg.get("store")
+    if teacher is None or not options or not options.mode:
+        return None
+    stores: dict[str, TeacherStore] = {}
+    try:
+        check_store(cfg, data, objective, teacher.model)
+        for split in ("train", "val"):
+            stores[split] = open_store(cfg, data, teacher, split, rank)
+    except ValueError as error:
+        Recall(stores).close()
+        if options.mode == "disk":
+            raise
+        log.info("teacher store: off (%s)", error)
+        return None
+    log.info("teacher store: %s, in %s", expected(cfg, data), options.path)
+    return Recall(stores)
+
+
+def check_store(
+    cfg: DictConfig, data: DataModule, objective: Objective, model: nn.Module | None = None
+) -> None:
+    """Refuse a store for what it cannot hold, or that would not fit its limit."""
+    options = cfg.store
+    if objective.needs_features:
+        raise ValueError("store: the teacher's feature maps are not kept, only its logits")
+    alone = cfg.teacher.get("combine") if not cfg.get("assistants") else None
+    if alone == "draw" or (isinstance(model, Ensemble) and model.combine == "draw"):
+        raise ValueError("store: an ensemble that draws its answers has no lasting one")
+    layout = Layout(data.num_classes, options.dtype, options.topk)
+    check_size(rows(data, "train"), views(cfg, data), layout, options.max_gb)
+
+
+def open_store(
+    cfg: DictConfig, data: DataModule, teacher: Teacher, split: str, rank: int
+) -> TeacherStore:
+    """Return the store of one split, whose name is a hash of all that decides an answer."""
+    options = cfg.store
+    facts = {
+        "split": split,
+        "teacher": identity(teacher.model),
+        "preprocessing": identity(teacher.normalize),
+        "data": data.fingerprint,
+        "image_size": list(data.image_size),
+        "view": [RECIPE, read.plain(cfg.data.view)],
+        "seed": data.seed if split == "train" else None,  # a clean view is drawn from nothing
+        "batch_size": teacher.batch_size,
+        "precision": str(cfg.trainer.precision),
+        "gpu": cfg.trainer.accelerator != "cpu" and torch.cuda.is_available(),
+        "versions": {key: versions()[key] for key in ("distill", "torch", "timm")},
+    }
+    samples, classes, kept = rows(data, split), data.num_classes, (options.dtype, options.topk)
+    folder = store_folder(options.path, facts, samples, classes, *kept)
+    shown = views(cfg, data) if split == "train" else 1
+    return TeacherStore(folder, facts, samples, classes, shown, *kept, options.max_gb, rank)
+
+
+def rows(data: DataModule, split: str) -> int:
+    """Return how many rows a split's store has: one for each index up to its largest."""
+    return int(stored(data, split).index.max()) + 1
+
+
+def stored(data: DataModule, split: str) -> Split:
+    """Return the samples whose answers a split's store keeps."""
+    found: Split = data.pool if split == "train" else getattr(data, split)
+    return found
+
+
+def views(cfg: DictConfig, data: DataModule) -> int:
+    """Return how many views of a training image a run shows."""
+    return data.views or int(cfg.trainer.max_epochs)
+
+
+def expected(cfg: DictConfig, data: DataModule) -> str:
+    """Return what a store will hold and how large it will be, for people."""
+    kept = (cfg.store.dtype, cfg.store.topk)
+    return describe(len(data.pool), data.num_classes, views(cfg, data), *kept)
+
+
+def fill(
+    cfg: DictConfig, data: DataModule, teacher: Teacher, recall: Recall, trainer: pl.Trainer
+) -> None:
+    """Ask the teacher for every view that a run will show, of which no answer is kept yet."""
+    shown = [("val", CLEAN), *(("train", number) for number in range(views(cfg, data)))]
+    device = trainer.strategy.root_device
+    teacher.to(device)
+    epochs, ranks = int(cfg.trainer.max_epochs), read.processes(cfg)
+    for name, number in shown:
+        split = stored(data, name)
+        asked = torch.arange(len(split)) if number == CLEAN else data.shown(number, epochs, ranks)
+        batches = asked.split(data.batch_size)
+        missing = [b for b in batches if not recall.read(name, number, split.index[b]).complete]
+        for view, index in data.in_order(split, number, missing, device):
+            with trainer.precision_plugin.forward_context():
+                answers = teacher(view)
+            recall.complete(recall.read(name, number, index), answers)
+        what = "validation" if number == CLEAN else f"view {number + 1} of {len(shown) - 1}"
+        log.info("teacher store: %s, %d of %d batches asked", what, len(missing), len(batches))

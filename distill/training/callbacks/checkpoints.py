@@ -1,0 +1,114 @@
+"""Checkpoints that are whole at any moment, and a run's last one when it is told to end."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from distill.utils import signals
+from distill.utils.files import writing
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Write checkpoints beside their place, and rename them once they are whole.
+
+    Lightning's own writes to the system's folder for temporary files and moves from there: between
+    two disks that is a copy, which a kill leaves half done.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            OSError: if there is no room for it; the one that was there before is kept.
+        """
+        content = io.BytesIO()  # torch's own writer hides why a disk refuses
+        torch.save(checkpoint, content)
+        with writing(Path(path)) as file:
+            file.write(content.getbuffer())
+
+
+class StopWhenTold(pl.Callback):
+    """End what keeps no checkpoint after the batch it is at: it may train in another run's turn."""
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """End, if the process has been told to."""
+        signals.stop_if_told()
+
+
+class LatestCheckpoint(ModelCheckpoint):
+    """Keep the latest state of training: each epoch's, and within epochs every so many steps.
+
+    It comes after the callback that keeps the best epoch, whose state it thereby holds. When the
+    process is told to end, it writes one more after the batch that training is at, and ends it;
+    never in the midst of accumulated gradients, and at the end of an epoch after validation.
+
+    Args:
+        dirpath: the folder.
+        filename: the file's name without `.ckpt`.
+        every_n_train_steps: optimiser steps between checkpoints within an epoch, or None.
+    """
+
+    def __init__(
+        self, dirpath: str, filename: str = "last", every_n_train_steps: int | None = None
+    ) -> None:
+        super().__init__(
+            dirpath, filename, every_n_train_steps=every_n_train_steps,
+            save_on_train_epoch_end=True, enable_version_counter=False,
+        )  # fmt: skip
+        self._every_n_epochs = 1  # also with steps
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the signals from Lightning, which would end training without a checkpoint."""
+        super().on_train_start(trainer, pl_module)
+        signals.listen()
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Write a checkpoint, but for the epoch's last batch, which is followed by the epoch's."""
+        signals.raise_lost_interrupt()
+        loop = trainer.fit_loop.epoch_loop
+        if loop.batch_progress.is_last_batch:
+            return
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if told_to_end(trainer) and loop._accumulated_batches_reached():
+            if not self._should_skip_saving_checkpoint(trainer):
+                self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+            signals.stop_if_told()
+            raise signals.Preempted("another rank")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the epoch's checkpoint."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if told_to_end(trainer):
+            signals.stop_if_told()
+            raise signals.Preempted("another rank")
+
+
+def told_to_end(trainer: pl.Trainer) -> bool:
+    """Return whether any rank's process was told to end; all ranks then end at the same batch."""
+    told = signals.pending()
+    if trainer.world_size == 1:
+        return told
+    return bool(trainer.strategy.reduce_boolean_decision(told, all=False))

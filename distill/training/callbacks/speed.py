@@ -1,0 +1,46 @@
+"""How fast training went."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+
+from distill.utils.inputs import as_batch
+from distill.utils.sharing import clock
+
+
+class Speed(pl.Callback):
+    """Count training images per second: loading, views, steps and logging, without validation."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.seconds = 0.0
+        self._mark = 0.0
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Training images per second over all ranks, or None before the first step."""
+        return self.images / self.seconds if self.seconds else None
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._mark = clock()
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Count a batch and the time since the last."""
+        now = clock()
+        self.seconds += now - self._mark
+        self.images += len(as_batch(batch)[0]) * trainer.world_size
+        self._mark = now
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave out the time that validation took."""
+        self._mark = clock()

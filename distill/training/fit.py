@@ -1,0 +1,291 @@
+"""Train one model: a student under its teacher, or on labels alone what is kept for other runs."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig
+from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import nn
+
+from distill.config import build, read
+from distill.config.resolvers import higher_is_better
+from distill.data import DataModule
+from distill.metrics.cost import parameters
+from distill.models.build import (
+    ModelSpec,
+    Normalize,
+    asked_by,
+    build_matched,
+    build_model,
+    normalization,
+)
+from distill.models.bundle import save_student
+from distill.models.checkpoint import epochs_done, read_lightning, student_weights
+from distill.models.weights import DataShape
+from distill.teacher.teacher import Teacher
+from distill.training import auxiliary, resume
+from distill.training.cache import identity_of, keep_history, open_recall, trained_once
+from distill.training.callbacks.checkpoints import LatestCheckpoint
+from distill.training.callbacks.loggers import begin
+from distill.training.callbacks.speed import Speed
+from distill.training.module import Distiller
+from distill.training.pruning import pruned
+from distill.training.trainer import build_trainer, explained_batch_of_one
+from distill.utils import signals
+from distill.utils.errors import first_line
+from distill.utils.run_folder import METRICS, by_epoch, read_history
+from distill.utils.sharing import clock
+
+log = logging.getLogger(__name__)
+
+BEST = "best"  # the callback that keeps a teacher's best epoch
+
+
+def fit(
+    cfg: DictConfig, data: DataModule, teacher: Teacher | None, role: str = "student"
+) -> tuple[Distiller, pl.Trainer]:
+    """Build the student from its seed and train it, saying what under its role."""
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    student = untrained(cfg, data, teacher)
+    left = resume.left_behind(cfg)
+    resume.check_unchanged(cfg, left, student.about["learned_from"])
+    over = resume.is_over(cfg, left)
+    done = epochs_done(left, Path(cfg.ckpt_path)) if left else 0
+    left = left if over else {}  # no copy of it in memory while the student trains
+    trainer = build_trainer(cfg, student.objective)
+    own, *others = trainer.loggers
+    own.log_hyperparams(read.plain(cfg))
+    for logger in others:
+        begin(logger, read.plain(cfg))
+    compiled(cfg, student.student)
+    student.recall = open_recall(cfg, data, teacher, student.objective, trainer.global_rank)
+    if not over:
+        log.info("%s: training %s, %s parameters, for %s under %s", role, cfg.student.name,
+                 f"{parameters(student.student):,}", counted(cfg.trainer.max_epochs),
+                 ", ".join(student.objective.terms))  # fmt: skip
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    started = clock()
+    keeps = any(isinstance(c, LatestCheckpoint) for c in trainer.checkpoint_callbacks)
+    try:
+        with signals.deferred(keeps), explained_batch_of_one():
+            trainer.fit(student, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+        signals.stop_if_told()
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
+    except SystemExit as stop:
+        signals.stop_if_told()  # before Lightning's own handler had been replaced
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning's exit code for Ctrl-C
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if student.recall is not None:
+            student.recall.close()
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):  # else the next job of a sweep would log to its run
+                logger.experiment.finish()
+    if trainer.is_global_zero and not over:
+        log.info("%s: %s", role, in_words(cfg, trainer.current_epoch, done, clock() - started))
+    if over:  # nothing was trained, so that no callback has left its average there
+        student.student.load_state_dict(student_weights(left))
+    if "16-true" in str(cfg.trainer.precision):
+        student.float()  # what is judged and saved is what a user will load
+    return student, trainer
+
+
+def in_words(cfg: DictConfig, epochs: int, before: int, seconds: float) -> str:
+    """Return what training came to: "8 epochs in 41 s, val/top1 0.975 (best 0.981 in epoch 7)".
+
+    Args:
+        cfg: of the run.
+        epochs: how many there have been.
+        before: how many of them before the run went on from a checkpoint.
+        seconds: what the others took.
+    """
+    metric = cfg.optimized_metric
+    history = read_history(Path(cfg.paths.output_dir) / METRICS)
+    at, values = by_epoch(history, metric)
+    now = f", {epochs - before} of them now," if before else ""
+    found = f"{counted(epochs)}{now} in {seconds:.0f} s"
+    if not values:
+        return found
+    best = (max if higher_is_better(metric) else min)(values)
+    return (
+        f"{found}, {metric} {values[-1]:.4g} "
+        f"(best {best:.4g} in epoch {at[values.index(best)]:.0f})"
+    )
+
+
+def counted(epochs: int) -> str:
+    """Return a number of epochs for a person."""
+    return f"{epochs} epoch{'' if epochs == 1 else 's'}"
+
+
+def untrained(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> Distiller:
+    """Return the student as it is before training, with what its checkpoints say of it."""
+    spec = read.model_spec(cfg.student)
+    shape = build.model_shape(cfg.student, data)
+    model = build_model(spec, shape, "student", any_classes=True)
+    objective = build.build_objective(cfg, data)
+    student = Distiller(
+        model,
+        teacher,
+        objective,
+        optimizer=read.plain(cfg.optimizer),
+        scheduler=read.plain(cfg.scheduler),
+        topk=read.plain(cfg.topk),
+        normalize=normalization(model, data.in_chans, read.own_size(cfg.student)),
+    )
+    student.about = {
+        "job": resume.fingerprint(cfg),
+        "learned_from": {
+            "data": data.fingerprint,
+            "teacher": teacher and identity_of(teacher),
+        },
+        "config": read.plain(cfg),
+        "classes": list(data.classes),
+        "student_model": asdict(built_as(spec, shape)),
+        "preprocessing": {
+            **data.preprocessing,
+            "input_size": list(data.preprocessing["input_size"]),
+            **{n: values.flatten().tolist() for n, values in student.normalize.named_buffers()},
+        },
+    }
+    return student
+
+
+def built_as(spec: ModelSpec, shape: DataShape) -> ModelSpec:
+    """Return what builds a model again, but for its weights and what a bundle says of its data."""
+    asked = asked_by(shape, spec.name or "")
+    size = {"img_size": list(asked["img_size"])} if "img_size" in asked else {}
+    return replace(spec, args={**size, **spec.args}, checkpoint=None, pretrained=False)
+
+
+def compiled(cfg: DictConfig, model: nn.Module) -> None:
+    """Let a model be compiled at its first call, where `trainer.compile` says so."""
+    if mode := cfg.trainer.get("compile"):
+        try:
+            model.compile(mode=None if mode is True else mode)
+        except RuntimeError as error:
+            raise ValueError(f"trainer.compile={mode}: {first_line(error)}") from error
+
+
+def best_epoch(trainer: pl.Trainer, student: Distiller) -> tuple[int, Distiller] | None:
+    """Return the epoch that was best on validation, counted from 1, and the student it left."""
+    for callback in trainer.checkpoint_callbacks:
+        path = getattr(callback, "best_model_path", "")
+        if str(getattr(callback, "monitor", "")).startswith("val/") and path:
+            content = read_lightning(Path(path))
+            model = copy.deepcopy(student.student)
+            model.load_state_dict(student_weights(content))
+            best = Distiller(model, student.teacher, normalize=student.normalize)
+            return content["epoch"] + 1, best
+    return None
+
+
+def training_speed(trainer: pl.Trainer) -> float | None:
+    """Return the images per second of training."""
+    found = (c.images_per_second for c in trainer.callbacks if isinstance(c, Speed))  # type: ignore[attr-defined]
+    return next(found, None)
+
+
+def save_bundle(
+    student: Distiller, data: DataModule, path: Path, facts: dict[str, Any], card: str = ""
+) -> Path:
+    """Write the student for timm, with the preprocessing it was trained under."""
+    normalize = student.normalize
+    assert isinstance(normalize, Normalize)
+    preprocessing = dict(data.preprocessing)
+    if normalize.size is not None:
+        preprocessing["input_size"] = (data.in_chans, *normalize.size)
+    return save_student(
+        student.student,
+        path,
+        classes=data.classes,
+        **preprocessing,
+        mean=normalize.mean.flatten().tolist(),
+        std=normalize.std.flatten().tolist(),
+        facts=facts,
+        card=card,
+    )
+
+
+def load_baseline(cfg: DictConfig, data: DataModule) -> Distiller | None:
+    """Return the student without a teacher that an evaluation compares with, where one is named."""
+    if not cfg.baseline:
+        return None
+    model = build_matched(ModelSpec(checkpoint=cfg.baseline), build.data_shape(data), "baseline")
+    return Distiller(model, normalize=normalization(model, data.in_chans))
+
+
+def train_and_keep(
+    cfg: DictConfig, data: DataModule, role: str, kept: Path, teacher: Teacher | None
+) -> None:
+    """Train a model, on labels or under a teacher, and put it into the cache.
+
+    While it trains its checkpoints lie beside its place there: whoever needs the same model after
+    an interruption goes on from them.
+    """
+    work = kept.with_name(f"{kept.name}.training")
+    own = with_checkpoints(cfg, work, keep_best=role == "teacher")
+    begun = resume.latest(work / resume.CHECKPOINTS)
+    if begun is not None:
+        path, content = begun
+        own.ckpt_path, own.resume = str(path), "auto"
+        log.info("%s: going on from %s, %d epochs done", role, path, epochs_done(content, path))
+    student, trainer = fit(own, data, teacher, role)
+    if trainer.is_global_zero:
+        if BEST in own.callbacks and (best := best_epoch(trainer, student)):
+            by = own.callbacks[BEST].monitor
+            log.info("%s: epoch %d was the best by %s, and is kept", role, best[0], by)
+            student = best[1]
+        student, _ = pruned(own, data, student, trainer)
+        facts = {"role": role, "config": read.plain(cfg), "data": data.fingerprint}
+        save_bundle(student, data, kept, facts)
+        keep_history(own, kept)
+        shutil.rmtree(work, ignore_errors=True)
+        log.info("%s: kept in %s", role, kept)
+    trainer.strategy.barrier()
+
+
+def with_checkpoints(cfg: DictConfig, work: Path, keep_best: bool) -> DictConfig:
+    """Return the configuration of an auxiliary run that leaves its checkpoints in a folder.
+
+    Args:
+        cfg: the run's.
+        work: the folder.
+        keep_best: whether, where training may stop early, the best epoch is kept too.
+    """
+    derived = cfg.copy()
+    derived.paths.output_dir = str(work)
+    folder = str(work / resume.CHECKPOINTS)
+    callbacks = read.plain(cfg.callbacks) or {}
+    last = {
+        "_target_": "distill.training.callbacks.checkpoints.LatestCheckpoint",
+        "dirpath": folder,
+    }
+    if keep_best and (stop := callbacks.get(auxiliary.STOPPED_EARLY)):
+        callbacks[BEST] = {
+            "_target_": "pytorch_lightning.callbacks.ModelCheckpoint",
+            "filename": "best",
+            "enable_version_counter": False,
+            "dirpath": folder,
+            **{key: stop[key] for key in ("monitor", "mode")},
+        }
+    derived.callbacks = {**callbacks, "last": last}
+    return derived
+
+
+def prepare_baseline(cfg: DictConfig, data: DataModule) -> Distiller:
+    """Return the same student, trained from the same seed for as long, on labels only."""
+    own = auxiliary.supervised_config(cfg, "baseline")
+    own.data.batch_size = data.labeled_per_batch  # the student's batches, less what has no labels
+    model = trained_once(own, data, "baseline", train_and_keep)
+    return Distiller(model, normalize=normalization(model, data.in_chans))

@@ -1,0 +1,435 @@
+"""The training step: a student under an objective, watched by metrics."""
+
+from __future__ import annotations
+
+import logging
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_utilities import apply_to_collection
+from pytorch_lightning.trainer.states import RunningStage
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric
+
+from distill.config import library
+from distill.metrics import (
+    Agreement,
+    BalancedAccuracy,
+    BrierScore,
+    CalibrationError,
+    MacroF1,
+    MeanReciprocalRank,
+    NegativeLogLikelihood,
+    TopKAccuracy,
+)
+from distill.models.compiled import compiled_in_place
+from distill.models.features import forward_with_features
+from distill.objective.objective import Objective
+from distill.teacher.cached import Known, Recall
+from distill.teacher.teacher import Teacher
+from distill.training import horizon
+from distill.utils.inputs import (
+    as_batch,
+    as_float,
+    as_labels,
+    check_logits,
+    logits_of,
+    number_of_classes,
+)
+
+log = logging.getLogger(__name__)
+
+DEFAULT_TOPK = (1, 5)
+# What Lightning does → the split whose teacher's answers a store keeps.
+STORED: dict[RunningStage | None, str] = {
+    RunningStage.TRAINING: "train",
+    RunningStage.VALIDATING: "val",
+    RunningStage.SANITY_CHECKING: "val",
+}
+Batch = Sequence[Any]  # view, target, and from a DataModule index, view number, what is known
+
+
+class Distiller(pl.LightningModule):
+    """Train a student under an objective, with or without a teacher.
+
+    Batches are `(view, target)` or `(view, target, index)`; an index below zero marks a sampler's
+    padding, which no metric counts. Mappings with the usual names (`image`, `label`) will do, too;
+    views of bytes are scaled to [0, 1], and of a model that answers with more the `logits` taken.
+    Only the student (and what the objective learns) has parameters, gradients and a place in
+    checkpoints.
+
+    Args:
+        student: views `[N, C, H, W]` → logits `[N, K]`.
+        teacher: a `Teacher`, any module (which is then frozen and put outside the module tree), or
+            None.
+        objective: what to minimise; None is cross-entropy on the labels.
+        num_classes: K; None asks the student (timm models know).
+        optimizer: keywords of `timm.optim.create_optimizer_v2`.
+        scheduler: keywords of `timm.scheduler.create_scheduler_v2` in epochs, or None for a
+            constant learning rate.
+        topk: the k of the logged top-k accuracies, each below K; None is 1 and 5 where K allows.
+        normalize: the student's own input normalisation, or None.
+
+    Raises:
+        ValueError: if the parts do not fit together.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: Teacher | nn.Module | None = None,
+        objective: Objective | None = None,
+        *,
+        num_classes: int | None = None,
+        optimizer: Mapping[str, Any] | None = None,
+        scheduler: Mapping[str, Any] | None = None,
+        topk: Sequence[int] | None = None,
+        normalize: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.student = compiled_in_place(student)
+        self.teacher = Teacher(teacher) if isinstance(teacher, nn.Module) else teacher
+        self.objective = objective or Objective({"ce": "cross_entropy"})
+        self.normalize = normalize or nn.Identity()
+        self.num_classes = num_classes or number_of_classes(student)
+        self.optimizer_options = {"opt": "adamw", "lr": 1e-3, **(optimizer or {})}
+        self.scheduler_options = dict(scheduler) if scheduler else None
+        check_parts(self)
+        self.objective.connect(student, self.teacher.model if self.teacher else None)
+        self.topk = resolve_topk(topk, self.num_classes)
+        self.metrics = nn.ModuleDict({stage: self._metrics() for stage in ("val", "test")})
+        self.recall: Recall | None = None  # where the teacher's answers are kept
+        # Of the last batch, for what looks after training:
+        self.losses: dict[str, Tensor] = {}
+        self.teacher_logits: Tensor | None = None
+        self.about: dict[str, Any] = {}  # plain values that checkpoints carry as they are
+        self._said_scaled = False
+        self.counted_updates: int | None = None  # of an epoch, where its loader did not say so
+
+    def forward(self, view: Tensor) -> Tensor:
+        """Return the student's logits `[N, K]` for views `[N, C, H, W]` in [0, 1]."""
+        images = self._images(view)
+        return check_logits(
+            logits_of(self.student(images), "student"), len(images), self.num_classes
+        )
+
+    def setup(self, stage: str) -> None:
+        """Move the teacher, which Lightning cannot see, to the student's device.
+
+        Under `64-true` and its like the student takes its precision here: Lightning gives it only
+        after a checkpoint's weights have been loaded, which would round them to float32.
+        """
+        if stage == "fit":
+            library.check_callbacks(self.trainer.callbacks)  # type: ignore[attr-defined]
+        self.trainer.precision_plugin.convert_module(self)
+        if self.teacher is not None:
+            self.teacher.to(self.device)
+
+    def look_up(self, view: int, index: Tensor) -> Known | None:
+        """Return what is kept of the teacher's answers to a batch that is still on the CPU.
+
+        Args:
+            view: which of its views the batch shows.
+            index: the samples' indices `[N]`.
+        """
+        split = STORED.get(self.trainer.state.stage)
+        return self.recall.read(split, view, index) if self.recall and split else None
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the objective's loss on one batch."""
+        self._look_at_targets(batch_idx)
+        batch = self._taken(batch)
+        answers = self._answers(batch, self.global_step)
+        labelled = self._labelled(batch)
+        losses = self.objective(*answers, labelled=labelled)
+        self.teacher_logits = answers[1]
+        self.losses = {name: value.detach() for name, value in losses.items()}
+        values = {f"train/{name}": value for name, value in self.losses.items()}
+        if self.objective.curriculum is not None:
+            values["train/temperature"] = self.objective.curriculum.last_mean
+        if answers[2].ndim == 1:  # of mixed views no class is the right one
+            right = answers[0][:labelled].argmax(dim=1) == answers[2][:labelled]
+            values["train/top1"] = right.float().mean()
+        size = len(batch[0])
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
+        return losses["loss"]
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Update the validation metrics."""
+        self._look_at_targets(batch_idx)
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Update the test metrics."""
+        self._look_at_targets(batch_idx)
+        self._evaluate("test", batch)
+
+    def predict_step(
+        self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, Tensor]:
+        """Return student (and teacher) logits `[N, K]`, targets and indices `[N]` of one batch."""
+        view, target, *rest = self._taken(batch)
+        answers = {"student": self(view).float(), "target": target}
+        if self.teacher is not None:
+            answers["teacher"] = self.teacher(view).float()
+        if rest:
+            answers["index"] = rest[0]
+        return answers
+
+    def configure_optimizers(self) -> Any:
+        """Return timm's optimiser over what learns and, if asked for, timm's schedule."""
+        optimizer = create_optimizer(self.student, self.optimizer_options)
+        learned = list(self.objective.parameters())
+        if learned:
+            optimizer.add_param_group({"params": learned, "weight_decay": 0.0})
+        if not has_schedule(self.scheduler_options):
+            return optimizer
+        horizon.tell_of_unknown_length(self.trainer)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self._schedule(optimizer), "interval": "step"},
+        }
+
+    def _schedule(self, optimizer: torch.optim.Optimizer) -> Any:
+        """Return timm's schedule over as much training as is known of."""
+        total, each = self._length()
+        epochs = total / each if total % each else total // each
+        assert self.scheduler_options is not None
+        scheduler = create_schedule(optimizer, self.scheduler_options, epochs, each)
+        scheduler.laid_out_over = (total, each)  # in its state, as all that it has
+        return scheduler
+
+    def _length(self) -> tuple[int, int]:
+        """Return how many updates training and an epoch have; one an epoch until it is known."""
+        each, total = (f(self.trainer) for f in (horizon.updates_per_epoch, horizon.total_updates))
+        return (self.trainer.max_epochs or 1, 1) if each is None or total is None else (total, each)
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Give timm's schedule the update that comes next."""
+        if horizon.updates_per_epoch(self.trainer) is None:
+            return
+        if scheduler.laid_out_over != self._length():  # it is known now, or known better
+            scheduler.load_state_dict(self._schedule(scheduler.optimizer).state_dict())
+        scheduler.step_update(self.global_step)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Let Lookahead's slow weights be those that an epoch ends with, as in timm's training."""
+        if self.trainer.is_last_batch:
+            for optimizer in self.trainer.optimizers:
+                if hasattr(optimizer, "sync_lookahead"):
+                    optimizer.sync_lookahead()
+
+    def on_train_epoch_end(self) -> None:
+        """Note how many updates the epoch had, if its loader did not know, for the next one."""
+        before, self.counted_updates = self.counted_updates, horizon.counted(self.trainer)
+        if self.counted_updates != before:
+            for one in self.trainer.lr_scheduler_configs:
+                self.lr_scheduler_step(one.scheduler, None)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the annealed values as plain numbers."""
+        # Not in the state dict: weight averaging saves a copy that was made before annealing.
+        checkpoint["distill"] = {"objective": self.objective.state(), **self.about}
+        if self.counted_updates is not None:
+            checkpoint["distill"]["counted_updates"] = self.counted_updates
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the annealed values back."""
+        if "distill" in checkpoint:
+            self.objective.load_state(checkpoint["distill"]["objective"])
+            self.counted_updates = checkpoint["distill"].get("counted_updates")
+
+    def _metrics(self) -> nn.ModuleDict:
+        metrics = evaluation_metrics(
+            self.topk, self.num_classes, self.objective, self.teacher is not None
+        )
+        return nn.ModuleDict(metrics)
+
+    def _images(self, view: Tensor) -> Tensor:
+        # Under bf16-true, views made after Lightning's own conversion are wider than the weights.
+        return self.normalize(as_float(view).to(self.dtype))
+
+    def _taken(self, batch: Any) -> Batch:
+        """Return a batch with its views as floating-point numbers and its labels as int64."""
+        view, target, *rest = as_batch(batch)
+        shown = as_float(view)
+        if shown is not view and not self._said_scaled:
+            self._said_scaled = True
+            log.info("images are bytes: they are scaled from 0 … 255 to 0 … 1")
+        return [shown, as_labels(target), *rest]
+
+    def _answers(self, batch: Batch, step: int | None = None) -> tuple[Any, ...]:
+        """Return what the objective is called with."""
+        view, target, *rest = batch
+        if self.teacher is None:
+            return self(view), None, target
+        if not self.objective.needs_features:
+            known: Any = rest[2] if len(rest) > 2 else None
+            return self(view), self._teacher_logits(view, step, known), target
+        stages = self.objective.stages
+        student, ours = forward_with_features(self.student, self._images(view), stages)
+        teacher, theirs = self.teacher.with_features(view, stages)
+        return student, teacher, target, (ours, theirs)
+
+    def _look_at_targets(self, batch_idx: int) -> None:
+        """Let the objective look at an epoch's first targets, unless whoever gives them has."""
+        if batch_idx == 0:
+            data = getattr(self.trainer, "datamodule", None)
+            self.objective.checked = getattr(data, "labels_checked", False)
+
+    def _labelled(self, batch: Batch) -> int | None:
+        """Return how many samples of a training batch have labels, None where all have."""
+        data = getattr(self.trainer, "datamodule", None)
+        beside: int = getattr(data, "unlabeled_per_batch", 0)
+        return len(batch[0]) - beside if beside else None
+
+    def _teacher_logits(self, view: Tensor, step: int | None, known: Known | None) -> Tensor:
+        assert self.teacher is not None
+        if known is None or self.recall is None:
+            return self.teacher(view, step)
+        if known.complete:
+            return known.logits
+        return self.recall.complete(known, self.teacher(view, step))
+
+    def _evaluate(self, stage: str, batch: Batch) -> None:
+        batch = self._taken(batch)
+        if batch[1].ndim > 1:
+            raise ValueError(
+                f"{stage}: targets are class probabilities {list(batch[1].shape)}, and a student "
+                "is judged by class indices [N]"
+            )
+        answers = self._answers(batch)
+        if len(batch) > 2 and self.trainer.world_size > 1:
+            real = batch[2] >= 0
+            if not real.any():
+                return
+            answers = apply_to_collection(answers, Tensor, operator.itemgetter(real))
+        student, teacher, target = answers[0].float(), *answers[1:3]
+        if not student.isfinite().all():
+            raise ValueError(
+                "the student's answers are not finite, so training has diverged: lower optimizer.lr"
+            )
+        losses = self.objective(*answers)
+        probs = student.softmax(dim=1)
+        for name, metric in self.metrics[stage].items():  # type: ignore[operator]
+            if name in losses:
+                metric.update(losses[name], weight=len(target))
+            elif name == "agreement":
+                metric.update(student, teacher)
+            else:
+                metric.update(probs if name in ("brier", "ece") else student, target)
+            self.log(
+                f"{stage}/{name}", metric, on_step=False, on_epoch=True, batch_size=len(target)
+            )
+
+
+def evaluation_metrics(
+    topk: Sequence[int], num_classes: int, objective: Objective, with_teacher: bool
+) -> dict[str, Metric]:
+    """Return the metrics that validation and test log, by name."""
+    metrics: dict[str, Metric] = {f"top{k}": TopKAccuracy(k) for k in topk}
+    metrics |= {
+        "mrr": MeanReciprocalRank(),
+        "balanced_accuracy": BalancedAccuracy(num_classes),
+        "macro_f1": MacroF1(num_classes),
+        "nll": NegativeLogLikelihood(num_classes),
+        "brier": BrierScore(num_classes),
+        "ece": CalibrationError(num_classes),
+    }
+    if with_teacher:
+        metrics["agreement"] = Agreement()
+    clash = metrics.keys() & objective.terms.keys()
+    if clash:
+        raise ValueError(f"objective.terms.{min(clash)} has the name of a metric: call it another")
+    # Means of batch means would weigh a ragged batch, or a rank's share, like a full one.
+    return metrics | {name: MeanMetric() for name in ("loss", *objective.terms)}
+
+
+def check_parts(module: Distiller) -> None:
+    """Refuse parts that cannot work together."""
+    teacher, classes = module.teacher, module.num_classes
+    library.check_layers(module.optimizer_options, has_schedule(module.scheduler_options))
+    if not isinstance(classes, int) or classes < 2:
+        raise ValueError(
+            "the student does not say how many classes it has: give num_classes, a whole number of "
+            f"at least 2{f', not {classes!r}' if classes else ''}"
+        )
+    if module.objective.needs_teacher and teacher is None:
+        raise ValueError("this objective compares with a teacher: give one, or use supervised")
+    if teacher is not None and teacher.num_classes not in (None, classes):
+        raise ValueError(
+            f"the teacher has {teacher.num_classes} classes and the student {classes}: "
+            "they must be trained on the same classes"
+        )
+
+
+def resolve_topk(topk: Sequence[int] | None, num_classes: int) -> tuple[int, ...]:
+    """Return the k to report: the caller's, or the default ones that are below K."""
+    if topk is None:
+        return tuple(k for k in DEFAULT_TOPK if k < num_classes)
+    if isinstance(topk, int | str):
+        raise ValueError(f"topk is a list, such as [1,3], not {topk!r}")
+    for k in topk:
+        if not 1 <= k < num_classes:
+            raise ValueError(
+                f"top-{k} says nothing among {num_classes} classes: 1 ≤ k < {num_classes}"
+            )
+    return tuple(topk)
+
+
+def create_optimizer(model: nn.Module, options: Mapping[str, Any]) -> torch.optim.Optimizer:
+    """Return timm's optimiser, explaining options it does not know.
+
+    Raises:
+        ValueError: if timm refuses it, or would drop part of what was asked.
+    """
+    library.check_optimizer(options)
+    try:
+        optimizer = create_optimizer_v2(model, **library.completed(options))
+    except (TypeError, AssertionError, ValueError, ImportError) as error:
+        raise ValueError(f"optimizer {dict(options)} was refused: {error}") from error
+    library.check_steps(str(options["opt"]), optimizer)
+    return optimizer
+
+
+def has_schedule(options: Mapping[str, Any] | None) -> bool:
+    """Whether options ask for a schedule: timm calls a constant rate `none`."""
+    return bool(options and options.get("sched", "cosine") != "none")
+
+
+def create_schedule(
+    optimizer: torch.optim.Optimizer, options: Mapping[str, Any], epochs: float, updates: int
+) -> Any:
+    """Return timm's schedule in updates, explaining options it does not know.
+
+    All of it, with its cycles, its cooldown and a warm-up before it, takes `epochs`, unless
+    `num_epochs` is given. Milestones m are reached with the first update after m epochs, as the
+    literature counts them: timm's own, one earlier.
+
+    Args:
+        optimizer: whose rates are scheduled.
+        options: keywords of `timm.scheduler.create_scheduler_v2`, in epochs.
+        epochs: how long training is.
+        updates: of the optimiser in an epoch.
+
+    Raises:
+        ValueError: if timm refuses it, or it does not follow the step.
+    """
+    library.check_schedule(options)
+    try:
+        scheduler, _ = create_scheduler_v2(
+            optimizer,
+            **{"num_epochs": library.epochs_of_first_cycle(options, epochs), **options},
+            step_on_epochs=False,
+            updates_per_epoch=updates,
+        )
+    except (TypeError, AssertionError, ValueError) as error:
+        raise ValueError(f"scheduler {dict(options)} was refused: {error}") from error
+    if options.get("sched") == "multistep":
+        scheduler.decay_t = [update + 1 for update in scheduler.decay_t]
+    return scheduler

@@ -1,0 +1,339 @@
+"""The trainer of a run: its callbacks, loggers and flags, and what is refused of them."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import (
+    DeviceStatsMonitor,
+    EarlyStopping,
+    ModelCheckpoint,
+    ProgressBar,
+    WeightAveraging,
+)
+from pytorch_lightning.loggers import CSVLogger, Logger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import nn
+
+from distill.config import library, read
+from distill.config.build import make
+from distill.config.overrides import closest
+from distill.config.read import plain, present, processes, teacher_name
+from distill.data import DataModule
+from distill.data.sources.judged import named
+from distill.models.checkpoint import as_object, epochs_done, read_lightning, student_weights
+from distill.objective.objective import Objective
+from distill.training.callbacks.annealing import Annealing
+from distill.training.callbacks.checkpoints import LatestCheckpoint, StopWhenTold, WholeCheckpoints
+from distill.training.callbacks.continuity import Continuity
+from distill.training.callbacks.fake_quantize import FakeQuantize
+from distill.training.callbacks.finite import FiniteLoss
+from distill.training.callbacks.rate import LearningRate
+from distill.training.callbacks.sparsity import check_averaging
+from distill.training.callbacks.speed import Speed
+from distill.training.module import (
+    DEFAULT_TOPK,
+    create_optimizer,
+    create_schedule,
+    evaluation_metrics,
+    has_schedule,
+    resolve_topk,
+)
+
+log = logging.getLogger(__name__)
+
+MANY = 1000  # updates in an epoch, where a schedule is only tried
+RECIPE = ("opt", "lr", "weight_decay", "momentum", "betas", "eps", "layer_decay")
+
+
+def check_trainer(cfg: DictConfig) -> None:
+    """Refuse trainers under which a run could not end with its numbers."""
+    trainer = cfg.trainer
+    if "fsdp" in str(trainer.strategy).lower():
+        raise ValueError(
+            f"trainer.strategy={trainer.strategy} would leave each device a piece of the student: "
+            "use ddp; where the teacher needs the memory, ask it ahead with distill-store"
+        )
+    if any(word in str(trainer.strategy) for word in ("fork", "spawn", "notebook")):
+        raise ValueError(
+            f"trainer.strategy={trainer.strategy} leaves the results in another process: use ddp"
+        )
+    if not 1 <= trainer.check_val_every_n_epoch <= (trainer.max_epochs or 0):
+        raise ValueError(
+            f"trainer.max_epochs={trainer.max_epochs} with trainer.check_val_every_n_epoch="
+            f"{trainer.check_val_every_n_epoch} never validates"
+        )
+    if trainer.limit_val_batches == 0:
+        raise ValueError("trainer.limit_val_batches=0 leaves nothing to choose the best epoch by")
+    library.check_trainer(map(str, trainer))
+
+
+def check_unlabeled(cfg: DictConfig, data: DataModule, objective: Objective) -> None:
+    """Refuse unlabelled pictures of which no term of the objective makes anything."""
+    if data.unlabeled is None:
+        return
+    moved = {annealing.value for annealing in schedules(cfg, objective)}
+    if not objective.teaches_unlabeled(moved):
+        raise ValueError(
+            "data.unlabeled: no term of this objective that has a weight learns from the teacher "
+            "without reading labels: give one that does, such as objective=kd, or no such pictures"
+        )
+
+
+def schedules(cfg: DictConfig, objective: Objective) -> list[Annealing]:
+    """Return what moves the objective's values: `annealing`, and the objective's own schedules.
+
+    One whose end is null has nowhere to go: what it would move is not in use.
+
+    Raises:
+        ValueError: if two move the same value, of which the later one would win unseen.
+    """
+    nodes = [("annealing", cfg.annealing)] if cfg.annealing else []
+    own = present(cfg.objective.get("schedules"))
+    nodes += [(f"objective.schedules.{k}", v) for k, v in own if v.get("end", 1.0) is not None]
+    moved = [make(node, label) for label, node in nodes]
+    movers: dict[str, str] = {}
+    for (label, _), annealing in zip(nodes, moved, strict=True):
+        annealing.check(objective)
+        other = movers.setdefault(annealing.value, label)
+        if other != label:
+            raise ValueError(
+                f"{other} and {label} both move {annealing.value}: set {label}=null, or change it"
+            )
+    return moved
+
+
+def build_trainer(cfg: DictConfig, objective: Objective) -> pl.Trainer:
+    """Return a trainer with the configured callbacks, annealing and loggers."""
+    named = made_callbacks(cfg)
+    # The latest state comes last, and holds what the others have kept.
+    callbacks = sorted(named.values(), key=lambda callback: isinstance(callback, LatestCheckpoint))
+    check_averaging(callbacks)
+    averages = [callback for callback in callbacks if isinstance(callback, WeightAveraging)]
+    if averages:
+        callbacks.insert(0, library.UntilAveraged(averages))
+    if cfg.trainer.get("compile") and any(isinstance(c, FakeQuantize) for c in callbacks):
+        raise ValueError("callbacks.fake_quantize needs trainer.compile=false")
+    callbacks += [Speed(), LearningRate(), FiniteLoss(cfg.on_nan)]
+    if not any(isinstance(c, LatestCheckpoint) for c in callbacks):
+        callbacks.append(StopWhenTold())
+    callbacks += schedules(cfg, objective)
+    folder = Path(cfg.paths.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    history = CSVLogger(str(folder), name="", version="")
+    callbacks.append(Continuity(history))
+    loggers: list[Logger] = [history]
+    others = {f"logger.{name}": make(node, f"logger.{name}") for name, node in present(cfg.logger)}
+    library.check_parts(others, library.LOGGERS)
+    for label, logger in others.items():
+        if isinstance(logger, CSVLogger) and Path(logger.log_dir).resolve() == folder.resolve():
+            raise ValueError(f"{label} would write over the run's metrics.csv: give it a name")
+    loggers += others.values()
+    return make(
+        OmegaConf.masked_copy(cfg.trainer, [key for key in cfg.trainer if key != "compile"]),
+        "trainer",
+        callbacks=callbacks,
+        logger=loggers,
+        plugins=[WholeCheckpoints()],
+        default_root_dir=str(folder),
+        use_distributed_sampler=False,  # the data module gives each rank its share
+        enable_model_summary=False,
+        enable_checkpointing=any(isinstance(c, pl.callbacks.Checkpoint) for c in callbacks),
+        enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
+    )
+
+
+def made_callbacks(cfg: DictConfig) -> dict[str, pl.Callback]:
+    """Return the configured callbacks, by what a person calls them."""
+    made = {f"callbacks.{k}": make(node, f"callbacks.{k}") for k, node in present(cfg.callbacks)}
+    library.check_parts(made, library.CALLBACKS)
+    return made
+
+
+def check_callbacks(cfg: DictConfig, data: DataModule, objective: Objective) -> None:
+    """Refuse callbacks that could not do what they say in a run of this length and these metrics.
+
+    Raises:
+        ValueError: naming the callback, and what to change.
+    """
+    made, trainer = made_callbacks(cfg), cfg.trainer
+    batches = len(data.train) // (data.batch_size * processes(cfg))
+    limit = trainer.limit_train_batches
+    limited = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
+    updates = max(math.ceil(limited / trainer.accumulate_grad_batches), 1) * trainer.max_epochs
+    library.check_averages(made, str(trainer.precision), trainer.max_epochs, updates)
+    terms = [f"train/{name}" for name in objective.terms]
+    logged = ["train/loss", *terms, "train/temperature", "train/zeros", "train/skipped"]
+    may_log = any(library.is_own_class(callback) for callback in made.values())
+    for label, callback in made.items():
+        if isinstance(callback, DeviceStatsMonitor) and not find_spec("psutil"):
+            asked, on_cpu = (
+                callback._cpu_stats,
+                trainer.accelerator == "cpu" or not torch.cuda.is_available(),
+            )
+            if asked or (asked is None and on_cpu):
+                raise ValueError(f"{label} needs pip install psutil, to tell of a CPU")
+        if not isinstance(callback, ModelCheckpoint | EarlyStopping) or not callback.monitor:
+            continue
+        monitor = callback.monitor
+        if monitor.startswith("train/") and monitor not in logged and not may_log:
+            raise ValueError(
+                f"{label}.monitor={monitor} is not logged; there are {', '.join(logged)}"
+            )
+        within = isinstance(callback, ModelCheckpoint) and (
+            callback._every_n_train_steps or callback._train_time_interval
+        )
+        if monitor.startswith("val/") and within:
+            raise ValueError(
+                f"{label}.monitor={monitor} is known at the end of epochs alone: leave out "
+                "every_n_train_steps and train_time_interval, or monitor train/loss"
+            )
+
+
+def reported_topk(cfg: DictConfig, data: DataModule) -> tuple[int, ...]:
+    """Return the k to report."""
+    return resolve_topk(plain(cfg.topk), data.num_classes)
+
+
+def note_data(cfg: DictConfig, data: DataModule) -> None:
+    """Say once for a command what was done with its data, and which numbers say nothing of them."""
+    for note in data.notes:
+        log.info("%s: %s", data.source.name, note)
+    if "trainer" in cfg and (told := data.unlabeled_note(processes(cfg))):
+        log.info("%s: %s", data.source.name, told)
+    if cfg.topk is None and DEFAULT_TOPK[-1] not in reported_topk(cfg, data):
+        log.info("top-5 is left out: there are %d classes", data.num_classes)
+
+
+def check_monitor(cfg: DictConfig, data: DataModule, objective: Objective) -> None:
+    """Refuse an `optimized_metric`, or any of `sweep.metrics`, that no epoch will log."""
+    several = plain(cfg.sweep.metrics) or []
+    if not isinstance(several, list):
+        raise ValueError(f"sweep.metrics is a list, such as [val/top1,val/ece], not {several!r}")
+    metrics = evaluation_metrics(
+        resolve_topk(plain(cfg.topk), data.num_classes),
+        data.num_classes,
+        objective,
+        teacher_name(cfg) is not None,
+    )
+    known = [f"val/{name}" for name in metrics]
+    asked = [("optimized_metric", cfg.optimized_metric), *(("sweep.metrics", n) for n in several)]
+    for key, name in asked:
+        if name not in known:
+            raise ValueError(f"{key}={name} is not logged; there are {', '.join(known)}")
+    for callback, node in present(cfg.callbacks):
+        name = node.get("monitor")
+        if name is not None and name not in known and not str(name).startswith("train/"):
+            raise ValueError(
+                f"callbacks.{callback}.monitor={name} is not logged; there are {', '.join(known)}"
+            )
+
+
+def check_optimizer(cfg: DictConfig, model: Any, where: str = "") -> None:
+    """Refuse an optimiser or a schedule that cannot be built, before anything is trained."""
+    try:
+        optimizer = create_optimizer(model, plain(cfg.optimizer))
+        library.check_layers(cfg.optimizer, has_schedule(cfg.scheduler))
+        if has_schedule(cfg.scheduler):
+            options, epochs = plain(cfg.scheduler), cfg.trainer.max_epochs
+            create_schedule(optimizer, options, epochs, MANY)
+            for told in library.unread(options, epochs):
+                log.warning("%s%s", where, told)
+    except ValueError as error:
+        name = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        known = [key for key in RECIPE if name and key != name[1]]
+        meant = closest(name[1], known, f"{where}optimizer.") if name else ""
+        raise ValueError(f"{where}{error}{meant}") from error
+    if "lr" not in cfg.optimizer:
+        raise ValueError(f"{where}optimizer has no learning rate: give {where}optimizer.lr=…")
+    warmup = (cfg.scheduler or {}).get("warmup_epochs") or 0
+    if warmup >= cfg.trainer.max_epochs:
+        raise ValueError(
+            f"{where}scheduler.warmup_epochs={warmup} leaves none of {cfg.trainer.max_epochs} "
+            "epochs at the full learning rate"
+        )
+
+
+def check_single_images(model: nn.Module, data: DataModule, batch_size: int, key: str) -> None:
+    """Refuse batches of one image that a model's batch normalisation cannot be trained on."""
+    if batch_size > 1:
+        return
+    blank = torch.zeros(1, data.in_chans, *data.image_size)
+    with explained_batch_of_one(key), torch.no_grad():
+        copy.deepcopy(model).train()(blank)
+
+
+@contextmanager
+def explained_batch_of_one(key: str = "data.batch_size") -> Iterator[None]:
+    """Say what to do where batch normalisation meets a single value for each channel."""
+    try:
+        yield
+    except ValueError as error:
+        if "Expected more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            f"{key}=1: batch normalisation needs more than one value for each channel, and the "
+            f"model's last maps have one for each image: give {key}=2 or more, or larger images"
+        ) from error
+
+
+def check_resume(cfg: DictConfig, model: Any, objective: Objective, classes: Sequence[str]) -> None:
+    """Refuse a checkpoint of another run: other weights, classes, values, or nothing left to do."""
+    if not cfg.ckpt_path:
+        return
+    content = read_lightning(Path(cfg.ckpt_path))
+    own, saved = model.state_dict(), student_weights(content)
+    if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in saved.items()}:
+        raise ValueError(f"ckpt_path={cfg.ckpt_path} is a checkpoint of another student")
+    known = as_object(content.get("distill")).get("classes") or list(classes)
+    if known != list(classes):
+        raise ValueError(
+            f"ckpt_path={cfg.ckpt_path} knows the classes {named(known)} and the data have "
+            f"{named(classes)}: start from it with student.checkpoint, which matches them by name"
+        )
+    progress = epochs_done(content, cfg.ckpt_path)
+    may_only_be_judged = cfg.resume or cfg.sweep.resume
+    if progress >= cfg.trainer.max_epochs and not may_only_be_judged:
+        raise ValueError(
+            f"ckpt_path={cfg.ckpt_path} has trained {progress} epochs of trainer.max_epochs="
+            f"{cfg.trainer.max_epochs}: there is nothing left to do"
+        )
+    moved = {annealing.value for annealing in schedules(cfg, objective)}
+    before = as_object(as_object(content.get("distill")).get("objective"))
+    if cfg.objective.get("temperature") == "auto":  # the same teacher gives the same again
+        moved.add("temperature")
+    for name in objective.annealed:
+        if name not in moved and before.get(name) != objective.get(name):
+            raise ValueError(
+                f"ckpt_path={cfg.ckpt_path} was trained at objective.{name}={before.get(name)}, "
+                f"and this run says {objective.get(name)}"
+            )
+
+
+def single_device(cfg: DictConfig, **options: Any) -> pl.Trainer:
+    """Return a quiet trainer on the first of a run's devices."""
+    devices = read.plain(cfg.trainer.devices)
+    try:
+        return pl.Trainer(
+            accelerator=cfg.trainer.accelerator,
+            devices=devices[:1] if isinstance(devices, list) else 1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            **options,
+        )
+    except MisconfigurationException as error:
+        raise ValueError(f"trainer.accelerator={cfg.trainer.accelerator}: {error}") from error

@@ -1,0 +1,1 @@
+"""What every folder may use: files, errors, processes; nothing of distillation."""

@@ -1,0 +1,74 @@
+"""What other processes do to a store in tests/teacher/test_store.py."""
+
+import os
+import random
+import signal
+import sys
+
+import torch
+
+from distill.teacher import store as store_module
+from distill.teacher.store import TeacherStore
+
+SHAPE = {"samples": 6000, "classes": 37, "views": 3}
+FACTS = {"teacher": "sine", "seed": 3}
+
+
+def truth(view, rows, classes=SHAPE["classes"]):
+    """The teacher's answers: exact in float16, and different in every element."""
+    places = (rows[:, None] * classes + torch.arange(classes)) * 3 + view
+    return (places * 7919 % 4096 - 2048).float() / 64
+
+
+def opened(folder, **options):
+    return TeacherStore(folder, FACTS, **{**SHAPE, **options})
+
+
+def fill(folder, seed, ready):
+    """Fill a store in an order of one's own, a few rows at a time."""
+    generator = torch.Generator().manual_seed(seed)
+    with opened(folder) as store:
+        ready.send(store.writes)
+        for view in torch.randperm(store.views, generator=generator).tolist():
+            for rows in torch.randperm(store.samples, generator=generator).split(4):
+                _, there = store.read(view, rows)
+                store.write(view, rows[~there], truth(view, rows[~there]))
+
+
+def write_until_line(folder, last, ready):
+    """Write once; be killed at the n-th line of the store's code, or say how many they are."""
+    lines = 0
+
+    def trace(frame, event, argument):
+        nonlocal lines
+        if frame.f_code.co_filename != store_module.__file__:
+            return None
+        lines += event == "line"
+        if lines == last > 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    sys.settrace(trace)
+    with opened(folder) as store:
+        store.write(0, torch.arange(8), truth(0, torch.arange(8)))
+    sys.settrace(None)
+    ready.send(lines)
+
+
+def watch(folder):
+    """Read a store that another process fills until it is full; say what was seen."""
+    chosen, partial = random.Random(0), 0
+    with opened(folder) as store:
+        print("writes" if store.writes else "reads", flush=True)
+        while not store.complete:
+            view = chosen.randrange(store.views)
+            rows = torch.tensor(chosen.sample(range(store.samples), 64))
+            logits, there = store.read(view, rows)
+            assert torch.equal(logits[there], truth(view, rows[there]))
+            partial += int(0 < there.sum() < 64)
+        assert store.damaged == 0
+    print(partial)
+
+
+if __name__ == "__main__":
+    watch(sys.argv[1])
