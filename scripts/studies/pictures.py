@@ -85,7 +85,8 @@ def command(options: argparse.Namespace, sweep: Path, *more: str) -> list[str]:
         "teacher.fit.ema=0.98",
         "objective.temperature=4",
         "student=timm", f"student.name={options.student}",
-        f"trainer.max_epochs={options.epochs}", f"optimizer.lr={options.lr}", *more, *options.override,
+        f"trainer.max_epochs={options.epochs}", f"optimizer.lr={options.lr}",
+        *more, *options.override,
     ]  # fmt: skip
 
 
