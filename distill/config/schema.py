@@ -1,7 +1,7 @@
 """What kind of value each key of a configuration holds, tried before anything is built.
 
 Only what a value is by itself is said here: what has to fit the data or another value is refused
-where that is known (`config.check_…`). Keys that a configuration lacks are left alone.
+where that is known (`config.checks`). Keys that a configuration lacks are left alone.
 """
 
 from __future__ import annotations
