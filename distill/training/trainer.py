@@ -35,6 +35,7 @@ from distill.data.sources.judged import named
 from distill.models.checkpoint import as_object, epochs_done, read_lightning, student_weights
 from distill.objective.objective import Objective
 from distill.training.callbacks.annealing import Annealing
+from distill.training.callbacks.averages import UntilAveraged
 from distill.training.callbacks.checkpoints import LatestCheckpoint, StopWhenTold, WholeCheckpoints
 from distill.training.callbacks.continuity import Continuity
 from distill.training.callbacks.fake_quantize import FakeQuantize
@@ -122,7 +123,7 @@ def build_trainer(cfg: DictConfig, objective: Objective) -> pl.Trainer:
     check_averaging(callbacks)
     averages = [callback for callback in callbacks if isinstance(callback, WeightAveraging)]
     if averages:
-        callbacks.insert(0, library.UntilAveraged(averages))
+        callbacks.insert(0, UntilAveraged(averages))
     if cfg.trainer.get("compile") and any(isinstance(c, FakeQuantize) for c in callbacks):
         raise ValueError("callbacks.fake_quantize needs trainer.compile=false")
     callbacks += [Speed(), LearningRate(), FiniteLoss(cfg.on_nan)]

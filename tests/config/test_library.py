@@ -25,6 +25,7 @@ from distill.config import library
 from distill.config.library import CALLBACKS, LOGGERS, SCHEDULES, TRAINER
 from distill.objective.objective import Objective
 from distill.training.callbacks.annealing import Annealing
+from distill.training.callbacks.averages import UntilAveraged
 from distill.training.module import Distiller, create_optimizer, create_schedule
 from tests.commands import attempt
 from tests.conftest import ROOT, Tiny, pairs
@@ -74,7 +75,7 @@ def fitted(tmp_path, *callbacks, optimizer=None, scheduler=None, loader=None, **
                "enable_checkpointing": any(isinstance(c, lightning.Checkpoint) for c in callbacks),
                "log_every_n_steps": 1, "logger": CSVLogger(tmp_path, "", "")}  # fmt: skip
     averages = [c for c in callbacks if isinstance(c, lightning.WeightAveraging)]
-    before = [library.UntilAveraged(averages)] if averages else []
+    before = [UntilAveraged(averages)] if averages else []
     trainer = pl.Trainer(callbacks=[*before, *callbacks, notes], **{**options, **flags})
     trainer.fit(module, loader or pairs(), pairs(32))
     return trainer, module, notes

@@ -22,7 +22,7 @@ print(faults())
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is of glibc")
 def test_blocks_are_used_again_without_asking_the_system():
     found = {
         mode: int(subprocess.run([sys.executable, "-c", PROGRAM, mode], capture_output=True,
