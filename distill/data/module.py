@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
@@ -525,8 +526,7 @@ class DataModule(pl.LightningDataModule):
             batch_size=None,
             sampler=self._keys(split, shuffle),
             num_workers=self.num_workers if streamed else 0,
-            # Streams that are shared may overlap, and a lasting worker serves one at a time.
-            persistent_workers=streamed and self.num_workers > 0 and not sharing.active(),
+            persistent_workers=streamed and self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else each pass would draw from the run's own
             streams=self._streams,
@@ -645,6 +645,18 @@ class KeySampler(Sampler[Key]):
         return torch.cat([whole, padding])[self.rank :: self.ranks]
 
 
+class Pass(Iterator[Any]):
+    """The batches of one pass, and how many are left: a trainer does not ask for their end."""
+
+    def __init__(self, batches: Iterator[Any], left: int) -> None:
+        self.batches, self.left = batches, left
+
+    def __next__(self) -> Any:
+        batch = next(self.batches)
+        self.left -= 1
+        return batch
+
+
 class KeyLoader(DataLoader[Any]):
     """A loader that can begin in the middle of an epoch.
 
@@ -659,15 +671,25 @@ class KeyLoader(DataLoader[Any]):
     def __init__(self, *given: Any, streams: Streams, name: str, **options: Any) -> None:
         super().__init__(*given, **options)
         self.streams, self.name = streams, name
+        self._last_pass: weakref.ref[Pass] | None = None
 
     def __iter__(self) -> Any:
         done, keys = self.position() % len(self), self.sampler
         sequence = (self.name, keys.epoch, keys.seed, keys.batch_size, keys.shuffle, done)
         yield from self.streams.through(sequence, lambda at: self._batches(done + at))
 
-    def _batches(self, skip: int) -> Any:
+    def _batches(self, skip: int) -> Iterator[Any]:
         self.sampler.skip = skip
-        return super().__iter__()
+        if not self.num_workers or not sharing.active():
+            return super().__iter__()
+        loader, under_way = self, self._last_pass and self._last_pass()
+        if under_way and under_way.left:  # lasting workers serve one pass at a time
+            loader = copy.copy(self)
+            loader._iterator = None
+        found = Pass(DataLoader.__iter__(loader), len(self) - skip)
+        if loader is self:
+            self._last_pass = weakref.ref(found)
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: that this is here tells Lightning that the loader can be resumed.

@@ -5,6 +5,7 @@ import multiprocessing
 import pickle
 import tarfile
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,6 +26,8 @@ from distill.data.sources.folder import folder
 from distill.data.sources.splits import Resident, Source, Streamed
 from distill.data.sources.timm_data import timm_dataset
 from distill.data.views.views import CLEAN, ResidentView, StreamedView
+from distill.sweep.lockstep import in_turns
+from distill.utils import sharing
 from tests.data.conftest import write_folder, write_tar
 
 
@@ -596,6 +599,34 @@ def test_workers_change_nothing_and_resume_in_mid_epoch():
     resumed = resumed_at(data, 3)
     assert same(batches(resumed, 1), expected[1][3:])
     assert same(batches(resumed, 0), expected[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("turns", [{"first": 0, "second": 9}, {"first": 9, "second": 0}])
+def test_runs_that_share_keep_their_workers_and_one_that_falls_behind_has_its_own(turns):
+    expected = [batches(streamed_module(view=AUGMENTED).train_dataloader(), e) for e in (0, 1)]
+    data = streamed_module(workers=1, view=AUGMENTED)
+    seen, workers = {name: [] for name in turns}, {name: [] for name in turns}
+
+    def run(name):
+        loader = data.train_dataloader()
+        for epoch in (0, 1):
+            loader.sampler.set_epoch(epoch)
+            shown = []
+            for batch in loader:
+                shown.append(batch)
+                for _ in range(turns[name]):
+                    sharing.next_turn()
+            seen[name].append(shown)
+            made = loader._iterator and [worker.pid for worker in loader._iterator._workers]
+            workers[name].append(made)
+
+    in_turns([partial(run, name) for name in turns])
+    for name in seen:
+        assert all(same(*pair) for pair in zip(seen[name], expected, strict=True)), name
+    kept = [made for made in workers["first"] if made]
+    assert kept
+    assert all(made == kept[0] for made in kept)
 
 
 @pytest.mark.slow
