@@ -250,9 +250,9 @@ def named_classes(
         module.to(device).eval()
     positions = torch.arange(len(split)).split(data.batch_size)
     found: dict[str, list[Tensor]] = {role: [] for role in modules}
-    for view, _ in data.in_order(split, CLEAN, positions, device, corruption):
+    for batch in data.in_order(split, CLEAN, positions, device, corruption):
         for role, module in modules.items():
-            found[role].append(module(view).argmax(dim=1).cpu())
+            found[role].append(module(batch.view).argmax(dim=1).cpu())
     return {role: torch.cat(answers) for role, answers in found.items()}
 
 

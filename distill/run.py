@@ -28,7 +28,7 @@ from distill.models.features import check_features, feature_channels
 from distill.objective.objective import Objective
 from distill.teacher.teacher import Teacher
 from distill.training import auxiliary, resume
-from distill.training.cache import check_store, fill, open_recall
+from distill.training.cache import check_store, fill, open_cached
 from distill.training.callbacks.head_first import classifier_parameters
 from distill.training.first_look import warned
 from distill.training.fit import (
@@ -198,18 +198,11 @@ def fill_store(cfg: DictConfig) -> None:
     (*_, teacher), _ = prepare_teachers(cfg, data, objective)
     assert teacher is not None
     cfg.store.mode = "disk"  # only now: assistants are those that `distill` trains
-    recall = open_recall(cfg, data, teacher, objective)
-    assert recall is not None
+    cached = open_cached(cfg, data, teacher, objective)
     try:
-        fill(
-            cfg,
-            data,
-            teacher,
-            recall,
-            single_device(cfg, precision=cfg.trainer.precision),
-        )
+        fill(cfg, data, cached, single_device(cfg, precision=cfg.trainer.precision))
     finally:
-        recall.close()
+        cached.close()
 
 
 def preview(cfg: DictConfig, data: DataModule) -> None:

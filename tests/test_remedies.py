@@ -69,8 +69,8 @@ def test_any_two_remedies_compose_or_are_refused_in_one_line(default, tiny, pair
     checks.check_objective(cfg, data, objective)
     torch.manual_seed(0)
     student, teacher = tiny(), tiny(width=16).eval()
-    view, target, *_ = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
-    losses = objective(student(view), teacher(view).detach(), target)
+    batch = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
+    losses = objective(student(batch.view), teacher(batch.view).detach(), batch.target)
     losses["loss"].backward()
     gradients = [parameter.grad for parameter in student.parameters()]
     assert all(gradient.isfinite().all() for gradient in gradients)

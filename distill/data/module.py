@@ -6,7 +6,7 @@ import copy
 import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cached_property
 from hashlib import sha256
 from inspect import signature
@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from distill.data.batch import Batch
 from distill.data.condition.corrupt import CUT, OWN, Altered, altered, build_condition
 from distill.data.condition.image_corruptions import ImageCorruption
 from distill.data.sources.images import MODES
@@ -89,14 +90,12 @@ INSTEAD = {
 
 
 class DataModule(pl.LightningDataModule):
-    """Serve a source's splits as batches `(view, target, index, number)`.
+    """Serve a source's splits as batches, see `distill.data.batch.Batch`.
 
-    Views are float32 `[N, C, H, W]` in [0, 1], un-normalised: teacher and student each normalise
-    them their own way. Targets are labels `[N]`, or class probabilities `[N, K]` of training views
-    that mix two samples (`soft_targets`). A training batch's unlabelled samples are its last, and
-    their targets −1. The number says which of its views a batch shows, and
-    is CLEAN in evaluation. Where the source has no validation or test split, one is cut from train,
-    stratified and seeded by `split_seed`.
+    Views are un-normalised: teacher and student each normalise them their own way. Targets are
+    labels `[N]`, or class probabilities `[N, K]` of training views that mix two samples
+    (`soft_targets`). A training batch's unlabelled samples are its last. Where the source has no
+    validation or test split, one is cut from train, stratified and seeded by `split_seed`.
 
     Args:
         source: where the images come from.
@@ -133,8 +132,6 @@ class DataModule(pl.LightningDataModule):
         duplicates: what becomes of training images that are in validation or test, too: `keep` or
             `drop`. Both are said.
     """
-
-    labels_checked = True  # by `check_labels`: nobody has to wait for a device to look at them
 
     def __init__(
         self,
@@ -378,17 +375,17 @@ class DataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> KeyLoader:
         """Return shuffled batches of augmented views, without a ragged last batch."""
-        loader = self._loader(self.pool, shuffle=True, fetch=not self._on_gpu())
+        loader = self._loader("train", self.pool, shuffle=True, fetch=not self._on_gpu())
         loader.position = self._batches_done
         return loader
 
     def val_dataloader(self) -> KeyLoader:
         """Return the validation split in order."""
-        return self._loader(self.val)
+        return self._loader("val", self.val)
 
     def test_dataloader(self) -> KeyLoader:
         """Return the test split in order."""
-        return self._loader(self.test)
+        return self._loader("test", self.test)
 
     def predict_dataloader(self) -> list[KeyLoader]:
         """Return validation, if there is one, and test: what is fitted on one is judged on it."""
@@ -397,7 +394,7 @@ class DataModule(pl.LightningDataModule):
 
     def clean_test_images(self, rows: Tensor) -> Tensor:
         """Return uint8 images `[n, C, H, W]` of rows of the test split, without augmentation."""
-        return KeyedSplit(self.test, self.view, self.seed)[CLEAN, rows][0]
+        return KeyedSplit(self.test, self.view, self.seed)[CLEAN, rows].view
 
     def training_views(self, epoch: int, rows: Tensor) -> Tensor:
         """Return what an epoch (or CLEAN) shows of rows of the training split.
@@ -405,8 +402,7 @@ class DataModule(pl.LightningDataModule):
         Mixed views are shown mixed, uint8 `[n, C, H, W]`.
         """
         split = KeyedSplit(self.train, self.view, self.seed, self.views, classes=self.num_classes)
-        batch = split[epoch, rows]
-        return self._shown(*batch)[0]
+        return self._shown(split[epoch, rows])[0]
 
     def in_order(
         self,
@@ -415,8 +411,9 @@ class DataModule(pl.LightningDataModule):
         positions: Sequence[Tensor],
         device: torch.device,
         corruption: ImageCorruption | None = None,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield one view of a split's samples, float32 on a device, and their indices on the CPU.
+        name: str | None = None,
+    ) -> Iterator[Batch]:
+        """Yield one view of a split's samples, made on a device.
 
         Args:
             split: one of the splits.
@@ -424,50 +421,46 @@ class DataModule(pl.LightningDataModule):
             positions: of the samples in the split, int64 `[N]` for each batch.
             device: where views are made.
             corruption: of the images, where they are to be judged under one.
+            name: what the split is called in its batches.
         """
-        loader = DataLoader(
-            KeyedSplit(split, self.view, self.seed, self.views, True, corruption, self.num_classes),
+        keyed = KeyedSplit(
+            split, self.view, self.seed, self.views, True, corruption, self.num_classes, name
+        )
+        loader: DataLoader[Any] = DataLoader(
+            keyed,
             batch_size=None,
             sampler=[(number, batch) for batch in positions],
             num_workers=self.num_workers if isinstance(split, Streamed) else 0,
         )
-        for images, target, index, _ in loader:
-            shown = self._shown(images.to(device), target.to(device), index.to(device), number)
-            yield shown[0].float().div_(255), index
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Let a model look up, while the batch is on the CPU, what it keeps of these samples."""
-        look_up = getattr(self.trainer and self.trainer.lightning_module, "look_up", None)
-        known = look_up(batch[3], batch[2]) if look_up else None
-        return batch if known is None else (*batch, known)
+        for batch in loader:
+            yield self._with_views(batch.to(device))
 
     def transfer_batch_to_device(
-        self, batch: Any, device: torch.device, dataloader_idx: int
-    ) -> list[Any]:
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
         """Move a batch, which runs that share their batches do once."""
 
-        def move(part: Any) -> Any:
-            return super(DataModule, self).transfer_batch_to_device(part, device, dataloader_idx)
+        def move() -> Batch:
+            return super(DataModule, self).transfer_batch_to_device(batch, device, dataloader_idx)
 
-        moved = self._recent.answer(batch[2], "moved", lambda: move(batch[:4]))
-        return [*moved, *move(batch[4:])]
+        return self._recent.answer(batch.index, "moved", move)
 
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> list[Any]:
-        """Make the views, on the device; what a model has added to its batch follows them."""
-        images, target, index, number, *rest = batch
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Make the views, on the device."""
+        return self._recent.answer(batch.index, "shown", lambda: self._with_views(batch))
 
-        def make() -> tuple[Tensor, Tensor]:
-            shown, goal = self._shown(images, target, index, number)
-            return shown.float().div_(255), goal
+    def _with_views(self, batch: Batch) -> Batch:
+        view, target = self._shown(batch)
+        return replace(batch, view=view.float().div_(255), target=target)
 
-        return [*self._recent.answer(index, "shown", make), index, number, *rest]
-
-    def _shown(
-        self, images: Tensor, target: Tensor, index: Tensor, number: int
-    ) -> tuple[Tensor, Tensor]:
-        """Return a batch's uint8 views and its targets; images may be positions in the pool."""
+    def _shown(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return a batch's uint8 views and its targets; its images may be positions in the pool."""
+        images, target, number = batch.view, batch.target, batch.view_number
+        assert batch.index is not None
+        assert number is not None
         if number == CLEAN or not isinstance(self.view, ResidentView):
             return images, target
+        index = batch.index.to(images.device, non_blocking=True)
         if images.ndim == 1:
             images = self._train_on(images.device).images.index_select(0, images)
         if self.view.mixes:
@@ -519,10 +512,16 @@ class DataModule(pl.LightningDataModule):
             return 0
         return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
-    def _loader(self, split: Split, shuffle: bool = False, fetch: bool = True) -> KeyLoader:
+    def _loader(
+        self, name: str, split: Split, shuffle: bool = False, fetch: bool = True
+    ) -> KeyLoader:
         streamed = isinstance(split, Streamed)
+        labeled = self.labeled_per_batch if shuffle and self.unlabeled_per_batch else None
         return KeyLoader(
-            KeyedSplit(split, self.view, self.seed, self.views, fetch, classes=self.num_classes),
+            KeyedSplit(
+                split, self.view, self.seed, self.views, fetch,
+                classes=self.num_classes, name=name, labeled=labeled,
+            ),
             batch_size=None,
             sampler=self._keys(split, shuffle),
             num_workers=self.num_workers if streamed else 0,
@@ -531,7 +530,7 @@ class DataModule(pl.LightningDataModule):
             generator=torch.Generator(),  # else each pass would draw from the run's own
             streams=self._streams,
             name=f"{id(split)} {self.views} {fetch}",
-        )
+        )  # fmt: skip
 
 
 def configured(
@@ -715,6 +714,8 @@ class KeyedSplit(Dataset[Any]):
         corruption: what is done to clean views, for evaluation.
         classes: K, of the probabilities that are the targets of streamed views which mix two
             samples; those of images in memory are mixed later.
+        name: `train`, `val` or `test`, of its batches.
+        labeled: how many samples of each batch, the first ones, have a label; None is all.
     """
 
     def __init__(
@@ -726,22 +727,25 @@ class KeyedSplit(Dataset[Any]):
         fetch: bool = True,
         corruption: ImageCorruption | None = None,
         classes: int = 0,
+        name: str | None = None,
+        labeled: int | None = None,
     ) -> None:
-        self.classes = classes
+        self.classes, self.name, self.labeled = classes, name, labeled
         self.split, self.view, self.seed = split, view, seed
         self.views, self.fetch, self.corruption = views, fetch, corruption
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, Tensor, Tensor, int]:
+    def __getitem__(self, key: Key) -> Batch:
         epoch, positions = key
         number = epoch if epoch == CLEAN or self.views is None else epoch % self.views
         found = positions.clamp(min=0)
         index = torch.where(positions < 0, positions, self.split.index[found])
         if isinstance(self.view, StreamedView) and self.view.mixes and number != CLEAN:
-            return *self._mixed(self.view, number, found), index, number
+            images, target = self._mixed(self.view, number, found)
+            return Batch(images, target, index, number, self.name, self.labeled)
         images = self._images(number, found) if self.fetch else found
         if self.corruption is not None:
             images = self.corruption(images, index)
-        return images, self.split.labels[found], index, number
+        return Batch(images, self.split.labels[found], index, number, self.name, self.labeled)
 
     def _images(self, number: int, positions: Tensor) -> Tensor:
         split, view = self.split, self.view

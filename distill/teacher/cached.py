@@ -1,88 +1,93 @@
-"""The teacher's answers: from the store where they are kept, and into it where they are not."""
+"""A teacher with a store behind it: what is kept is read, and only the rest is asked for."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from distill.data.views.views import CLEAN
+from distill.data.batch import Batch
 from distill.teacher.store import TeacherStore, topk_error
+from distill.teacher.teacher import Teacher
 
 log = logging.getLogger(__name__)
 TEMPERATURES = (1, 4, 16)
 
 
-@dataclass(frozen=True)
-class Known:
-    """What a store knows of one batch, on the CPU.
-
-    Attributes:
-        split: `train` or `val`.
-        view: the number of the view.
-        index: the samples' indices `[N]`; below zero is a sampler's padding.
-        logits: `[N, K]`, zero where they are not known.
-        there: which of them are known, bool `[N]`.
-    """
-
-    split: str
-    view: int
-    index: Tensor
-    logits: Tensor
-    there: Tensor
-
-    @property
-    def complete(self) -> bool:
-        """Whether nothing is left to ask the teacher."""
-        return bool(self.there.all())
-
-    def to(self, device: torch.device, non_blocking: bool = False) -> Known:
-        """Return the same with its logits on a device (Lightning calls this)."""
-        return replace(self, logits=self.logits.to(device, non_blocking=non_blocking))
-
-
-class Recall:
-    """The stores of a run's splits.
+class CachedTeacher:
+    """A teacher that is asked for an answer only if no store keeps it.
 
     Args:
-        stores: split → its store.
+        teacher: what is asked for the answers that are missing.
+        stores: split → the store of its answers; samples of other splits are always asked for.
     """
 
-    def __init__(self, stores: Mapping[str, TeacherStore]) -> None:
-        self.stores = dict(stores)
-        self._said_topk = False
+    def __init__(self, teacher: Teacher, stores: Mapping[str, TeacherStore] | None = None) -> None:
+        self.teacher = teacher
+        self.stores = dict(stores or {})
+        self._topk_reported = False
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Recall:
+    def __deepcopy__(self, memo: dict[int, Any]) -> CachedTeacher:
         return self  # weight averaging copies the module that holds it
 
-    def read(self, split: str, view: int, index: Tensor) -> Known:
-        """Return what is known of a batch; a clean view is the only one of its split."""
-        view = 0 if view == CLEAN else view
-        logits, there = self.stores[split].read(view, index.clamp(min=0))
-        return Known(split, view, index, logits, there | (index < 0))
+    def __call__(self, batch: Batch, step: int | None = None) -> Tensor:
+        """Return logits `[N, K]` on the device of the batch's views.
 
-    def complete(self, known: Known, live: Tensor) -> Tensor:
-        """Keep a teacher's live answers to a batch, and return what the store will say of it.
+        What is asked is written, and returned as a later read will return it, so that the run that
+        fills a store trains on the very numbers of one that reads it.
 
-        So a run that fills a store trains on the very numbers that one that reads it does.
+        Args:
+            batch: the samples.
+            step: the optimiser step, in training.
+
+        Raises:
+            ValueError: if an answer cannot be kept; see `TeacherStore.write`.
         """
-        missing = (~known.there).nonzero().squeeze(1)
-        here = missing.to(live.device)
-        store = self.stores[known.split]
-        kept = store.write(known.view, known.index[missing], live[here])
-        if store.layout.topk and store.writes and not self._said_topk:
-            self._said_topk = True
-            log.info("teacher store: %s", topk_text(live[here], store.layout.topk))
-        return known.logits.to(live.device).index_copy(0, here, kept)
+        store = self.stores.get(batch.split or "")
+        if store is None or batch.index is None:
+            return self.teacher(batch.view, step)
+        logits, there = read(store, batch.view_number, batch.index)
+        logits = logits.to(batch.view.device, non_blocking=True)
+        missing = (~there).nonzero().squeeze(1)
+        if not len(missing):
+            return logits
+        places = missing.to(logits.device)
+        answers = self.teacher(batch.view, step)[places]
+        index = batch.index.cpu()[missing]
+        written = store.write(stored_view(batch.view_number), index, answers)
+        self._report_topk(store, answers)
+        return logits.index_copy(0, places, written)
+
+    def has(self, split: str, view_number: int, index: Tensor) -> bool:
+        """Return whether every answer to one view of these samples of a split is kept."""
+        return bool(read(self.stores[split], view_number, index)[1].all())
 
     def close(self) -> None:
         """Let another process write."""
         for store in self.stores.values():
             store.close()
+
+    def _report_topk(self, store: TeacherStore, answers: Tensor) -> None:
+        if store.layout.topk and store.writes and not self._topk_reported:
+            self._topk_reported = True
+            log.info("teacher store: %s", topk_text(answers, store.layout.topk))
+
+
+def read(store: TeacherStore, view_number: int | None, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Return logits `[N, K]`, zero where none are kept, and which are or need not be, bool `[N]`.
+
+    The samples that pad a rank's share need none.
+    """
+    index = index.cpu()
+    logits, there = store.read(stored_view(view_number), index.clamp(min=0))
+    return logits, there | (index < 0)
+
+
+def stored_view(view_number: int | None) -> int:
+    """Return the place of a view in its store: the clean one is the only one of its split."""
+    return max(view_number or 0, 0)
 
 
 def topk_text(logits: Tensor, k: int) -> str:

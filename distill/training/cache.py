@@ -24,7 +24,7 @@ from distill.models.build import channels_last
 from distill.models.bundle import load_student
 from distill.models.checkpoint import read_checkpoint
 from distill.objective.objective import Objective
-from distill.teacher.cached import Recall
+from distill.teacher.cached import CachedTeacher
 from distill.teacher.ensemble import Ensemble
 from distill.teacher.store import Layout, TeacherStore, check_size, describe, store_folder
 from distill.teacher.teacher import Teacher
@@ -177,14 +177,10 @@ def identity_of(teacher: Teacher) -> list[str]:
     return [identity(teacher.model), identity(teacher.normalize)]
 
 
-def open_recall(
-    cfg: DictConfig,
-    data: DataModule,
-    teacher: Teacher | None,
-    objective: Objective,
-    rank: int = 0,
-) -> Recall | None:
-    """Return the stores of a run, or None where it has none.
+def open_cached(
+    cfg: DictConfig, data: DataModule, teacher: Teacher, objective: Objective, rank: int = 0
+) -> CachedTeacher:
+    """Return the teacher with a run's stores behind it, if it has any.
 
     With `store=auto` whatever stands in the way turns the store off and says so.
 
@@ -192,21 +188,21 @@ def open_recall(
         ValueError: with `store=disk`, if the answers cannot be kept.
     """
     options = cfg.get("store")
-    if teacher is None or not options or not options.mode:
-        return None
+    if not options or not options.mode:
+        return CachedTeacher(teacher)
     stores: dict[str, TeacherStore] = {}
     try:
         check_store(cfg, data, objective, teacher.model)
         for split in ("train", "val"):
             stores[split] = open_store(cfg, data, teacher, split, rank)
     except ValueError as error:
-        Recall(stores).close()
+        CachedTeacher(teacher, stores).close()
         if options.mode == "disk":
             raise
         log.info("teacher store: off (%s)", error)
-        return None
+        return CachedTeacher(teacher)
     log.info("teacher store: %s, in %s", expected(cfg, data), options.path)
-    return Recall(stores)
+    return CachedTeacher(teacher, stores)
 
 
 def check_store(
@@ -269,22 +265,19 @@ def expected(cfg: DictConfig, data: DataModule) -> str:
     return describe(len(data.pool), data.num_classes, views(cfg, data), *kept)
 
 
-def fill(
-    cfg: DictConfig, data: DataModule, teacher: Teacher, recall: Recall, trainer: pl.Trainer
-) -> None:
+def fill(cfg: DictConfig, data: DataModule, cached: CachedTeacher, trainer: pl.Trainer) -> None:
     """Ask the teacher for every view that a run will show, of which no answer is kept yet."""
     shown = [("val", CLEAN), *(("train", number) for number in range(views(cfg, data)))]
     device = trainer.strategy.root_device
-    teacher.to(device)
+    cached.teacher.to(device)
     epochs, ranks = int(cfg.trainer.max_epochs), read.processes(cfg)
     for name, number in shown:
         split = stored(data, name)
         asked = torch.arange(len(split)) if number == CLEAN else data.shown(number, epochs, ranks)
         batches = asked.split(data.batch_size)
-        missing = [b for b in batches if not recall.read(name, number, split.index[b]).complete]
-        for view, index in data.in_order(split, number, missing, device):
+        missing = [rows for rows in batches if not cached.has(name, number, split.index[rows])]
+        for batch in data.in_order(split, number, missing, device, name=name):
             with trainer.precision_plugin.forward_context():
-                answers = teacher(view)
-            recall.complete(recall.read(name, number, index), answers)
+                cached(batch)
         what = "validation" if number == CLEAN else f"view {number + 1} of {len(shown) - 1}"
         log.info("teacher store: %s, %d of %d batches asked", what, len(missing), len(batches))

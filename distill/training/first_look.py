@@ -170,7 +170,7 @@ def on_validation(cfg: DictConfig, data: DataModule, teacher: Teacher) -> tuple[
             devices=[]
         ):  # a loader draws from it, whether it needs to or not
             shown = data.in_order(data.val, CLEAN, batches, device)
-            logits = torch.cat([teacher(view).float().cpu() for view, _ in shown])
+            logits = torch.cat([teacher(batch.view).float().cpu() for batch in shown])
         known[data.fingerprint] = logits
     return known[data.fingerprint].clone(), data.val.labels
 

@@ -32,7 +32,7 @@ from distill.models.checkpoint import epochs_done, read_lightning, student_weigh
 from distill.models.weights import DataShape
 from distill.teacher.teacher import Teacher
 from distill.training import auxiliary, resume
-from distill.training.cache import identity_of, keep_history, open_recall, trained_once
+from distill.training.cache import identity_of, keep_history, open_cached, trained_once
 from distill.training.callbacks.checkpoints import LatestCheckpoint
 from distill.training.callbacks.loggers import begin
 from distill.training.callbacks.speed import Speed
@@ -66,7 +66,10 @@ def fit(
     for logger in others:
         begin(logger, read.plain(cfg))
     compiled(cfg, student.student)
-    student.recall = open_recall(cfg, data, teacher, student.objective, trainer.global_rank)
+    if teacher is not None:
+        student.cached_teacher = open_cached(
+            cfg, data, teacher, student.objective, trainer.global_rank
+        )
     if not over:
         log.info("%s: training %s, %s parameters, for %s under %s", role, cfg.student.name,
                  f"{parameters(student.student):,}", counted(cfg.trainer.max_epochs),
@@ -86,8 +89,8 @@ def fit(
             raise KeyboardInterrupt from None
         raise
     finally:
-        if student.recall is not None:
-            student.recall.close()
+        if student.cached_teacher is not None:
+            student.cached_teacher.close()
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):  # else the next job of a sweep would log to its run
                 logger.experiment.finish()

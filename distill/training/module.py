@@ -5,18 +5,19 @@ from __future__ import annotations
 import logging
 import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from lightning_utilities import apply_to_collection
-from pytorch_lightning.trainer.states import RunningStage
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 
 from distill.config import library
+from distill.data.batch import Batch
 from distill.metrics import (
     Agreement,
     BalancedAccuracy,
@@ -30,11 +31,10 @@ from distill.metrics import (
 from distill.models.compiled import compiled_in_place
 from distill.models.features import forward_with_features
 from distill.objective.objective import Objective
-from distill.teacher.cached import Known, Recall
+from distill.teacher.cached import CachedTeacher
 from distill.teacher.teacher import Teacher
 from distill.training import horizon
 from distill.utils.inputs import (
-    as_batch,
     as_float,
     as_labels,
     check_logits,
@@ -45,21 +45,15 @@ from distill.utils.inputs import (
 log = logging.getLogger(__name__)
 
 DEFAULT_TOPK = (1, 5)
-# What Lightning does → the split whose teacher's answers a store keeps.
-STORED: dict[RunningStage | None, str] = {
-    RunningStage.TRAINING: "train",
-    RunningStage.VALIDATING: "val",
-    RunningStage.SANITY_CHECKING: "val",
-}
-Batch = Sequence[Any]  # view, target, and from a DataModule index, view number, what is known
 
 
 class Distiller(pl.LightningModule):
     """Train a student under an objective, with or without a teacher.
 
-    Batches are `(view, target)` or `(view, target, index)`; an index below zero marks a sampler's
-    padding, which no metric counts. Mappings with the usual names (`image`, `label`) will do, too;
-    views of bytes are scaled to [0, 1], and of a model that answers with more the `logits` taken.
+    Batches are those of a `DataModule`, or what `distill.data.batch.Batch.of` takes: `(view,
+    target)`, `(view, target, index)`, or mappings with the usual names (`image`, `label`). An index
+    below zero marks a sampler's padding, which no metric counts. Views of bytes are scaled to
+    [0, 1], and of a model that answers with more the `logits` taken.
     Only the student (and what the objective learns) has parameters, gradients and a place in
     checkpoints.
 
@@ -103,10 +97,8 @@ class Distiller(pl.LightningModule):
         self.objective.connect(student, self.teacher.model if self.teacher else None)
         self.topk = resolve_topk(topk, self.num_classes)
         self.metrics = nn.ModuleDict({stage: self._metrics() for stage in ("val", "test")})
-        self.recall: Recall | None = None  # where the teacher's answers are kept
-        # Of the last batch, for what looks after training:
-        self.losses: dict[str, Tensor] = {}
-        self.teacher_logits: Tensor | None = None
+        # Asked in training and validation; whoever trains may put stores behind it.
+        self.cached_teacher = CachedTeacher(self.teacher) if self.teacher else None
         self.about: dict[str, Any] = {}  # plain values that checkpoints carry as they are
         self._said_scaled = False
         self.counted_updates: int | None = None  # of an epoch, where its loader did not say so
@@ -130,55 +122,44 @@ class Distiller(pl.LightningModule):
         if self.teacher is not None:
             self.teacher.to(self.device)
 
-    def look_up(self, view: int, index: Tensor) -> Known | None:
-        """Return what is kept of the teacher's answers to a batch that is still on the CPU.
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """Return the objective's losses on one batch.
 
-        Args:
-            view: which of its views the batch shows.
-            index: the samples' indices `[N]`.
+        Returns:
+            `loss`, which is minimised; `losses`, it and the terms by name, and `teacher_logits`
+            `[N, K]` or None, detached: callbacks are handed all of it as `outputs`.
         """
-        split = STORED.get(self.trainer.state.stage)
-        return self.recall.read(split, view, index) if self.recall and split else None
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the objective's loss on one batch."""
-        self._look_at_targets(batch_idx)
-        batch = self._taken(batch)
-        answers = self._answers(batch, self.global_step)
-        labelled = self._labelled(batch)
-        losses = self.objective(*answers, labelled=labelled)
-        self.teacher_logits = answers[1]
-        self.losses = {name: value.detach() for name, value in losses.items()}
-        values = {f"train/{name}": value for name, value in self.losses.items()}
+        batch = self._taken(batch, batch_idx)
+        student, teacher, target, *maps = self._answers(batch, self.global_step)
+        losses = self.objective(student, teacher, target, *maps, labelled=batch.labeled)
+        found = {name: value.detach() for name, value in losses.items()}
+        values = {f"train/{name}": value for name, value in found.items()}
         if self.objective.curriculum is not None:
             values["train/temperature"] = self.objective.curriculum.last_mean
-        if answers[2].ndim == 1:  # of mixed views no class is the right one
-            right = answers[0][:labelled].argmax(dim=1) == answers[2][:labelled]
+        if target.ndim == 1:  # of mixed views no class is the right one
+            right = student[: batch.labeled].argmax(dim=1) == target[: batch.labeled]
             values["train/top1"] = right.float().mean()
-        size = len(batch[0])
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
-        return losses["loss"]
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True)
+        return {"loss": losses["loss"], "losses": found, "teacher_logits": teacher}
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Update the validation metrics."""
-        self._look_at_targets(batch_idx)
-        self._evaluate("val", batch)
+        self._evaluate("val", self._taken(batch, batch_idx))
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int) -> None:
         """Update the test metrics."""
-        self._look_at_targets(batch_idx)
-        self._evaluate("test", batch)
+        self._evaluate("test", self._taken(batch, batch_idx))
 
     def predict_step(
-        self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> dict[str, Tensor]:
         """Return student (and teacher) logits `[N, K]`, targets and indices `[N]` of one batch."""
-        view, target, *rest = self._taken(batch)
-        answers = {"student": self(view).float(), "target": target}
+        batch = self._taken(batch)
+        answers = {"student": self(batch.view).float(), "target": batch.target}
         if self.teacher is not None:
-            answers["teacher"] = self.teacher(view).float()
-        if rest:
-            answers["index"] = rest[0]
+            answers["teacher"] = self.teacher(batch.view).float()
+        if batch.index is not None:
+            answers["index"] = batch.index
         return answers
 
     def configure_optimizers(self) -> Any:
@@ -254,58 +235,40 @@ class Distiller(pl.LightningModule):
         # Under bf16-true, views made after Lightning's own conversion are wider than the weights.
         return self.normalize(as_float(view).to(self.dtype))
 
-    def _taken(self, batch: Any) -> Batch:
-        """Return a batch with its views as floating-point numbers and its labels as int64."""
-        view, target, *rest = as_batch(batch)
-        shown = as_float(view)
-        if shown is not view and not self._said_scaled:
+    def _taken(self, given: Any, batch_idx: int | None = None) -> Batch:
+        """Return a batch with its views as floating-point numbers and its labels as int64.
+
+        Of an epoch's first, the objective is to look at the targets, unless its data module has.
+        """
+        batch = Batch.of(given)
+        if batch_idx == 0:
+            self.objective.checked = batch.split is not None
+        view = as_float(batch.view)
+        if view is not batch.view and not self._said_scaled:
             self._said_scaled = True
             log.info("images are bytes: they are scaled from 0 … 255 to 0 … 1")
-        return [shown, as_labels(target), *rest]
+        return replace(batch, view=view, target=as_labels(batch.target))
 
     def _answers(self, batch: Batch, step: int | None = None) -> tuple[Any, ...]:
         """Return what the objective is called with."""
-        view, target, *rest = batch
-        if self.teacher is None:
-            return self(view), None, target
+        if self.teacher is None or self.cached_teacher is None:
+            return self(batch.view), None, batch.target
         if not self.objective.needs_features:
-            known: Any = rest[2] if len(rest) > 2 else None
-            return self(view), self._teacher_logits(view, step, known), target
+            return self(batch.view), self.cached_teacher(batch, step), batch.target
         stages = self.objective.stages
-        student, ours = forward_with_features(self.student, self._images(view), stages)
-        teacher, theirs = self.teacher.with_features(view, stages)
-        return student, teacher, target, (ours, theirs)
-
-    def _look_at_targets(self, batch_idx: int) -> None:
-        """Let the objective look at an epoch's first targets, unless whoever gives them has."""
-        if batch_idx == 0:
-            data = getattr(self.trainer, "datamodule", None)
-            self.objective.checked = getattr(data, "labels_checked", False)
-
-    def _labelled(self, batch: Batch) -> int | None:
-        """Return how many samples of a training batch have labels, None where all have."""
-        data = getattr(self.trainer, "datamodule", None)
-        beside: int = getattr(data, "unlabeled_per_batch", 0)
-        return len(batch[0]) - beside if beside else None
-
-    def _teacher_logits(self, view: Tensor, step: int | None, known: Known | None) -> Tensor:
-        assert self.teacher is not None
-        if known is None or self.recall is None:
-            return self.teacher(view, step)
-        if known.complete:
-            return known.logits
-        return self.recall.complete(known, self.teacher(view, step))
+        student, ours = forward_with_features(self.student, self._images(batch.view), stages)
+        teacher, theirs = self.teacher.with_features(batch.view, stages)
+        return student, teacher, batch.target, (ours, theirs)
 
     def _evaluate(self, stage: str, batch: Batch) -> None:
-        batch = self._taken(batch)
-        if batch[1].ndim > 1:
+        if batch.target.ndim > 1:
             raise ValueError(
-                f"{stage}: targets are class probabilities {list(batch[1].shape)}, and a student "
-                "is judged by class indices [N]"
+                f"{stage}: targets are class probabilities {list(batch.target.shape)}, and a "
+                "student is judged by class indices [N]"
             )
         answers = self._answers(batch)
-        if len(batch) > 2 and self.trainer.world_size > 1:
-            real = batch[2] >= 0
+        if batch.index is not None and self.trainer.world_size > 1:
+            real = (batch.index >= 0).to(batch.view.device)
             if not real.any():
                 return
             answers = apply_to_collection(answers, Tensor, operator.itemgetter(real))

@@ -1,45 +1,14 @@
-"""What code of one's own hands over, batches, images, targets and answers, taken or refused."""
+"""What code of one's own hands over, images, targets and answers, taken or refused."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-# What data sets and collators call them; of several that are there, none is chosen.
-IMAGES = ("image", "images", "pixel_values", "view", "img", "x")
-TARGETS = ("label", "labels", "target", "targets", "y")
 ROUNDING = 1e-2  # by which the sum of probabilities may differ from 1, as half precision does
-
-
-def as_batch(batch: Any) -> list[Any]:
-    """Return a batch as `[view, target, ...]`, of a mapping by the names that are in use.
-
-    Raises:
-        ValueError: for anything else, and where names are missing or several may be meant.
-    """
-    if isinstance(batch, Mapping):
-        index = [batch["index"]] if "index" in batch else []
-        return [entry(batch, IMAGES, "images"), entry(batch, TARGETS, "targets"), *index]
-    if isinstance(batch, Sequence) and len(batch) > 1:
-        return list(batch)
-    what = type(batch).__name__ + (f" of {len(batch)}" if isinstance(batch, list | tuple) else "")
-    raise ValueError(f"a batch is (images, targets) or a mapping of both, and not a {what}")
-
-
-def entry(batch: Mapping[str, Any], names: Sequence[str], what: str) -> Any:
-    """Return what a batch holds under one of these names."""
-    found = [name for name in names if name in batch]
-    if len(found) == 1:
-        return batch[found[0]]
-    there = ", ".join(map(str, batch)) or "nothing"
-    problem = f"may have its {what} in {' or '.join(found)}" if found else f"has no {what}"
-    raise ValueError(
-        f"a batch that is a mapping {problem}: it holds {there}, and one of {', '.join(names)} is "
-        "looked for; let the data set return (image, label)"
-    )
 
 
 def as_float(view: Tensor) -> Tensor:

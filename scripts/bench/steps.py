@@ -181,7 +181,7 @@ class Pair:
         """Normalised views and labels, as many as a turn needs."""
         made = map(lambda b: self.data.on_after_batch_transfer(b, 0), self.data.train_dataloader())
         normalize = self.teacher.normalize
-        return [(normalize(b[0]), b[1]) for b in islice(made, self.steps + WARM)]
+        return [(normalize(b.view), b.target) for b in islice(made, self.steps + WARM)]
 
     def logging_share(self, side: str) -> float:
         """Return the share of a step that goes into logging."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterator
 from itertools import islice
 from statistics import median
 from typing import Any
@@ -103,12 +104,12 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
 
         def ours(data: DataModule = data) -> float:
             return speed(
-                (data.on_after_batch_transfer(batch, 0) for batch in data.train_dataloader()),
+                (data.on_after_batch_transfer(b, 0).view for b in data.train_dataloader()),
                 options.batches,
             )
 
         def reference(loader: DataLoader[Any] = loader) -> float:
-            return speed(iter(loader), options.batches)
+            return speed((images for images, _ in loader), options.batches)
 
         taken = rounds({"ours": ours, "torchvision": reference}, options.repeats or 7)
         note = " and ".join(f"{median(values):,.0f}" for values in taken.values()) + " images/s"
@@ -118,11 +119,10 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
     return rows, {"images_per_second": tables}
 
 
-def speed(batches: Any, count: int) -> float:
+def speed(batches: Iterator[Tensor], count: int) -> float:
     """Return images per second after the first batches, which workers have prepared by then."""
-    shown = iter(batches)
-    for _ in islice(shown, 2):
+    for _ in islice(batches, 2):
         pass
     start = time.perf_counter()
-    images = sum(len(batch[0]) for batch in islice(shown, count))
+    images = sum(len(images) for images in islice(batches, count))
     return images / (time.perf_counter() - start)

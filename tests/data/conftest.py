@@ -34,6 +34,10 @@ def write_folder(root, splits=("train", "val", "test"), classes=("cat", "dog"), 
     return root
 
 
+def fields(batch):
+    return batch.view, batch.target, batch.index, batch.view_number
+
+
 def write_tar(path, root):
     with tarfile.open(path, "w") as tar:
         for name in sorted(os.listdir(root)):

@@ -28,7 +28,7 @@ from distill.data.sources.timm_data import timm_dataset
 from distill.data.views.views import CLEAN, ResidentView, StreamedView
 from distill.sweep.lockstep import in_turns
 from distill.utils import sharing
-from tests.data.conftest import write_folder, write_tar
+from tests.data.conftest import fields, write_folder, write_tar
 
 
 def resident(count=60, classes=3, offset=0):
@@ -78,7 +78,8 @@ def batches(loader, epoch=0):
 
 def same(first, second):
     return len(first) == len(second) and all(
-        a[3] == b[3] and all(torch.equal(x, y) for x, y in zip(a[:3], b[:3], strict=True))
+        a.view_number == b.view_number
+        and all(torch.equal(x, y) for x, y in zip(fields(a)[:3], fields(b)[:3], strict=True))
         for a, b in zip(first, second, strict=True)
     )
 
@@ -268,21 +269,22 @@ def test_evaluation_is_in_order_complete_and_clean():
     loaders = (data.val_dataloader(), data.test_dataloader(), *data.predict_dataloader())
     for split, loader in zip((data.val, data.test) * 2, loaders, strict=True):
         found = [data.on_after_batch_transfer(b, 0) for b in batches(loader, epoch=3)]
-        assert torch.cat([index for _, _, index, _ in found]).equal(split.index)
-        assert torch.cat([target for _, target, _, _ in found]).equal(split.labels)
-        assert {number for *_, number in found} == {CLEAN}
-        assert torch.equal(torch.cat([b[0] for b in found]), split.images.float() / 255)
+        assert torch.cat([b.index for b in found]).equal(split.index)
+        assert torch.cat([b.target for b in found]).equal(split.labels)
+        assert {b.view_number for b in found} == {CLEAN}
+        assert {b.split for b in found} == {"val" if split is data.val else "test"}
+        assert torch.equal(torch.cat([b.view for b in found]), split.images.float() / 255)
 
 
 def test_views_are_made_after_the_transfer_and_are_floats_up_to_one():
     data = module(source=source(resident(600)), batch_size=8, view={"pad": 1}, seed=4)
     batch = batches(data.train_dataloader(), 2)[0]
-    view, target, index, number = data.on_after_batch_transfer(batch, 0)
+    view, target, index, number = fields(data.on_after_batch_transfer(batch, 0))
     assert number == 2
     assert view.dtype == torch.float32
-    assert torch.equal(view, ResidentView(pad=1)(batch[0], 4, 2, batch[2]).float() / 255)
-    assert torch.equal(target, batch[1])
-    assert torch.equal(index, batch[2])
+    assert torch.equal(view, ResidentView(pad=1)(batch.view, 4, 2, batch.index).float() / 255)
+    assert torch.equal(target, batch.target)
+    assert torch.equal(index, batch.index)
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
@@ -291,7 +293,7 @@ def test_ranks_see_the_views_of_one_process(ranks):
         data = module(batch_size=batch_size, view={"pad": 1, "flip": True}, seed=1)
         data.trainer = SimpleNamespace(global_rank=rank, world_size=ranks)
         found = [data.on_after_batch_transfer(b, 0) for b in batches(data.train_dataloader(), 5)]
-        return {int(i): v for b in found for v, i in zip(b[0], b[2], strict=True)}
+        return {int(i): v for b in found for v, i in zip(b.view, b.index, strict=True)}
 
     alone = views(0, 1, 12)
     together = [views(rank, ranks, 12 // ranks) for rank in range(ranks)]
@@ -304,7 +306,7 @@ def test_padding_of_ranks_keeps_the_index_minus_one():
     data = module(batch_size=4)
     data.trainer = SimpleNamespace(global_rank=3, world_size=4)
     data.val = data.val.subset(torch.arange(5))
-    [(images, target, index, epoch)] = batches(data.val_dataloader())
+    [(images, target, index, epoch)] = map(fields, batches(data.val_dataloader()))
     assert index.tolist() == [int(data.val.index[3]), -1]
     assert (len(images), len(target), epoch) == (2, 2, CLEAN)
 
@@ -338,12 +340,6 @@ def test_a_loader_left_early_starts_the_next_epoch_from_its_beginning():
     assert same(batches(loader, 1), batches(data.train_dataloader(), 1))
 
 
-def test_what_a_model_adds_to_its_batch_follows_the_view():
-    data = module()
-    batch = batches(data.val_dataloader())[0]
-    assert data.on_after_batch_transfer([*batch, "answers"], 0)[3:] == [CLEAN, "answers"]
-
-
 # A number of views
 
 
@@ -355,9 +351,9 @@ def test_views_come_again_while_the_order_is_new(make):
         data = make(views=views, **options)
         found = batches(data.train_dataloader(), epoch)
         found = [data.on_after_batch_transfer(batch, 0) for batch in found]
-        assert {number for *_, number in found} == {epoch % views if views else epoch}
-        index = torch.cat([b[2] for b in found])
-        rows = torch.cat([b[0] for b in found])
+        assert {b.view_number for b in found} == {epoch % views if views else epoch}
+        index = torch.cat([b.index for b in found])
+        rows = torch.cat([b.view for b in found])
         return index.tolist(), dict(zip(index.tolist(), rows, strict=True))
 
     order, first = shown(1, 3)
@@ -397,7 +393,7 @@ def mixing(batch_size=8, seed=3, **options):
 
 def shown(data, epoch=2):
     found = [data.on_after_batch_transfer(b, 0) for b in batches(data.train_dataloader(), epoch)]
-    return [torch.cat(part) for part in list(zip(*found, strict=True))[:3]]
+    return [torch.cat(part) for part in list(zip(*map(fields, found), strict=True))[:3]]
 
 
 def test_a_mixed_view_is_its_own_with_its_partners_view_of_the_epoch():
@@ -459,10 +455,10 @@ def test_a_mixed_streamed_view_is_its_own_with_its_partners_view_of_the_epoch(vi
     assert torch.equal(data.training_views(2, rows), expected)
     labels = data.train.labels[rows], data.train.labels[others]
     assert torch.equal(target, class_probabilities(*labels, share, 2))
-    stored = [v for v, _ in data.in_order(data.train, 2, [rows], torch.device("cpu"))]
+    stored = [b.view for b in data.in_order(data.train, 2, [rows], torch.device("cpu"))]
     assert torch.equal(torch.cat(stored), views)  # what a teacher is asked ahead of training
     clean = next(iter(data.val_dataloader()))
-    assert torch.equal(clean[1], data.val.labels[:4])
+    assert torch.equal(clean.target, data.val.labels[:4])
 
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(1, 0), (5, 0), (14, 2)])
@@ -484,7 +480,7 @@ def test_a_batch_larger_than_train_is_clamped_and_said():
     (note,) = [note for note in data.notes if "batch_size" in note]
     assert note == "data.batch_size=64: there are 43 training images, so batches are of 43"
     (batch,) = data.train_dataloader()
-    assert batch[2].sort().values.tolist() == data.train.index.sort().values.tolist()
+    assert batch.index.sort().values.tolist() == data.train.index.sort().values.tolist()
     assert data.with_options(seed=0, batch_size=99).batch_size == 43
     assert not any("batch_size" in note for note in module(batch_size=43).notes)
 
@@ -493,8 +489,8 @@ def test_evaluation_is_not_mixed():
     data = mixing()
     for split, loader in ((data.val, data.val_dataloader()), (data.test, data.test_dataloader())):
         found = [data.on_after_batch_transfer(b, 0) for b in batches(loader)]
-        assert torch.equal(torch.cat([b[0] for b in found]), split.images.float() / 255)
-        assert torch.equal(torch.cat([b[1] for b in found]), split.labels)
+        assert torch.equal(torch.cat([b.view for b in found]), split.images.float() / 255)
+        assert torch.equal(torch.cat([b.target for b in found]), split.labels)
 
 
 def test_the_same_class_twice_is_sure():
@@ -543,14 +539,15 @@ def test_a_trainer_hands_on_views_targets_indices_and_the_number_of_the_view(mak
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
     )  # fmt: skip
     trainer.fit(watcher, datamodule=data)
-    numbers = [(epoch, batch[3]) for epoch, batch in watcher.train_batches]
+    numbers = [(epoch, batch.view_number) for epoch, batch in watcher.train_batches]
     assert numbers == [(0, 0), (0, 0), (1, 1), (1, 1), (2, 0), (2, 0)]
-    for _, (view, target, index, number) in watcher.train_batches:
+    for _, batch in watcher.train_batches:
+        view, target, index, number = fields(batch)
         rows = (data.train.index == index[:, None]).int().argmax(1)
         assert torch.equal((view * 255).round().byte(), data.training_views(number, rows))
         assert target.ndim == 1 + data.soft_targets
-    assert {batch[3] for batch in watcher.val_batches} == {CLEAN}
-    assert {batch[1].dtype for batch in watcher.val_batches} == {torch.int64}
+    assert {batch.view_number for batch in watcher.val_batches} == {CLEAN}
+    assert {batch.target.dtype for batch in watcher.val_batches} == {torch.int64}
 
 
 # Data on the device
@@ -561,7 +558,7 @@ def test_batches_of_positions_become_the_same_views(make, monkeypatch):
     expected = shown(make())
     monkeypatch.setattr(DataModule, "_on_gpu", lambda self: True)
     data = make()
-    positions = batches(data.train_dataloader(), 2)[0][0]
+    positions = batches(data.train_dataloader(), 2)[0].view
     assert (positions.ndim, positions.dtype) == (1, torch.int64)  # all that travels
     assert all(map(torch.equal, shown(data), expected))
 
@@ -655,7 +652,7 @@ def test_streamed_views_do_not_depend_on_the_batch():
     def views(batch_size):
         data = streamed_module(batch_size, view=AUGMENTED, seed=3)
         found = batches(data.train_dataloader(), 2)
-        return {int(i): v for b in found for i, v in zip(b[2], b[0], strict=True)}
+        return {int(i): v for b in found for i, v in zip(b.index, b.view, strict=True)}
 
     small, large = views(1), views(14)
     assert set(large) <= set(small)
@@ -664,7 +661,7 @@ def test_streamed_views_do_not_depend_on_the_batch():
 
 def test_streamed_views_are_uint8_of_their_sample():
     data = streamed_module()
-    for images, target, index, _ in batches(data.test_dataloader()):
+    for images, target, index, _ in map(fields, batches(data.test_dataloader())):
         assert images.dtype == torch.uint8
         assert images.shape[1:] == (3, 8, 8)
         assert torch.equal(images[:, 0, 0, 0].long(), index)
@@ -970,7 +967,7 @@ def test_config_groups_build_what_their_command_names(tmp_path):
         assert (data.in_chans, data.image_size, data.classes) == (1, (16, 16), ["cat", "dog"])
         assert len(data.train) + len(data.val) + len(data.test) == 16
         data.num_workers = 0
-        images = batches(data.train_dataloader())[0][0]
+        images = batches(data.train_dataloader())[0].view
         assert images.shape == (4, 1, 16, 16)
     assert group("digits", "image_size=8").image_size == (8, 8)
 

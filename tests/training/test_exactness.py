@@ -21,7 +21,7 @@ class Journal(pl.Callback):
         if trainer.global_step == self.stop_at:
             raise RuntimeError("killed")
         lr = trainer.optimizers[0].param_groups[0]["lr"]
-        self.seen.append((batch[2].tolist(), round(batch[0].sum().item(), 3), lr))
+        self.seen.append((batch.index.tolist(), round(batch.view.sum().item(), 3), lr))
 
 
 def fit(folder, tiny, stop_at=None, resume=None, beside=False):

@@ -46,8 +46,8 @@ def views(
 ) -> Iterator[Tensor]:
     """Yield one view of some of a split's images in batches `[N, C, H, W]`, on the CPU."""
     batches = positions.split(data.batch_size)
-    for images, _ in data.in_order(split, number, batches, torch.device("cpu")):
-        yield prepare(images)
+    for batch in data.in_order(split, number, batches, torch.device("cpu")):
+        yield prepare(batch.view)
 
 
 def answers(run: Runtime, batches: Iterable[Tensor]) -> Tensor:

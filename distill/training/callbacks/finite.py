@@ -12,8 +12,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from distill.training.module import Distiller
-from distill.utils.inputs import as_batch
+from distill.data.batch import Batch
 
 log = logging.getLogger(__name__)
 
@@ -120,10 +119,9 @@ class FiniteLoss(pl.Callback):
         if self.skip:
             return
         step = trainer.global_step - (not trainer.fit_loop._should_accumulate())
-        assert isinstance(pl_module, Distiller)
-        index = next(iter(as_batch(batch)[2:]), None)
-        self._seen.append(Seen(step, pl_module.losses, index, pl_module.teacher_logits))
-        if pl_module.losses["loss"].device.type == "cpu" or len(self._seen) >= EVERY:
+        losses = outputs["losses"]
+        self._seen.append(Seen(step, losses, Batch.of(batch).index, outputs["teacher_logits"]))
+        if losses["loss"].device.type == "cpu" or len(self._seen) >= EVERY:
             self.look()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from distill.utils.inputs import as_batch
+from distill.data.batch import Batch
 from distill.utils.sharing import clock
 
 
@@ -38,7 +38,7 @@ class Speed(pl.Callback):
         """Count a batch and the time since the last."""
         now = clock()
         self.seconds += now - self._mark
-        self.images += len(as_batch(batch)[0]) * trainer.world_size
+        self.images += len(Batch.of(batch)) * trainer.world_size
         self._mark = now
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -199,8 +199,8 @@ def test_streamed_images_are_chosen_and_relabelled_alike():
     data = DataModule(made, batch_size=4, image_size=8, condition=options)
     assert data.altered["train"].counts()["kept"] == [12, 12]
     shown = data.in_order(data.train, CLEAN, [torch.arange(24)], torch.device("cpu"))
-    views, index = next(shown)
-    assert (views[:, 0, 0, 0] * 255).round().long().tolist() == index.tolist()
+    batch = next(shown)
+    assert (batch.view[:, 0, 0, 0] * 255).round().long().tolist() == batch.index.tolist()
     assert torch.equal(data.altered["train"].true, data.train.index % 2)
 
 

@@ -131,9 +131,9 @@ def test_streamed_views_are_corrupted_alike_by_workers():
         corruption = ImageCorruption("gaussian_noise", 4)
         positions = torch.arange(len(data.test)).split(3)
         cpu = torch.device("cpu")
-        clean = torch.cat([v for v, _ in data.in_order(data.test, CLEAN, positions, cpu)])
+        clean = torch.cat([b.view for b in data.in_order(data.test, CLEAN, positions, cpu)])
         noisy = torch.cat(
-            [v for v, _ in data.in_order(data.test, CLEAN, positions, cpu, corruption)]
+            [b.view for b in data.in_order(data.test, CLEAN, positions, cpu, corruption)]
         )
         assert (noisy - clean).std() == pytest.approx(0.09, rel=0.4)
         found.append(noisy)

@@ -121,7 +121,7 @@ def test_a_folder_is_shown_at_the_models_size_and_grey_is_noticed(tmp_path):
     assert any("grey" in note for note in data.notes)
     wide = DataModule(folder(str(tmp_path)), batch_size=4, image_size=[32, 48])
     assert wide.clean_test_images(torch.tensor([0])).shape == (1, 3, 32, 48)
-    assert next(iter(wide.train_dataloader()))[0].shape == (4, 3, 32, 48)
+    assert next(iter(wide.train_dataloader())).view.shape == (4, 3, 32, 48)
     assert wide.preprocessing["input_size"] == (3, 32, 48)
 
 

@@ -16,7 +16,7 @@ from distill.data.sources.splits import Resident, Source
 from distill.data.sources.timm_data import timm_dataset
 from distill.data.sources.unlabeled import per_batch
 from distill.data.views.order import endless_order
-from tests.data.conftest import refusal, truncated, write_folder, write_image, write_tar
+from tests.data.conftest import fields, refusal, truncated, write_folder, write_image, write_tar
 
 
 def photos(root, count=20):
@@ -130,7 +130,7 @@ def test_a_folder_is_read_to_any_depth_without_labels_and_beside_train(tmp_path)
     assert greens == set(range(10))
     assert data.class_counts == [20, 20]
     loader = data.train_dataloader()
-    views, target, index, _ = next(iter(loader))
+    views, target, index, _ = fields(next(iter(loader)))
     assert views.shape == (8, 3, 8, 8)
     assert (target[:4] >= 0).all()
     assert target[4:].tolist() == [-1] * 4
@@ -150,7 +150,7 @@ def test_a_view_of_an_unlabelled_picture_depends_on_seed_epoch_and_index_alone(t
         found = {}
         loader = data.train_dataloader()
         loader.sampler.set_epoch(2)
-        for images, target, index, _ in loader:
+        for images, target, index, _ in map(fields, loader):
             for image, label, i in zip(images, target, index.tolist(), strict=True):
                 if label < 0:
                     found[i] = image
@@ -164,7 +164,7 @@ def test_a_view_of_an_unlabelled_picture_depends_on_seed_epoch_and_index_alone(t
 def test_validation_and_test_never_hold_an_unlabelled_picture(tmp_path):
     data = module(tmp_path)
     for loader in (data.val_dataloader(), data.test_dataloader()):
-        assert all((target >= 0).all() for _, target, *_ in loader)
+        assert all((batch.target >= 0).all() for batch in loader)
     plain = DataModule(data.source, batch_size=8, image_size=8)
     for name in ("train", "val", "test"):
         assert getattr(data, name).index.equal(getattr(plain, name).index)
@@ -185,10 +185,7 @@ def test_images_in_memory_are_joined_by_files_read_at_their_size(tmp_path):
 
 def replace_fetch(data, fetch=False):
     """The views that a batch of positions becomes on the device, or a batch of images."""
-    found = []
-    for images, target, index, number in data._loader(data.pool, shuffle=True, fetch=fetch):
-        found.append(data._shown(images, target, index, number))
-    return found
+    return list(map(data._shown, data._loader("train", data.pool, shuffle=True, fetch=fetch)))
 
 
 def test_a_source_gives_its_training_split(tmp_path):
@@ -222,8 +219,8 @@ def test_what_a_run_will_show_of_a_view_is_known_ahead(tmp_path, views, epochs):
     for epoch in range(epochs):
         loader = data.train_dataloader()
         loader.sampler.set_epoch(epoch)
-        for _, _, index, number in loader:
-            shown.setdefault(number, set()).update(index.tolist())
+        for batch in loader:
+            shown.setdefault(batch.view_number, set()).update(batch.index.tolist())
     for number, indices in shown.items():
         ahead = set(data.pool.index[data.shown(number, epochs)].tolist())
         assert ahead >= indices

@@ -11,6 +11,7 @@ from distill.data import DataModule
 from distill.data.module import KeySampler
 from distill.data.sources.splits import Resident, Source
 from distill.data.views.order import epoch_order
+from tests.data.conftest import fields
 
 LABELS = torch.tensor([0] * 60 + [1] * 15 + [2] * 5)[torch.randperm(80)]
 
@@ -90,7 +91,7 @@ def test_what_is_drawn_again_in_an_epoch_is_seen_alike_and_counts_stay_the_datas
     loader = data.train_dataloader()
     loader.sampler.set_epoch(1)
     (batch,) = data.train_dataloader()
-    views, target, index, _ = data.on_after_batch_transfer(batch, 0)
+    views, target, index, _ = fields(data.on_after_batch_transfer(batch, 0))
     assert torch.bincount(target).tolist() in ([27, 27, 26], [27, 26, 27], [26, 27, 27])
     rows = [views[index == k] for k in index.unique()]
     assert max(map(len, rows)) > 4

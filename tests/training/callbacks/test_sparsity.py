@@ -127,7 +127,8 @@ def test_it_acts_once_for_each_step_of_the_optimiser(tiny, loader, tmp_path, acc
 
 class Broken(Distiller):
     def training_step(self, batch, batch_idx):
-        return super().training_step(batch, batch_idx) * torch.nan
+        found = super().training_step(batch, batch_idx)
+        return {**found, "loss": found["loss"] * torch.nan}
 
 
 @pytest.mark.parametrize("groups", [False, True])
