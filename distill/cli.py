@@ -262,13 +262,18 @@ class Task:
     name: str
     explain: bool
 
-    def __call__(self, cfg: DictConfig) -> Any:
-        """Run; a job of a sweep that fails says so and leaves the others alone."""
+    def __call__(self, cfg: DictConfig, **sharing: Any) -> Any:
+        """Run; a job of a sweep that fails says so and leaves the others alone.
+
+        Args:
+            cfg: the configuration.
+            **sharing: the job's part in what jobs of one process share, if they take turns.
+        """
         keep_freed_memory()  # here, as a launcher may run this in another process
         module, _, name = self.name.rpartition(".")
-        function: Callable[[DictConfig], Any] = getattr(import_task(module or "distill.run"), name)
+        function = getattr(import_task(module or "distill.run"), name)
         try:
-            run = partial(noted, function)
+            run = partial(noted, partial(function, **sharing))
             return self.explained(run, cfg) if self.explain else run(cfg)
         except signals.Preempted as stop:
             stop.advice = stop.advice or how_to_go_on(cfg)

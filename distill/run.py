@@ -65,15 +65,19 @@ from distill.utils.files import only_run_in, remove_stale
 from distill.utils.json_files import write_json
 from distill.utils.ranks import first_of_run
 from distill.utils.run_folder import METRICS, by_epoch, read_history
-from distill.utils.sharing import clock
+from distill.utils.sharing import Sharing
 
 log = logging.getLogger(__name__)
 
 FILES = ("summary.json", "report.html", "predictions.npz", "examples.npz", "condition.npz")
 
 
-def train(cfg: DictConfig) -> float | list[float] | None:
+def train(cfg: DictConfig, sharing: Sharing | None = None) -> float | list[float] | None:
     """Train a student under its teacher, judge both and the baseline, and write the run directory.
+
+    Args:
+        cfg: the configuration.
+        sharing: the run's part in what runs that take turns share; None is that of a run alone.
 
     Returns:
         The metric named by `optimized_metric` (or each of `sweep.metrics`), for a sweeper; None
@@ -94,15 +98,15 @@ def train(cfg: DictConfig) -> float | list[float] | None:
         raise
     with alone_in(Path(cfg.paths.output_dir)):
         before = take_up(cfg)
-        found = trained(cfg) if before is None else before
+        found = trained(cfg, sharing or Sharing()) if before is None else before
     return None if found is None else read.finite_or_none(found)
 
 
-def trained(cfg: DictConfig) -> float | list[float] | None:
+def trained(cfg: DictConfig, sharing: Sharing) -> float | list[float] | None:
     """Run what `take_up` has made ready."""
-    started = clock()
+    started = sharing.clock()
     checks.check_models(cfg)
-    data = build.build_data(cfg)
+    data = build.build_data(cfg, sharing=sharing)
     note_data(cfg, data)
     if cfg.views:
         preview(cfg, data)
@@ -120,7 +124,7 @@ def trained(cfg: DictConfig) -> float | list[float] | None:
     if not trainer.is_global_zero:
         return None
 
-    seconds = clock() - started
+    seconds = sharing.clock() - started
     best = best_epoch(trainer, student)
     student, sparsity = pruned(cfg, data, student, trainer)
     students = {"student": student, "baseline": baseline, "student_best": best and best[1]}
@@ -145,14 +149,14 @@ def trained(cfg: DictConfig) -> float | list[float] | None:
     return read.for_sweeper(cfg, logged)
 
 
-def evaluate(cfg: DictConfig) -> None:
+def evaluate(cfg: DictConfig, sharing: Sharing | None = None) -> None:
     """Judge a trained student on the test split, print the numbers and write `summary.json`."""
     checks.settle_values(cfg)
     build.run_imports(cfg)
     if not cfg.student.checkpoint and not cfg.student.pretrained:
         raise ValueError("give student.checkpoint=PATH: a student bundle or a checkpoint")
     checks.check_models(cfg)
-    data = build.build_data(cfg, build.to_judge(cfg))
+    data = build.build_data(cfg, build.to_judge(cfg), sharing)
     build.note_known_pictures(cfg, data)
     note_data(cfg, data)
     costs = checks.check_decision(cfg, data)
@@ -180,14 +184,14 @@ def evaluate(cfg: DictConfig) -> None:
     write_run(cfg, data, answers, summary)
 
 
-def fill_store(cfg: DictConfig) -> None:
+def fill_store(cfg: DictConfig, sharing: Sharing | None = None) -> None:
     """Keep the teacher's answers ahead of the runs that will ask for them."""
     checks.settle_values(cfg)
     build.run_imports(cfg)
     if not read.teacher_name(cfg):
         raise ValueError("there is no teacher whose answers could be kept")
     checks.check_models(cfg)
-    data = build.build_data(cfg)
+    data = build.build_data(cfg, sharing=sharing)
     note_data(cfg, data)
     objective = build.build_objective(cfg, data)
     build.resolve_student(cfg)

@@ -24,7 +24,7 @@ from distill.models.weights import DataShape
 from distill.objective.objective import Objective
 from distill.utils.errors import first_line
 from distill.utils.files import resolved_path
-from distill.utils.sharing import once
+from distill.utils.sharing import Sharing
 
 log = logging.getLogger(__name__)
 
@@ -69,20 +69,28 @@ def make(node: Any, label: str, **extra: Any) -> Any:
         raise ValueError(f"{label}: {first_line(cause)}") from error
 
 
-def build_data(cfg: DictConfig, judged: Judged | None = None) -> DataModule:
+def build_data(
+    cfg: DictConfig, judged: Judged | None = None, sharing: Sharing | None = None
+) -> DataModule:
     """Return the data module; of runs that share, each has its own with the same splits.
 
     Args:
         cfg: the configuration.
         judged: what a trained model brings that is only judged on the data.
+        sharing: the run's part in what runs that take turns share.
     """
+    sharing = sharing or Sharing()
     given = {"model_size": model_size(cfg), "judged": judged}
     if CONFIGURED not in str(cfg.data.get("_target_")):
         given = {}
-    data = once(shared_key(cfg, "data") + repr(judged), lambda: make(cfg.data, "data", **given))
+    data = sharing.once(
+        shared_key(cfg, "data") + repr(judged), lambda: make(cfg.data, "data", **given)
+    )
     if not isinstance(data, DataModule):
         raise ValueError("data must be a distill.data.DataModule")
-    return data.with_options(seed=data.seed, batch_size=data.batch_size, views=data.views)
+    own = data.with_options(seed=data.seed, batch_size=data.batch_size, views=data.views)
+    own.sharing = sharing
+    return own
 
 
 def to_judge(cfg: DictConfig, whole: bool = True) -> Judged:

@@ -39,9 +39,8 @@ from distill.data.views.erasing import MODES as MODES_OF_ERASING
 from distill.data.views.erasing import Erasing
 from distill.data.views.order import endless_order, epoch_order
 from distill.data.views.views import CLEAN, ResidentView, StreamedView, is_range
-from distill.utils import sharing
 from distill.utils.numbers import is_number
-from distill.utils.sharing import Recent, Streams
+from distill.utils.sharing import Recent, Sharing, Streams
 
 Key = tuple[int, Tensor]  # (epoch, positions in the split); −1 is a rank's padding
 
@@ -186,6 +185,7 @@ class DataModule(pl.LightningDataModule):
         )
         check_mixing(self)
         self._copies: dict[torch.device, Resident] = {}
+        self.sharing = Sharing()  # with nobody: whoever runs several at a time gives them theirs
         self._streams, self._recent = Streams(), Recent()
         if len(self.train):
             self.batch_size = self._fitting(batch_size)
@@ -443,11 +443,14 @@ class DataModule(pl.LightningDataModule):
         def move() -> Batch:
             return super(DataModule, self).transfer_batch_to_device(batch, device, dataloader_idx)
 
-        return self._recent.answer(batch.index, "moved", move)
+        return self._made_once(batch, "moved", move)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Make the views, on the device."""
-        return self._recent.answer(batch.index, "shown", lambda: self._with_views(batch))
+        return self._made_once(batch, "shown", lambda: self._with_views(batch))
+
+    def _made_once(self, batch: Batch, what: str, make: Callable[[], Batch]) -> Batch:
+        return self._recent.answer(batch.index, what, make) if self.sharing.active else make()
 
     def _with_views(self, batch: Batch) -> Batch:
         view, target = self._shown(batch)
@@ -529,6 +532,7 @@ class DataModule(pl.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else each pass would draw from the run's own
             streams=self._streams,
+            sharing=self.sharing,
             name=f"{id(split)} {self.views} {fetch}",
         )  # fmt: skip
 
@@ -667,19 +671,21 @@ class KeyLoader(DataLoader[Any]):
     sampler: KeySampler
     position: Callable[[], int] = staticmethod(lambda: 0)
 
-    def __init__(self, *given: Any, streams: Streams, name: str, **options: Any) -> None:
+    def __init__(
+        self, *given: Any, streams: Streams, sharing: Sharing, name: str, **options: Any
+    ) -> None:
         super().__init__(*given, **options)
-        self.streams, self.name = streams, name
+        self.streams, self.sharing, self.name = streams, sharing, name
         self._last_pass: weakref.ref[Pass] | None = None
 
     def __iter__(self) -> Any:
         done, keys = self.position() % len(self), self.sampler
         sequence = (self.name, keys.epoch, keys.seed, keys.batch_size, keys.shuffle, done)
-        yield from self.streams.through(sequence, lambda at: self._batches(done + at))
+        yield from self.streams.through(sequence, lambda at: self._batches(done + at), self.sharing)
 
     def _batches(self, skip: int) -> Iterator[Any]:
         self.sampler.skip = skip
-        if not self.num_workers or not sharing.active():
+        if not self.num_workers or not self.sharing.active:
             return super().__iter__()
         loader, under_way = self, self._last_pass and self._last_pass()
         if under_way and under_way.left:  # lasting workers serve one pass at a time

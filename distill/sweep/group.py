@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from distill.config.read import plain
 from distill.sweep.lockstep import in_turns
 from distill.sweep.workers import Job, Report, accelerator, nothing
 from distill.utils import signals
+from distill.utils.sharing import Sharing
 
 STATES = 5  # of each parameter: its value, gradient, the optimiser's two, and an average
 
@@ -112,10 +113,10 @@ def run_together(
     """Run jobs in turns; one for which memory did not suffice runs again when it is alone."""
     crowded: list[Job] = []
 
-    def run(job: Job, among_others: bool) -> None:
+    def run(job: Job, among_others: bool, sharing: Sharing) -> None:
         done = run_job(
             hydra_context=context,
-            task_function=partial(labelled, task),
+            task_function=partial(labelled, task, sharing),
             config=job.config,
             job_dir_key="hydra.sweep.dir",
             job_subdir_key="hydra.sweep.subdir",
@@ -149,13 +150,13 @@ def let_go(error: BaseException | None) -> None:
         torch.cuda.empty_cache()
 
 
-def labelled(task: TaskFunction, cfg: DictConfig) -> Any:
+def labelled(task: Callable[..., Any], sharing: Sharing, cfg: DictConfig) -> Any:
     """Run a job whose lines on the screen begin with its name."""
     name = job_name().replace("%", "%%")
     for handler in logging.root.handlers:
         if type(handler) is logging.StreamHandler:
             handler.setFormatter(logging.Formatter(f"[{name}] %(message)s"))
     try:
-        return task(cfg)
+        return task(cfg, sharing=sharing)
     except signals.Preempted:  # the others also write their checkpoints before the process ends
         return None

@@ -6,8 +6,9 @@ import logging
 import os
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 from hydra.core.hydra_config import HydraConfig
 
-from distill.utils.sharing import Sharing, among
+from distill.utils.sharing import Sharing
 
 SEEDS = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")  # environment variables that Lightning keeps seeds in
 
@@ -32,10 +33,9 @@ class World:
     handlers: list[logging.Handler]
     level: int
     seeds: dict[str, str]
-    away: float
 
     @classmethod
-    def now(cls, sharing: Sharing) -> World:
+    def now(cls) -> World:
         """Return the world as it is."""
         has_cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
         return cls(
@@ -47,10 +47,9 @@ class World:
             logging.root.handlers[:],
             logging.root.level,
             {name: os.environ[name] for name in SEEDS if name in os.environ},
-            sharing.away,
         )
 
-    def enter(self, sharing: Sharing) -> None:
+    def enter(self) -> None:
         """Make the world what it was."""
         random.setstate(self.python)
         np.random.set_state(self.numpy)
@@ -63,11 +62,10 @@ class World:
         for name in SEEDS:
             os.environ.pop(name, None)
         os.environ.update(self.seeds)
-        sharing.away = self.away
 
 
-def in_turns(tasks: Sequence[Callable[[], None]]) -> None:
-    """Run functions in turns, which end where they call `sharing.next_turn`.
+def in_turns(tasks: Sequence[Callable[[Sharing], None]]) -> None:
+    """Run functions in turns; each is given its `Sharing`, and ends a turn by `next_turn`.
 
     Each has its own random states, Hydra configuration and log handlers. All are in one thread: a
     thread for each would have a pool of workers each, which share the cores badly.
@@ -79,23 +77,21 @@ def in_turns(tasks: Sequence[Callable[[], None]]) -> None:
         with torch.inference_mode(False), torch.enable_grad():
             caller.switch()
 
-    sharing = Sharing(switch)
-    outside = World.now(sharing)
-    waiting = deque((greenlet(task), outside) for task in tasks)
+    made: dict[Hashable, Any] = {}
+    outside = World.now()
+    waiting = deque((greenlet(partial(task, Sharing(switch, made))), outside) for task in tasks)
     try:
-        with among(sharing):
-            while waiting:
-                run, world = waiting[0]
-                world.enter(sharing)
-                run.switch()
-                world = World.now(sharing)
-                waiting.popleft()
-                if not run.dead:
-                    waiting.append((run, world))
+        while waiting:
+            run, world = waiting[0]
+            world.enter()
+            run.switch()
+            world = World.now()
+            waiting.popleft()
+            if not run.dead:
+                waiting.append((run, world))
     finally:
-        with among(sharing):
-            for run, world in waiting:  # one was interrupted: so are the others, to clean up
-                world.enter(sharing)
-                if not run.dead:
-                    run.throw(GreenletExit)
-        outside.enter(sharing)
+        for run, world in waiting:  # one was interrupted: so are the others, to clean up
+            world.enter()
+            if not run.dead:
+                run.throw(GreenletExit)
+        outside.enter()

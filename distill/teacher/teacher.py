@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from distill.models.features import forward_with_features
 from distill.teacher.ensemble import Ensemble
 from distill.utils.inputs import as_float, logits_of
 from distill.utils.sharing import Recent
+
+T = TypeVar("T")
 
 
 class Teacher:
@@ -29,6 +31,8 @@ class Teacher:
             ones beside them: kernels choose their path by the batch size, and then an answer would
             depend, in its last bits, on how many others were asked for. None shows them as they
             come.
+        shared: whether several runs that take turns ask it about the same views, one after the
+            other: then the last few answers are kept for them.
     """
 
     def __init__(
@@ -36,11 +40,13 @@ class Teacher:
         model: nn.Module,
         normalize: nn.Module | None = None,
         batch_size: int | None = None,
+        shared: bool = False,
     ) -> None:
         self.model = model.requires_grad_(False).eval()
         self.normalize = normalize or nn.Identity()
         self.batch_size = batch_size
-        self._recent = Recent()
+        self.validation_logits: dict[str, Tensor] = {}  # by the fingerprint of their data
+        self._recent = Recent() if shared else None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
         return self
@@ -61,15 +67,18 @@ class Teacher:
         """Return logits `[N, K]` for views `[N, C, H, W]`; `step` is given in training."""
         when = step if isinstance(self.model, Ensemble) else None
         detail = when, computed_in(view)
-        return self._recent.answer(view, detail, lambda: self._logits(view, step))
+        return self._once(view, detail, lambda: self._logits(view, step))
 
     @torch.inference_mode()
     def with_features(self, view: Tensor, stages: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
         """Return logits `[N, K]` and the feature maps `[N, C, H, W]` of the stages."""
         detail = tuple(stages), computed_in(view)
-        return self._recent.answer(
+        return self._once(
             view, detail, lambda: forward_with_features(self.model, self._prepared(view), stages)
         )
+
+    def _once(self, view: Tensor, detail: Hashable, answer: Callable[[], T]) -> T:
+        return self._recent.answer(view, detail, answer) if self._recent else answer()
 
     def _logits(self, view: Tensor, step: int | None) -> Tensor:
         if self.batch_size is None or len(view) == self.batch_size:

@@ -32,7 +32,6 @@ from distill.training import auxiliary
 from distill.utils.files import remove_stale
 from distill.utils.provenance import versions
 from distill.utils.run_folder import METRICS, by_epoch, read_history
-from distill.utils.sharing import alone
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +40,6 @@ FOR_CALLBACKS = ("limit_val_batches", "check_val_every_n_epoch")
 Train = Callable[[DictConfig, DataModule, str, Path, Teacher | None], None]
 
 
-@alone()  # runs in turns would wait for the lock, and this one for them
 def trained_once(
     cfg: DictConfig,
     data: DataModule,
@@ -70,7 +68,8 @@ def trained_once(
         if not kept.is_dir():
             raise ValueError(f"{role}: {kept} is not on this machine: let all share paths.cache")
         return load_kept(kept)
-    with waited_for(FileLock(f"{kept}.lock"), role):  # a parallel trial waits for this one's work
+    # Runs in turns would wait for the lock, and this one for them; a parallel trial waits for it.
+    with data.sharing.hold_turn(), waited_for(FileLock(f"{kept}.lock"), role):
         remove_stale(kept.parent, kept.name)
         if not kept.is_dir():
             train_and_keep(cfg, data, role, kept, teacher)

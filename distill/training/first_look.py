@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from weakref import WeakKeyDictionary
 
 import torch
 from omegaconf import DictConfig
@@ -20,13 +19,11 @@ from distill.teacher.teacher import Teacher
 from distill.training.cache import known_baseline
 from distill.training.trainer import single_device
 from distill.utils.ranks import first_of_run
-from distill.utils.sharing import once
 
 log = logging.getLogger(__name__)
 
 SINGLE = 1e-6  # what was logged was rounded to single precision
 GUESSING = (1.5, 0.1)  # times what guessing comes to, or this much of the way from it to 1
-_on_validation: WeakKeyDictionary[Teacher, dict[str, Tensor]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -108,7 +105,7 @@ def looked_at(
     """
     if teacher is None or not objective.needs_teacher or not first_of_run():
         return None
-    return once(("looked at", id(teacher)), lambda: look(cfg, data, teacher, role))
+    return data.sharing.once(("looked at", id(teacher)), lambda: look(cfg, data, teacher, role))
 
 
 def look(cfg: DictConfig, data: DataModule, teacher: Teacher, role: str) -> Look:
@@ -151,7 +148,7 @@ def warned(cfg: DictConfig, data: DataModule, looks: Sequence[Look]) -> list[str
     said = [doubt for one in looks for doubt in one.doubts()]
     found = [doubt for one in looks for doubt in one.doubts(baseline)]
     for doubt in [doubt for doubt in found if doubt not in said]:
-        once(("doubt", doubt), partial(log.warning, "%s", doubt))
+        data.sharing.once(("doubt", doubt), partial(log.warning, "%s", doubt))
     return found
 
 
@@ -161,7 +158,7 @@ def on_validation(cfg: DictConfig, data: DataModule, teacher: Teacher) -> tuple[
 
     It is asked once, whatever is then made of its answers, and no random state is moved.
     """
-    known = _on_validation.setdefault(teacher, {})
+    known = teacher.validation_logits
     if data.fingerprint not in known:
         device = single_device(cfg).strategy.root_device
         teacher.to(device)

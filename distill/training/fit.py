@@ -42,7 +42,6 @@ from distill.training.trainer import build_trainer, explained_batch_of_one
 from distill.utils import signals
 from distill.utils.errors import first_line
 from distill.utils.run_folder import METRICS, by_epoch, read_history
-from distill.utils.sharing import clock
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +59,7 @@ def fit(
     over = resume.is_over(cfg, left)
     done = epochs_done(left, Path(cfg.ckpt_path)) if left else 0
     left = left if over else {}  # no copy of it in memory while the student trains
-    trainer = build_trainer(cfg, student.objective)
+    trainer = build_trainer(cfg, student.objective, data.sharing)
     own, *others = trainer.loggers
     own.log_hyperparams(read.plain(cfg))
     for logger in others:
@@ -75,7 +74,7 @@ def fit(
                  f"{parameters(student.student):,}", counted(cfg.trainer.max_epochs),
                  ", ".join(student.objective.terms))  # fmt: skip
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    started = clock()
+    started = data.sharing.clock()
     keeps = any(isinstance(c, LatestCheckpoint) for c in trainer.checkpoint_callbacks)
     try:
         with signals.deferred(keeps), explained_batch_of_one():
@@ -95,7 +94,8 @@ def fit(
             if isinstance(logger, WandbLogger):  # else the next job of a sweep would log to its run
                 logger.experiment.finish()
     if trainer.is_global_zero and not over:
-        log.info("%s: %s", role, in_words(cfg, trainer.current_epoch, done, clock() - started))
+        seconds = data.sharing.clock() - started
+        log.info("%s: %s", role, in_words(cfg, trainer.current_epoch, done, seconds))
     if over:  # nothing was trained, so that no callback has left its average there
         student.student.load_state_dict(student_weights(left))
     if "16-true" in str(cfg.trainer.precision):

@@ -20,7 +20,6 @@ from distill.training import auxiliary
 from distill.training.cache import trained_once
 from distill.training.first_look import Look, looked_at, teacher_temperature
 from distill.training.fit import train_and_keep
-from distill.utils.sharing import once
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +39,7 @@ def prepare_teachers(
         role = f"assistant-{number}"
         model = trained_once(own, data, role, train_and_keep, chain[-1])
         own.paths = None  # where it was trained makes no other teacher
-        chain.append(once(str([role, own]), partial(as_teacher, model, data)))
+        chain.append(data.sharing.once(str([role, own]), partial(as_teacher, model, data)))
         looks.append(looked_at(cfg, data, objective, chain[-1], f"assistant {number}"))
     for teacher in chain:
         if teacher is not None and objective.needs_features:
@@ -52,10 +51,10 @@ def prepare_teacher(cfg: DictConfig, data: DataModule) -> Teacher | None:
     """Return the teacher, trained once and kept where no weights exist."""
     source, key = cfg.teacher, build.shared_key(cfg, "teacher")
     if not to_be_trained(source):
-        return once(key, lambda: load_teacher(cfg, data))
+        return data.sharing.once(key, lambda: load_teacher(cfg, data))
     own = auxiliary.supervised_config(cfg, "teacher")
     model = trained_once(own, data, "teacher", train_and_keep)
-    return once(key, lambda: as_teacher(model, data, read.own_size(source)))
+    return data.sharing.once(key, lambda: as_teacher(model, data, read.own_size(source)))
 
 
 def to_be_trained(source: DictConfig) -> bool:
@@ -92,14 +91,23 @@ def load_ensemble(cfg: DictConfig, data: DataModule) -> Teacher:
         model = build_matched(spec, shape, "teacher", source.get("classes"))
         members.append(nn.Sequential(normalization(model, data.in_chans, size), model))
     weights = read.plain(cfg.teacher.weights)
-    return Teacher(Ensemble(members, cfg.teacher.combine, weights), batch_size=data.batch_size)
+    return Teacher(
+        Ensemble(members, cfg.teacher.combine, weights),
+        batch_size=data.batch_size,
+        shared=data.sharing.active,
+    )
 
 
 def as_teacher(
     model: nn.Module, data: DataModule, image_size: Sequence[int] | None = None
 ) -> Teacher:
     """Freeze a model, with its own normalisation and, where it has one, image size."""
-    return Teacher(model, normalization(model, data.in_chans, image_size), data.batch_size)
+    return Teacher(
+        model,
+        normalization(model, data.in_chans, image_size),
+        data.batch_size,
+        shared=data.sharing.active,
+    )
 
 
 def settle_temperature(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> None:

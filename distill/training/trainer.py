@@ -40,6 +40,7 @@ from distill.training.callbacks.checkpoints import LatestCheckpoint, StopWhenTol
 from distill.training.callbacks.continuity import Continuity
 from distill.training.callbacks.fake_quantize import FakeQuantize
 from distill.training.callbacks.finite import FiniteLoss
+from distill.training.callbacks.progress import EpochLines
 from distill.training.callbacks.rate import LearningRate
 from distill.training.callbacks.sparsity import check_averaging
 from distill.training.callbacks.speed import Speed
@@ -51,6 +52,7 @@ from distill.training.module import (
     has_schedule,
     resolve_topk,
 )
+from distill.utils.sharing import Sharing
 
 log = logging.getLogger(__name__)
 
@@ -115,9 +117,18 @@ def schedules(cfg: DictConfig, objective: Objective) -> list[Annealing]:
     return moved
 
 
-def build_trainer(cfg: DictConfig, objective: Objective) -> pl.Trainer:
-    """Return a trainer with the configured callbacks, annealing and loggers."""
+def build_trainer(
+    cfg: DictConfig, objective: Objective, sharing: Sharing | None = None
+) -> pl.Trainer:
+    """Return a trainer with the configured callbacks, annealing and loggers.
+
+    Of runs that share a process none has a bar: there is only one line for it.
+    """
+    sharing = sharing or Sharing()
     named = made_callbacks(cfg)
+    if sharing.active:
+        bars = [name for name, callback in named.items() if isinstance(callback, ProgressBar)]
+        named |= {name: EpochLines() for name in bars}
     # The latest state comes last, and holds what the others have kept.
     callbacks = sorted(named.values(), key=lambda callback: isinstance(callback, LatestCheckpoint))
     check_averaging(callbacks)
@@ -126,7 +137,7 @@ def build_trainer(cfg: DictConfig, objective: Objective) -> pl.Trainer:
         callbacks.insert(0, UntilAveraged(averages))
     if cfg.trainer.get("compile") and any(isinstance(c, FakeQuantize) for c in callbacks):
         raise ValueError("callbacks.fake_quantize needs trainer.compile=false")
-    callbacks += [Speed(), LearningRate(), FiniteLoss(cfg.on_nan)]
+    callbacks += [Speed(sharing.clock), LearningRate(), FiniteLoss(cfg.on_nan)]
     if not any(isinstance(c, LatestCheckpoint) for c in callbacks):
         callbacks.append(StopWhenTold())
     callbacks += schedules(cfg, objective)

@@ -1,9 +1,8 @@
 """What runs in one process share, and whose turn it is.
 
-A run that is alone makes everything itself, and nothing here does anything. Runs of a fused sweep
-(`distill.sweep.lockstep`) take turns, batch by batch: whatever is the same for all of them is made
-by the first that asks. What is shared is looked up by what it was made from, never by whose turn
-it is, so that a run gets what it would have made alone.
+Runs of a fused sweep (`distill.sweep.lockstep`) take turns, batch by batch: whatever is the same
+for all of them is made by the first that asks. What is shared is looked up by what it was made
+from, never by whose turn it is, so that a run gets what it would have made alone.
 """
 
 from __future__ import annotations
@@ -19,74 +18,56 @@ WINDOW = 4  # batches that a stream keeps, and answers that are kept: runs are a
 
 
 class Sharing:
-    """The state of runs that share.
+    """A run's part in what runs of one process share; that of a run that is alone is empty.
 
     Args:
-        switch: lets the other runs have their turns, and returns when it is this one's again.
+        switch: lets the other runs have their turns, and returns when it is this one's again; None
+            for a run that is alone.
+        made: what the runs have made once, the same object for all of them.
     """
 
-    def __init__(self, switch: Callable[[], None]) -> None:
+    def __init__(
+        self, switch: Callable[[], None] | None = None, made: dict[Hashable, Any] | None = None
+    ) -> None:
         self.switch = switch
-        self.made: dict[Hashable, Any] = {}
-        self.held = 0  # how many have asked that no turn ends
-        self.away = 0.0  # seconds that the run whose turn it is has spent waiting
+        self.made = {} if made is None else made
+        self.held = 0  # how many have asked that the turn does not end
+        self.away = 0.0  # seconds spent waiting for the other runs
 
+    @property
+    def active(self) -> bool:
+        """Whether there are others to share with."""
+        return self.switch is not None
 
-_now: Sharing | None = None
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Return what `make` returns, made once for all runs that ask with the same key."""
+        if not self.active:
+            return make()
+        if key not in self.made:
+            with self.hold_turn():
+                self.made[key] = make()
+        return self.made[key]
 
+    @contextmanager
+    def hold_turn(self) -> Iterator[None]:
+        """Keep the turn, as a run must while it holds a lock that the others will ask for."""
+        self.held += 1
+        try:
+            yield
+        finally:
+            self.held -= 1
 
-@contextmanager
-def among(sharing: Sharing) -> Iterator[None]:
-    """Let what runs inside share."""
-    global _now
-    before, _now = _now, sharing
-    try:
-        yield
-    finally:
-        _now = before
+    def next_turn(self) -> None:
+        """Let the other runs do as much as this one has done since its last turn."""
+        if self.switch is None or self.held:
+            return
+        left = time.perf_counter()
+        self.switch()
+        self.away += time.perf_counter() - left
 
-
-def active() -> bool:
-    """Return whether this run shares its process with others."""
-    return _now is not None
-
-
-def once(key: Hashable, make: Callable[[], T]) -> T:
-    """Return what `make` returns, made once for all runs that ask with the same key."""
-    if _now is None:
-        return make()
-    if key not in _now.made:
-        with alone():
-            _now.made[key] = make()
-    return _now.made[key]
-
-
-@contextmanager
-def alone() -> Iterator[None]:
-    """Keep the turn, as a run must while it holds a lock that the others will ask for."""
-    if _now is None:
-        yield
-        return
-    _now.held += 1
-    try:
-        yield
-    finally:
-        _now.held -= 1
-
-
-def next_turn() -> None:
-    """Let the other runs do as much as this one has done since its last turn."""
-    if _now is None or _now.held:
-        return
-    left = time.perf_counter()
-    sharing, away = _now, _now.away
-    sharing.switch()
-    sharing.away = away + time.perf_counter() - left
-
-
-def clock() -> float:
-    """Return a time in seconds that stands still while others have their turns."""
-    return time.perf_counter() - (_now.away if _now else 0.0)
+    def clock(self) -> float:
+        """Return a time in seconds that stands still while others have their turns."""
+        return time.perf_counter() - self.away
 
 
 class Recent:
@@ -101,8 +82,6 @@ class Recent:
 
     def answer(self, asked: object, detail: Hashable, make: Callable[[], T]) -> T:
         """Return what `make` returns, or has returned for this object and detail."""
-        if _now is None:
-            return make()
         for known, extra, answer in self.kept:
             if known is asked and extra == detail:
                 return answer
@@ -117,18 +96,21 @@ class Streams:
     def __init__(self) -> None:
         self.open: dict[Hashable, _Stream] = {}
 
-    def through(self, key: Hashable, begin: Callable[[int], Iterator[T]]) -> Iterator[T]:
+    def through(
+        self, key: Hashable, begin: Callable[[int], Iterator[T]], sharing: Sharing
+    ) -> Iterator[T]:
         """Yield the items of a sequence, beginning each in a turn of its own.
 
         Args:
             key: names the sequence.
             begin: position → the items from there on. A run that has fallen behind the others
                 goes on by itself.
+            sharing: the part of the run that goes through it.
         """
-        if _now is None:
+        if not sharing.active:
             yield from begin(0)
             return
-        next_turn()
+        sharing.next_turn()
         stream = self.open.get(key)
         if stream is None or stream.first > 0:
             stream = self.open[key] = _Stream(begin(0), 0)
@@ -144,7 +126,7 @@ class Streams:
                 return
             yield item
             position += 1
-            next_turn()
+            sharing.next_turn()
 
 
 class _Stream:

@@ -111,14 +111,13 @@ class Pair:
         """The teacher that separate runs use."""
         return self.make_teacher()
 
-    def make_teacher(self) -> Teacher:
+    def make_teacher(self, data: DataModule | None = None) -> Teacher:
         """Return a teacher with random weights: they cost what trained ones do."""
+        data = data or self.data
         spec = ModelSpec(self.teacher_name)
         if self.teacher_name is None:
             spec = read.model_spec(self.config([]).teacher)
-        return teachers.as_teacher(
-            build_model(spec, build.data_shape(self.data), "teacher"), self.data
-        )
+        return teachers.as_teacher(build_model(spec, build.data_shape(data), "teacher"), data)
 
     def config(self, overrides: list[str]) -> Any:
         """Return the default configuration of a run that is as long as a turn."""

@@ -23,7 +23,8 @@ from measure import Row, print_rows, ratio, rounds, seconds
 from steps import BATCH, PAIRS, Clock, Pair
 
 from distill.sweep.lockstep import in_turns
-from distill.utils import sharing
+from distill.training.fit import fit
+from distill.utils.sharing import Sharing
 
 TEMPERATURES = (1, 2, 3, 4, 6, 8, 12, 16)
 
@@ -32,15 +33,16 @@ def fused(pair: Pair) -> float:
     """Return the seconds in which all students take one step."""
     clocks: list[Clock] = []
 
-    def fit(temperature: float) -> None:
+    def train_at(temperature: float, sharing: Sharing) -> None:
         cfg = pair.config(["store=off", f"objective.temperature={temperature}"])
         shared = sharing.once("data", pair.make_data)
         data = shared.with_options(seed=0, batch_size=BATCH)
-        teacher = sharing.once("teacher", pair.make_teacher)
-        trainer = fit.fit(cfg, data, teacher)[1]
+        data.sharing = sharing
+        teacher = sharing.once("teacher", lambda: pair.make_teacher(data))
+        trainer = fit(cfg, data, teacher)[1]
         clocks.append(next(c for c in trainer.callbacks if isinstance(c, Clock)))
 
-    in_turns([partial(fit, temperature) for temperature in TEMPERATURES])
+    in_turns([partial(train_at, temperature) for temperature in TEMPERATURES])
     # The last student ends a round: these are the ends of the last uncounted and of the last round.
     began = max(clock.began for clock in clocks)
     ended = max(clock.ended for clock in clocks)

@@ -160,7 +160,7 @@ def printed(tmp_path, callback, word, capsys, caplog):
 
 
 def throughput(tmp_path):
-    fitted(tmp_path, lightning.ThroughputMonitor(batch_size_fn=len))
+    fitted(tmp_path, lightning.ThroughputMonitor(batch_size_fn=lambda batch: len(batch[0])))
     assert max(logged(tmp_path, "train/samples") or logged(tmp_path, "samples")) == 2 * 64
 
 

@@ -27,7 +27,6 @@ from distill.data.sources.splits import Resident, Source, Streamed
 from distill.data.sources.timm_data import timm_dataset
 from distill.data.views.views import CLEAN, ResidentView, StreamedView
 from distill.sweep.lockstep import in_turns
-from distill.utils import sharing
 from tests.data.conftest import fields, write_folder, write_tar
 
 
@@ -251,13 +250,13 @@ def test_training_batches_are_full_shuffled_and_of_their_epoch():
     loader = data.train_dataloader()
     epochs = [batches(loader, epoch) for epoch in (0, 1)]
     for epoch, found in enumerate(epochs):
-        assert [len(b[0]) for b in found] == [7] * (len(data.train) // 7) == [7] * len(loader)
-        index = torch.cat([b[2] for b in found])
+        assert [len(b) for b in found] == [7] * (len(data.train) // 7) == [7] * len(loader)
+        index = torch.cat([b.index for b in found])
         assert len(torch.unique(index)) == len(index)
         assert set(index.tolist()) <= set(data.train.index.tolist())
         assert index.tolist() != sorted(index.tolist())
-        assert {b[3] for b in found} == {epoch}
-        for images, target, where, _ in found:
+        assert {b.view_number for b in found} == {epoch}
+        for images, target, where, _ in map(fields, found):
             assert torch.equal(identity(images.float() / 255), where)
             assert torch.equal(target, where % 3)
     assert not same(epochs[0], epochs[1])
@@ -605,8 +604,10 @@ def test_runs_that_share_keep_their_workers_and_one_that_falls_behind_has_its_ow
     data = streamed_module(workers=1, view=AUGMENTED)
     seen, workers = {name: [] for name in turns}, {name: [] for name in turns}
 
-    def run(name):
-        loader = data.train_dataloader()
+    def run(name, sharing):
+        twin = data.with_options(seed=0, batch_size=4)
+        twin.sharing = sharing
+        loader = twin.train_dataloader()
         for epoch in (0, 1):
             loader.sampler.set_epoch(epoch)
             shown = []

@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,24 +12,23 @@ from hydra.core.hydra_config import HydraConfig
 
 from distill.sweep.lockstep import in_turns
 from distill.teacher.teacher import Teacher
-from distill.utils import sharing
-from distill.utils.sharing import Recent, Streams
+from distill.utils import sharing as module
+from distill.utils.sharing import Recent, Sharing, Streams
 
 
 def test_turns_go_round_until_each_is_done():
     order = []
 
-    def task(name, turns):
+    def task(name, turns, sharing):
         for turn in range(turns):
             order.append(f"{name}{turn}")
             sharing.next_turn()
 
-    in_turns([lambda: task("a", 3), lambda: task("b", 1), lambda: task("c", 2)])
+    in_turns([partial(task, "a", 3), partial(task, "b", 1), partial(task, "c", 2)])
     assert order == ["a0", "b0", "c0", "a1", "c1", "a2"]
-    assert not sharing.active()
 
 
-def draws(seed, count=3):
+def draws(seed, sharing, count=3):
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -41,15 +41,20 @@ def draws(seed, count=3):
 
 def test_neighbours_change_nothing_about_what_is_random():
     found = {}
-    in_turns([lambda seed=seed: found.update({seed: draws(seed, 2 + seed)}) for seed in range(3)])
-    assert found == {seed: draws(seed, 2 + seed) for seed in range(3)}
+    in_turns(
+        [
+            lambda own, seed=seed: found.update({seed: draws(seed, own, 2 + seed)})
+            for seed in range(3)
+        ]
+    )
+    assert found == {seed: draws(seed, Sharing(), 2 + seed) for seed in range(3)}
 
 
 def test_each_has_its_configuration_its_log_and_its_gradient_mode():
     before = HydraConfig.instance().cfg, logging.root.handlers[:]
     seen = []
 
-    def task(name, mode):
+    def task(name, mode, sharing):
         HydraConfig.instance().cfg = name
         handler = logging.NullHandler()
         logging.root.handlers[:] = [handler]
@@ -64,7 +69,7 @@ def test_each_has_its_configuration_its_log_and_its_gradient_mode():
         seen.append(state)
 
     modes = [torch.enable_grad, torch.no_grad, torch.inference_mode, torch.enable_grad]
-    in_turns([lambda name=str(k), mode=mode: task(name, mode) for k, mode in enumerate(modes)])
+    in_turns([partial(task, str(k), mode) for k, mode in enumerate(modes)])
     assert sorted(seen) == [(False, False), (False, True), (True, False), (True, False)]
     assert (HydraConfig.instance().cfg, logging.root.handlers) == before
 
@@ -72,51 +77,55 @@ def test_each_has_its_configuration_its_log_and_its_gradient_mode():
 def test_an_interrupt_ends_all_and_lets_each_clean_up():
     cleaned = []
 
-    def waits(name):
+    def waits(name, sharing):
         try:
             while True:
                 sharing.next_turn()
         finally:
             cleaned.append(name)
 
-    def interrupts():
+    def interrupts(sharing):
         sharing.next_turn()
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        in_turns([lambda: waits("a"), interrupts, lambda: waits("b")])
+        in_turns([partial(waits, "a"), interrupts, partial(waits, "b")])
     assert sorted(cleaned) == ["a", "b"]
-    assert not sharing.active()
 
 
 def test_what_is_made_once_is_made_without_ending_the_turn():
     made = []
 
-    def make():
+    def make(sharing):
         sharing.next_turn()  # the others must not come to ask before there is an answer
         made.append(1)
         return object()
 
+    def ask(sharing):
+        found.append(sharing.once("key", partial(make, sharing)))
+
     found = []
-    in_turns([lambda: found.append(sharing.once("key", make))] * 3)
+    in_turns([ask] * 3)
     assert len(made) == 1
     assert found[0] is found[1] is found[2]
-    assert sharing.once("key", make) is not sharing.once("key", make)  # alone nothing is kept
+    ask(alone := Sharing())
+    ask(alone)
+    assert found[3] is not found[4]  # alone nothing is kept
 
 
 def test_the_clock_stands_still_while_others_have_their_turns(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(sharing.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
     taken = {}
 
-    def task(name, seconds):
+    def task(name, seconds, sharing):
         start = sharing.clock()
         for _ in range(4):
             now[0] += seconds
             sharing.next_turn()
         taken[name] = sharing.clock() - start
 
-    in_turns([lambda: task("slow", 10.0), lambda: task("fast", 1.0)])
+    in_turns([partial(task, "slow", 10.0), partial(task, "fast", 1.0)])
     assert taken == {"slow": 40.0, "fast": 4.0}
 
 
@@ -129,14 +138,14 @@ def test_runs_go_through_a_stream_together_and_a_late_one_goes_alone():
 
     found = {}
 
-    def through(name, wait):
+    def through(name, wait, sharing):
         for _ in range(wait):
             sharing.next_turn()
-        found[name] = list(streams.through("numbers", begin))
+        found[name] = list(streams.through("numbers", begin, sharing))
 
-    in_turns([lambda: through("a", 0), lambda: through("b", 0), lambda: through("c", 2)])
+    in_turns([partial(through, "a", 0), partial(through, "b", 0), partial(through, "c", 2)])
     assert begun == [0]
-    in_turns([lambda: through("d", 0), lambda: through("late", 9)])
+    in_turns([partial(through, "d", 0), partial(through, "late", 9)])
     assert begun == [0, 0, 0]
     assert all(numbers == list(range(20)) for numbers in found.values())
     assert len(found) == 5
@@ -151,13 +160,13 @@ def test_a_run_that_falls_behind_goes_on_by_itself():
 
     found = []
 
-    def slow():
-        for number in streams.through("numbers", begin):
+    def slow(sharing):
+        for number in streams.through("numbers", begin, sharing):
             found.append(number)
             for _ in range(5):
                 sharing.next_turn()
 
-    in_turns([lambda: list(streams.through("numbers", begin)), slow])
+    in_turns([lambda own: list(streams.through("numbers", begin, own)), slow])
     assert found == list(range(30))
     assert begun[0] == 0
     assert len(begun) == 2
@@ -173,12 +182,12 @@ def test_an_item_that_cannot_be_made_is_missed_by_every_run_at_its_place():
                 raise ValueError("a broken image")
             yield number
 
-    def through(name):
+    def through(name, sharing):
         met[name] = []
         with pytest.raises(ValueError, match="a broken image"):
-            met[name].extend(streams.through("numbers", begin))
+            met[name].extend(streams.through("numbers", begin, sharing))
 
-    in_turns([lambda: through("a"), lambda: through("b"), lambda: through("c")])
+    in_turns([partial(through, name) for name in "abc"])
     assert met == {"a": [0, 1, 2], "b": [0, 1, 2], "c": [0, 1, 2]}
 
 
@@ -189,12 +198,8 @@ def test_recent_answers_are_to_the_same_object_and_detail():
     def answer(given, detail=None):
         return recent.answer(given, detail, lambda: asked.append(1) or len(asked))
 
-    def ask():
-        found = [answer(one), answer(one), answer(equal), answer(one, 1), answer(one)]
-        assert found == [1, 1, 2, 3, 1]
-
-    in_turns([ask])
-    assert [answer(one), answer(one)] == [4, 5]  # a run that is alone keeps nothing
+    found = [answer(one), answer(one), answer(equal), answer(one, 1), answer(one)]
+    assert found == [1, 1, 2, 3, 1]
 
 
 def test_a_shared_teacher_is_asked_once_for_each_view(tiny):
@@ -204,26 +209,21 @@ def test_a_shared_teacher_is_asked_once_for_each_view(tiny):
     views = [torch.rand(8, 1, 8, 8) for _ in range(3)]
     answers = {}
 
-    def ask(teacher, name):
+    def ask(teacher, name, sharing):
         for view in views:
             answers.setdefault(name, []).append(teacher(view))
             sharing.next_turn()
 
-    def shared(name):
-        ask(sharing.once("teacher", lambda: Teacher(model, batch_size=8)), name)
+    def run(name, sharing):
+        teacher = sharing.once("teacher", lambda: Teacher(model, batch_size=8, shared=True))
+        ask(teacher, name, sharing)
 
-    in_turns([lambda: shared("a"), lambda: shared("b"), lambda: shared("c")])
+    in_turns([partial(run, name) for name in "abc"])
     assert len(asked) == 3
     alone = Teacher(model, batch_size=8)
-    halved = []
-
-    def in_both_types():
-        teacher = Teacher(model, batch_size=8)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            halved.append(teacher(views[0]))
-        assert torch.equal(teacher(views[0]), alone(views[0]))
-
-    in_turns([in_both_types])
-    assert halved[0].dtype == torch.bfloat16
+    in_both_types = Teacher(model, batch_size=8, shared=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert in_both_types(views[0]).dtype == torch.bfloat16
+    assert torch.equal(in_both_types(views[0]), alone(views[0]))
     for found in answers.values():
         assert all(torch.equal(z, alone(view)) for z, view in zip(found, views, strict=True))

@@ -129,7 +129,13 @@ def test_runs_that_share_a_teacher_look_once(composed, caplog):
     data = build.build_data(cfg)
     model = Counted(data)
     teacher, found = Teacher(model), []
-    in_turns([lambda: found.append(looked_at(cfg, data, KD, teacher, "teacher"))] * 3)
+
+    def look(sharing):
+        own = data.with_options(seed=0, batch_size=data.batch_size)
+        own.sharing = sharing
+        found.append(looked_at(cfg, own, KD, teacher, "teacher"))
+
+    in_turns([look] * 3)
     assert found[0] is found[1] is found[2]
     assert model.seen == len(data.val)
     assert caplog.text.count("validation top-1") == 1

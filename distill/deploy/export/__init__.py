@@ -31,6 +31,7 @@ from distill.models.bundle import read_facts
 from distill.models.checkpoint import WEIGHTS
 from distill.utils.files import resolved_path
 from distill.utils.json_files import write_json
+from distill.utils.sharing import Sharing
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ class Job:
         return onnx.as_onnx(self.program)
 
 
-def export(cfg: DictConfig) -> None:
+def export(cfg: DictConfig, sharing: Sharing | None = None) -> None:
     """Write a student in every format, judge each file on the test split, and print the table.
 
     A format that cannot be written, or whose file does not run, keeps no other from being written.
@@ -102,7 +103,7 @@ def export(cfg: DictConfig) -> None:
     checks.settle_values(cfg)
     build.run_imports(cfg)
     check(cfg)
-    job = load(cfg)
+    job = load(cfg, sharing)
     for name in (*FILES.values(), RECORD):  # of an earlier export, which would pass for this one's
         (job.folder / name).unlink(missing_ok=True)
     source = resolved_path(cfg.student.checkpoint)
@@ -178,10 +179,10 @@ def check(cfg: DictConfig) -> None:
         raise ValueError("give student.checkpoint=PATH: a student bundle, or a run's .ckpt")
 
 
-def load(cfg: DictConfig) -> Job:
+def load(cfg: DictConfig, sharing: Sharing | None) -> Job:
     """Return a bundle's student as it is exported, with its data."""
     options, known = cfg.export, read_facts(cfg.student.checkpoint)
-    data = build.build_data(cfg, build.to_judge(cfg, whole=False))
+    data = build.build_data(cfg, build.to_judge(cfg, whole=False), sharing)
     checks.check_classes(cfg, data)
     if differing := checks.differing_views(cfg, data):  # the file has one size, and is judged at it
         raise ValueError(differing)

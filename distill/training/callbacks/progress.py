@@ -8,16 +8,12 @@ import sys
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
 
-from distill.utils import sharing
-
 log = logging.getLogger(__name__)
 
 
 def progress_callback() -> pl.Callback:
     """Return the progress display that fits where standard output goes."""
-    if sys.stdout.isatty() and not sharing.active():  # there is only one line for a bar
-        return RichProgressBar(leave=False)
-    return EpochLines()
+    return RichProgressBar(leave=False) if sys.stdout.isatty() else EpochLines()
 
 
 class EpochLines(pl.Callback):
