@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from distill import evaluation, report
 from distill.config import build, checks, read
+from distill.config.keys import with_values
 from distill.config.schema import check_folder
 from distill.data import DataModule
 from distill.data.condition.image_corruptions import chosen
@@ -45,7 +46,7 @@ from distill.training.pruning import pruned
 from distill.training.teachers import (
     load_teacher,
     prepare_teachers,
-    settle_temperature,
+    resolve_auto_temperature,
     to_be_trained,
 )
 from distill.training.trainer import (
@@ -89,21 +90,25 @@ def train(cfg: DictConfig, sharing: Sharing | None = None) -> float | list[float
     signals.stop_if_told()
     try:
         checks.check_multirun(cfg)
-        checks.settle_values(cfg)
+        cfg = checks.with_checked_values(cfg)
         build.run_imports(cfg)
         resume.check(cfg)
     except (ValueError, OmegaConfBaseException):
         if read.swept() and not cfg.sweep.resume:
             refused_in(Path(cfg.paths.output_dir))
         raise
-    with alone_in(Path(cfg.paths.output_dir)):
-        before = take_up(cfg)
-        found = trained(cfg, sharing or Sharing()) if before is None else before
+    with lock_run_directory(Path(cfg.paths.output_dir)):
+        found = result_of_finished(cfg)
+        if found is None:
+            cfg = resume.with_checkpoint(cfg)
+            if first_of_run():
+                set_aside(Path(cfg.paths.output_dir), cfg.ckpt_path)
+            found = trained(cfg, sharing or Sharing())
     return None if found is None else read.finite_or_none(found)
 
 
 def trained(cfg: DictConfig, sharing: Sharing) -> float | list[float] | None:
-    """Run what `take_up` has made ready."""
+    """Run what is not finished, in a run directory that is held and has no other run's files."""
     started = sharing.clock()
     checks.check_models(cfg)
     data = build.build_data(cfg, sharing=sharing)
@@ -112,12 +117,12 @@ def trained(cfg: DictConfig, sharing: Sharing) -> float | list[float] | None:
         preview(cfg, data)
         return None
     objective = build.build_objective(cfg, data)
-    build.resolve_student(cfg)
+    cfg = build.with_architecture(cfg)
     costs = checks.check_decision(cfg, data)
     check_early(cfg, data, objective)
 
     (*chain, teacher), looks = prepare_teachers(cfg, data, objective)
-    settle_temperature(cfg, data, teacher)
+    cfg = resolve_auto_temperature(cfg, data, teacher)
     baseline = prepare_baseline(cfg, data) if cfg.baseline else None
     warnings = warned(cfg, data, looks)
     student, trainer = fit(cfg, data, teacher)
@@ -151,7 +156,7 @@ def trained(cfg: DictConfig, sharing: Sharing) -> float | list[float] | None:
 
 def evaluate(cfg: DictConfig, sharing: Sharing | None = None) -> None:
     """Judge a trained student on the test split, print the numbers and write `summary.json`."""
-    checks.settle_values(cfg)
+    cfg = checks.with_checked_values(cfg)
     build.run_imports(cfg)
     if not cfg.student.checkpoint and not cfg.student.pretrained:
         raise ValueError("give student.checkpoint=PATH: a student bundle or a checkpoint")
@@ -186,7 +191,7 @@ def evaluate(cfg: DictConfig, sharing: Sharing | None = None) -> None:
 
 def fill_store(cfg: DictConfig, sharing: Sharing | None = None) -> None:
     """Keep the teacher's answers ahead of the runs that will ask for them."""
-    checks.settle_values(cfg)
+    cfg = checks.with_checked_values(cfg)
     build.run_imports(cfg)
     if not read.teacher_name(cfg):
         raise ValueError("there is no teacher whose answers could be kept")
@@ -194,14 +199,15 @@ def fill_store(cfg: DictConfig, sharing: Sharing | None = None) -> None:
     data = build.build_data(cfg, sharing=sharing)
     note_data(cfg, data)
     objective = build.build_objective(cfg, data)
-    build.resolve_student(cfg)
+    cfg = build.with_architecture(cfg)
     check_teacher(cfg, data)
     check_store(cfg, data, objective)
     check_folder("store.path", cfg.store.path)
     check_assistants(cfg, data, objective)
     (*_, teacher), _ = prepare_teachers(cfg, data, objective)
     assert teacher is not None
-    cfg.store.mode = "disk"  # only now: assistants are those that `distill` trains
+    # Only now: assistants are those that `distill` trains.
+    cfg = with_values(cfg, {"store.mode": "disk"})
     cached = open_cached(cfg, data, teacher, objective)
     try:
         fill(cfg, data, cached, single_device(cfg, precision=cfg.trainer.precision))
@@ -252,8 +258,8 @@ def judged_modules(
     )
 
 
-def take_up(cfg: DictConfig) -> float | list[float] | None:
-    """Return what the job of a resumed sweep came to, if it has ended; else make ready to run it.
+def result_of_finished(cfg: DictConfig) -> float | list[float] | None:
+    """Return what a run that goes on came to, if it has ended, and write its page if need be.
 
     Raises:
         ValueError: if another job has ended in its folder.
@@ -262,14 +268,10 @@ def take_up(cfg: DictConfig) -> float | list[float] | None:
     found = resume.finished(cfg)
     if isinstance(found, str):
         raise ValueError(found)
-    if found is not None:
-        if cfg.report and not (folder / "report.html").is_file():  # killed while it was written
-            report.write_run_page(folder)
-        return found
-    resume.go_on(cfg)
-    if first_of_run():
-        set_aside(folder, cfg.ckpt_path)
-    return None
+    page = folder / "report.html"
+    if found is not None and cfg.report and not page.is_file():  # killed while it was written
+        report.write_run_page(folder)
+    return found
 
 
 def refused_in(folder: Path) -> None:
@@ -291,7 +293,7 @@ def set_aside(folder: Path, going_on_from: str | None = None) -> None:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def lock_run_directory(folder: Path) -> Iterator[None]:
     """Keep other runs out of a run's folder, and remove what one that was killed left half done."""
     if not first_of_run():  # of several that are one run
         yield

@@ -51,3 +51,80 @@ def test_few_modules_lie_beside_the_folders():
     assert len(list(PACKAGE.glob("*.py"))) <= 6
     folders = {path.relative_to(PACKAGE).parts[0] for path in PACKAGE.rglob("*.py")}
     assert {Path(name).stem for name in folders} == {"__init__", *ORDER}
+
+
+OPERATORS = "distill.utils.torchvision_operators"
+THEIR_USERS = ("timm", "pytorch_lightning", "torchmetrics", "torchvision")
+
+
+def at_the_top(path):
+    return [node for node in ast.parse(path.read_text(encoding="utf-8")).body
+            if isinstance(node, ast.Import | ast.ImportFrom)]  # fmt: skip
+
+
+@pytest.mark.parametrize("module", sorted(FILES))
+def test_torchvision_is_made_importable_before_anything_imports_it(module):
+    # Files are also the first to be imported: in a launcher's worker, or as somebody's `_target_`.
+    names = [node.names[0].name if isinstance(node, ast.Import) else node.module
+             for node in at_the_top(FILES[module])]  # fmt: skip
+    if not any(name.split(".")[0] in THEIR_USERS for name in names):
+        return
+    packages = [module, *(name for name in FILES if module.startswith(f"{name}."))]
+    assert any(OPERATORS in imported(FILES[name]) for name in packages)
+
+
+# State
+
+MUTATING = {"append", "add", "clear", "discard", "extend", "insert", "pop", "popleft", "popitem",
+            "remove", "setdefault", "update", "enter_context"}  # fmt: skip
+STATE = {
+    "distill.metrics.cost": {"_measured"},  # measured again, an architecture would have two speeds
+    "distill.utils.signals": {"_State"},  # signals are the process's, whichever run is at work
+    "distill.utils.files": {"_locks", "_holders"},  # the system gives locks to the process
+    "distill.sweep.alone": {"COMMAND"},  # the folders that a command holds until it ends
+}
+
+
+def root(node):
+    while isinstance(node, ast.Attribute | ast.Subscript):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else None
+
+
+def changed_by_functions(tree):
+    """The names of a module's own objects, or of classes, that its functions change."""
+    assigned = [node for node in tree.body if isinstance(node, ast.Assign | ast.AnnAssign)]
+    targets = [target for node in assigned for target in
+               (node.targets if isinstance(node, ast.Assign) else [node.target])]  # fmt: skip
+    outer = {name.id for target in targets for name in ast.walk(target)
+             if isinstance(name, ast.Name)}  # fmt: skip
+    outer |= {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+    outer |= {alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom)
+              for alias in node.names if alias.name.isupper()}  # fmt: skip
+    found = set()
+    for function in ast.walk(tree):
+        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        for node in ast.walk(function):
+            if isinstance(node, ast.Global):
+                found |= set(node.names)
+            elif isinstance(node, ast.Assign | ast.AugAssign | ast.Delete):
+                targets = [node.target] if isinstance(node, ast.AugAssign) else node.targets
+                parts = (t for target in targets for t in ast.walk(target))
+                found |= {root(part) for part in parts
+                          if isinstance(part, ast.Attribute | ast.Subscript)}  # fmt: skip
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                found |= {root(node.func)} if node.func.attr in MUTATING else set()
+    return found & outer
+
+
+@pytest.mark.parametrize("module", sorted(FILES))
+def test_no_module_has_state_but_what_is_listed(module):
+    tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
+    assert changed_by_functions(tree) == STATE.get(module, set())
+
+
+def test_state_is_recognised():
+    code = "a, B = {}, 0\nb = []\nc = d = {}\nclass E: pass\n" \
+           "def f():\n global a\n b.append(1)\n c['x'].y = 2\n E.z = 3\n d.get(1)"  # fmt: skip
+    assert changed_by_functions(ast.parse(code)) == {"a", "b", "c", "E"}

@@ -43,7 +43,10 @@ def test_a_run_returns_its_metric_and_leaves_numbers_that_evaluation_repeats(
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "summary.json").write_text("{}")  # of an earlier run
     (tmp_path / "run" / "report.html").write_text("old")
-    value = run.train(composed(*QUICK))
+    cfg = composed(*QUICK, "objective.temperature=auto")
+    told = cfg.copy()
+    value = run.train(cfg)
+    assert cfg == told  # what a run finds out is returned, and never written into it
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (tmp_path / "run" / "summary.previous.json").read_text() == "{}"
     assert (tmp_path / "run" / "report.previous.html").read_text() == "old"

@@ -11,6 +11,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from distill.config.keys import with_values
 from distill.config.read import model_spec, own_size, plain
 from distill.data import DataModule
 from distill.data.sources.judged import Judged
@@ -175,11 +176,12 @@ def build_objective(cfg: DictConfig, data: DataModule) -> Objective:
     return make(node, "objective", class_counts=data.class_counts)
 
 
-def resolve_student(cfg: DictConfig) -> None:
-    """Write into the configuration the architecture that `student.checkpoint` brings."""
+def with_architecture(cfg: DictConfig) -> DictConfig:
+    """Return a configuration that names the architecture which `student.checkpoint` brings."""
     spec = resolved(model_spec(cfg.student))
-    cfg.student.lr = cfg.student.lr  # as recommended for what was named
-    cfg.student.name, cfg.student.args = spec.name, dict(spec.args)
+    learning_rate = cfg.student.lr  # as recommended for what was named
+    student = {"name": spec.name, "args": dict(spec.args), "lr": learning_rate}
+    return with_values(cfg, {f"student.{key}": value for key, value in student.items()})
 
 
 def run_imports(cfg: DictConfig) -> None:

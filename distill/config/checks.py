@@ -8,6 +8,8 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import distill.utils.torchvision_operators  # noqa: F401  (before others import torchvision)
+
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 
 from distill.config.overrides import closest
 from distill.config.read import plain, processes, swept, teacher_name
-from distill.config.schema import check_values, resolve_paths
+from distill.config.schema import check_values, resolved_paths
 from distill.data import DataModule
 from distill.data.condition.costs import read_costs
 from distill.data.module import CLEAN_VIEW, border
@@ -32,8 +34,8 @@ from distill.utils.files import resolved_path
 from distill.utils.numbers import is_number
 
 
-def settle_values(cfg: DictConfig) -> None:
-    """Refuse values that are of another kind than their keys ask for, and resolve what is a path.
+def with_checked_values(cfg: DictConfig) -> DictConfig:
+    """Return a configuration whose values are of the kinds their keys ask for, its paths resolved.
 
     Where `hydra.job.chdir` leads a run into its own folder, relative paths still count from where
     the command was typed.
@@ -43,8 +45,8 @@ def settle_values(cfg: DictConfig) -> None:
     """
     check_values(cfg)
     elsewhere = HydraConfig.initialized() and HydraConfig.get().job.chdir
-    resolve_paths(cfg, HydraConfig.get().runtime.cwd if elsewhere else None)
     check_trainer_keys(cfg)
+    return resolved_paths(cfg, HydraConfig.get().runtime.cwd if elsewhere else None)
 
 
 def check_trainer_keys(cfg: DictConfig) -> None:

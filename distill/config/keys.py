@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
 
 # Values that decide no number: where things lie, what goes on, and what is told of it.
 BOOKKEEPING = ("sweep", "paths", "hydra", "ckpt_path", "resume", "report", "preview", "views",
@@ -26,3 +29,11 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
         return {prefix: config} if prefix else {}
     parts = (flat(v, f"{prefix}.{k}" if prefix else str(k)) for k, v in config.items())
     return {name: value for part in parts for name, value in part.items()}
+
+
+def with_values(cfg: DictConfig, values: Mapping[str, Any]) -> DictConfig:
+    """Return a copy of a configuration that has other values at these dotted keys."""
+    changed = cfg.copy()
+    for key, value in values.items():
+        OmegaConf.update(changed, key, value, merge=False)
+    return changed

@@ -15,6 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from distill.config.keys import with_values
 from distill.utils.files import resolved_path
 from distill.utils.numbers import is_real
 
@@ -227,13 +228,14 @@ def check_values(cfg: DictConfig) -> None:
             raise ValueError(f"{key} must be {kind.name}, got {shown(value)}")
 
 
-def resolve_paths(cfg: DictConfig, base: str | None = None) -> None:
-    """Put in the place of each path what it means, so that all who use it use the same.
+def resolved_paths(cfg: DictConfig, base: str | None = None) -> DictConfig:
+    """Return a configuration with each path as what it means, so that all use the same.
 
     Args:
         cfg: whose values have been checked.
         base: the folder that relative paths count from, where it is not the current one.
     """
+    found: dict[str, Any] = {}
     for key in (key for key, kind in kinds_of(cfg).items() if kind.is_path):
         given = OmegaConf.select(cfg, key)
         if isinstance(given, str) and given:
@@ -243,7 +245,8 @@ def resolve_paths(cfg: DictConfig, base: str | None = None) -> None:
         else:
             continue
         if path != given:
-            OmegaConf.update(cfg, key, path)
+            found[key] = path
+    return with_values(cfg, found)
 
 
 def check_folder(key: str, path: str) -> None:

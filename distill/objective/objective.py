@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import cached_property, reduce
 from operator import add
 from typing import Any
 
@@ -66,9 +66,13 @@ class Term:
         asks = self.takes("class_counts") and "class_counts" not in self.options
         return asks or self.reweight is not None
 
+    @cached_property
+    def _options(self) -> frozenset[str]:
+        return frozenset(inspect.signature(self.loss.function).parameters)
+
     def takes(self, option: str) -> bool:
         """Whether the loss has an option of that name."""
-        return option in inspect.signature(self.loss.function).parameters
+        return option in self._options
 
     def __call__(self, given: Mapping[str, Any]) -> Tensor:
         """Return the loss's values `[N]`; `given` holds tensors and what the objective knows."""

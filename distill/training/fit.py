@@ -16,6 +16,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from distill.config import build, read
+from distill.config.keys import with_values
 from distill.config.resolvers import higher_is_better
 from distill.data import DataModule
 from distill.metrics.cost import parameters
@@ -241,7 +242,7 @@ def train_and_keep(
     begun = resume.latest(work / resume.CHECKPOINTS)
     if begun is not None:
         path, content = begun
-        own.ckpt_path, own.resume = str(path), "auto"
+        own = with_values(own, {"ckpt_path": str(path), "resume": "auto"})
         log.info("%s: going on from %s, %d epochs done", role, path, epochs_done(content, path))
     student, trainer = fit(own, data, teacher, role)
     if trainer.is_global_zero:
@@ -266,8 +267,6 @@ def with_checkpoints(cfg: DictConfig, work: Path, keep_best: bool) -> DictConfig
         work: the folder.
         keep_best: whether, where training may stop early, the best epoch is kept too.
     """
-    derived = cfg.copy()
-    derived.paths.output_dir = str(work)
     folder = str(work / resume.CHECKPOINTS)
     callbacks = read.plain(cfg.callbacks) or {}
     last = {
@@ -282,13 +281,14 @@ def with_checkpoints(cfg: DictConfig, work: Path, keep_best: bool) -> DictConfig
             "dirpath": folder,
             **{key: stop[key] for key in ("monitor", "mode")},
         }
-    derived.callbacks = {**callbacks, "last": last}
-    return derived
+    own = {"paths.output_dir": str(work), "callbacks": {**callbacks, "last": last}}
+    return with_values(cfg, own)
 
 
 def prepare_baseline(cfg: DictConfig, data: DataModule) -> Distiller:
     """Return the same student, trained from the same seed for as long, on labels only."""
     own = auxiliary.supervised_config(cfg, "baseline")
-    own.data.batch_size = data.labeled_per_batch  # the student's batches, less what has no labels
+    # The student's batches, less what has no labels.
+    own = with_values(own, {"data.batch_size": data.labeled_per_batch})
     model = trained_once(own, data, "baseline", train_and_keep)
     return Distiller(model, normalize=normalization(model, data.in_chans))

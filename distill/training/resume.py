@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from distill.config import read
-from distill.config.keys import flat, is_bookkeeping
+from distill.config.keys import flat, is_bookkeeping, with_values
 from distill.models.checkpoint import as_object, epochs_done, read_lightning
 from distill.training import prolonging
 from distill.training.callbacks.continuity import nothing_left
@@ -152,24 +152,24 @@ def fingerprint(cfg: DictConfig) -> str:
     return hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()
 
 
-def go_on(cfg: DictConfig) -> None:
-    """Let a run that was interrupted go on from its last checkpoint, if it may and there is one.
+def with_checkpoint(cfg: DictConfig) -> DictConfig:
+    """Return the configuration of a run that goes on from its last checkpoint, if it has one.
 
     Raises:
         ValueError: if it was another that was interrupted there.
     """
     if not asked(cfg) or cfg.ckpt_path:
-        return
+        return cfg
     folder = Path(cfg.paths.output_dir)
     found = latest(folder / CHECKPOINTS)
     if found is None:
         if cfg.resume:
             log.info("%s holds no checkpoint: from the beginning", folder)
-        return
+        return cfg
     path, content = found
     check_same(path, content, cfg)
     log.info("going on from %s: %d epochs done", path, epochs_done(content, path))
-    cfg.ckpt_path = str(path)
+    return with_values(cfg, {"ckpt_path": str(path)})
 
 
 def latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:

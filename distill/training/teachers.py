@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from distill.config import build, read
+from distill.config.keys import with_values
 from distill.data import DataModule
 from distill.models.build import ModelSpec, build_matched, normalization
 from distill.models.features import feature_channels
@@ -35,11 +36,11 @@ def prepare_teachers(
     looks = [looked_at(cfg, data, objective, chain[0], "teacher")]
     for number in range(1, len(cfg.assistants or []) + 1):
         own = auxiliary.assistant_config(cfg, number)
-        settle_temperature(own, data, chain[-1])
+        own = resolve_auto_temperature(own, data, chain[-1])
         role = f"assistant-{number}"
         model = trained_once(own, data, role, train_and_keep, chain[-1])
-        own.paths = None  # where it was trained makes no other teacher
-        chain.append(data.sharing.once(str([role, own]), partial(as_teacher, model, data)))
+        recipe = with_values(own, {"paths": None})  # where it was trained changes nothing
+        chain.append(data.sharing.once(str([role, recipe]), partial(as_teacher, model, data)))
         looks.append(looked_at(cfg, data, objective, chain[-1], f"assistant {number}"))
     for teacher in chain:
         if teacher is not None and objective.needs_features:
@@ -110,8 +111,12 @@ def as_teacher(
     )
 
 
-def settle_temperature(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> None:
-    """Put a number in the place of `objective.temperature=auto`."""
-    if cfg.objective.temperature == "auto":
-        cfg.objective.temperature = teacher_temperature(cfg, data, teacher)
-        log.info("objective.temperature: %.4f, fitted to the teacher", cfg.objective.temperature)
+def resolve_auto_temperature(
+    cfg: DictConfig, data: DataModule, teacher: Teacher | None
+) -> DictConfig:
+    """Return a configuration with a number in the place of `objective.temperature=auto`."""
+    if cfg.objective.temperature != "auto":
+        return cfg
+    temperature = teacher_temperature(cfg, data, teacher)
+    log.info("objective.temperature: %.4f, fitted to the teacher", temperature)
+    return with_values(cfg, {"objective.temperature": temperature})

@@ -267,7 +267,7 @@ def test_a_students_checkpoint_names_the_architecture_of_the_run(composed, tmp_p
     model = timm.create_model("cifar_resnet8", num_classes=10, in_chans=1)
     save_student(model, tmp_path / "start")
     cfg = composed(f"student.checkpoint={tmp_path / 'start'}")
-    build.resolve_student(cfg)
+    cfg = build.with_architecture(cfg)
     assert cfg.student.name == "cifar_resnet8"
 
 

@@ -158,13 +158,13 @@ def test_every_path_of_a_configuration_is_resolved_once(monkeypatch, tmp_path):
     cfg = composed("student.checkpoint='~/student'", "teacher=ensemble", "store=disk",
                    "teacher.checkpoints=['~/a','$HOME/b']", "data=folder",
                    "data.root=photos")  # fmt: skip
-    schema.resolve_paths(cfg)
+    cfg = schema.resolved_paths(cfg)
     assert cfg.student.checkpoint == f"{tmp_path}/student"
     assert list(cfg.teacher.checkpoints) == [f"{tmp_path}/a", f"{tmp_path}/b"]
     assert cfg.paths.cache == f"{tmp_path}/kept"
     assert cfg.store.path.startswith(f"{tmp_path}/kept/") or cfg.store.path == f"{tmp_path}/kept"
     assert cfg.data.root == "photos"
-    schema.resolve_paths(cfg, "/launched/here")
+    cfg = schema.resolved_paths(cfg, "/launched/here")
     assert cfg.data.root == "/launched/here/photos"
     assert cfg.student.checkpoint == f"{tmp_path}/student"
 

@@ -3,6 +3,7 @@ import timm
 import torch
 
 from distill import Distiller, Objective, save_student
+from distill.data.batch import Batch
 from distill.models.build import ModelSpec, build_model
 from distill.models.features import check_features, feature_channels, forward_with_features
 from distill.models.weights import DataShape
@@ -44,7 +45,7 @@ def test_student_and_projection_learn_and_only_the_student_is_in_the_bundle(tmp_
     module = Distiller(student, teacher, objective, topk=(1,))
     view, target = torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
     student.train()
-    losses = objective(*module._answers((view, target)))
+    losses = objective(*module._answers(Batch(view, target)))
     losses["loss"].backward()
     assert all(p.grad is not None for p in [*student.parameters(), *objective.parameters()])
     assert [p.weight.shape[:2] for p in objective.projections] == [(64, 32), (128, 64)]

@@ -131,7 +131,7 @@ def test_a_student_of_other_classes_begins_with_the_backbone_and_says_so(
     caplog.set_level("INFO", "distill")
     cfg = composed(f"student.checkpoint={tmp_path / 'four'}")
     data = build.build_data(cfg)
-    build.resolve_student(cfg)
+    cfg = build.with_architecture(cfg)
     run.check_early(cfg, data, build.build_objective(cfg, data))
     assert "of 4 classes, and the data have 10; the last layer starts anew" in caplog.text
 

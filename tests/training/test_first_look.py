@@ -110,7 +110,7 @@ def test_a_teacher_is_asked_once_and_nothing_random_moves(composed, caplog):
     before = torch.get_rng_state()
     found = looked_at(cfg, data, KD, teacher, "teacher")
     assert torch.equal(torch.get_rng_state(), before)
-    teachers.settle_temperature(cfg, data, teacher)
+    cfg = teachers.resolve_auto_temperature(cfg, data, teacher)
     assert model.seen == len(data.val)
     logits, labels = on_validation(cfg, data, teacher)
     assert model.seen == len(data.val)

@@ -75,9 +75,9 @@ def test_another_jobs_checkpoint_is_not_gone_on_from(composed, tmp_path):
                "distill": {"job": resume.fingerprint(composed("seed=1"))}}  # fmt: skip
     torch.save(content, checkpoints / "last.ckpt")
     with pytest.raises(ValueError, match=r"last\.ckpt was left by another configuration"):
-        resume.go_on(composed())
+        resume.with_checkpoint(composed())
     cfg = composed("seed=1")
-    resume.go_on(cfg)
+    cfg = resume.with_checkpoint(cfg)
     assert cfg.ckpt_path.endswith("last.ckpt")
 
 

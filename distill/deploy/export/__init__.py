@@ -100,7 +100,7 @@ def export(cfg: DictConfig, sharing: Sharing | None = None) -> None:
         NotAllWritten: if a format could not be written, and another was.
         ValueError: for what a person can put right, and where no format could be written.
     """
-    checks.settle_values(cfg)
+    cfg = checks.with_checked_values(cfg)
     build.run_imports(cfg)
     check(cfg)
     job = load(cfg, sharing)
