@@ -43,7 +43,7 @@ def test_a_run_returns_its_metric_and_leaves_numbers_that_evaluation_repeats(
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "summary.json").write_text("{}")  # of an earlier run
     (tmp_path / "run" / "report.html").write_text("old")
-    cfg = composed(*QUICK, "objective.temperature=auto")
+    cfg = composed(*QUICK)
     told = cfg.copy()
     value = run.train(cfg)
     assert cfg == told  # what a run finds out is returned, and never written into it
