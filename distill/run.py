@@ -21,20 +21,15 @@ from distill.config.keys import with_values
 from distill.config.schema import check_folder
 from distill.data import DataModule
 from distill.data.condition.image_corruptions import chosen
-from distill.data.module import clamped
 from distill.data.views.preview import contact_sheet
 from distill.metrics import fit_vector_scaling
 from distill.models.build import build_model, normalization
-from distill.models.features import check_features, feature_channels
-from distill.objective.objective import Objective
 from distill.teacher.teacher import Teacher
-from distill.training import auxiliary, resume
+from distill.training import resume
 from distill.training.cache import check_store, fill, open_cached
-from distill.training.callbacks.head_first import classifier_parameters
 from distill.training.first_look import warned
 from distill.training.fit import (
     best_epoch,
-    compiled,
     fit,
     load_baseline,
     prepare_baseline,
@@ -47,20 +42,12 @@ from distill.training.teachers import (
     load_teacher,
     prepare_teachers,
     resolve_auto_temperature,
-    to_be_trained,
 )
 from distill.training.trainer import (
-    build_trainer,
-    check_callbacks,
-    check_monitor,
-    check_optimizer,
-    check_resume,
-    check_single_images,
-    check_trainer,
-    check_unlabeled,
     note_data,
     single_device,
 )
+from distill.training.untrained import check_assistants, check_teacher, prepare
 from distill.utils import signals
 from distill.utils.files import only_run_in, remove_stale
 from distill.utils.json_files import write_json
@@ -116,16 +103,15 @@ def trained(cfg: DictConfig, sharing: Sharing) -> float | list[float] | None:
     if cfg.views:
         preview(cfg, data)
         return None
-    objective = build.build_objective(cfg, data)
     cfg = build.with_architecture(cfg)
     costs = checks.check_decision(cfg, data)
-    check_early(cfg, data, objective)
+    untrained = prepare(cfg, data)
 
-    (*chain, teacher), looks = prepare_teachers(cfg, data, objective)
+    (*chain, teacher), looks = prepare_teachers(cfg, data, untrained.objective)
     cfg = resolve_auto_temperature(cfg, data, teacher)
     baseline = prepare_baseline(cfg, data) if cfg.baseline else None
     warnings = warned(cfg, data, looks)
-    student, trainer = fit(cfg, data, teacher)
+    student, trainer = fit(cfg, data, teacher, untrained)
     if not trainer.is_global_zero:
         return None
 
@@ -319,77 +305,6 @@ def last_logged(folder: Path, logged: Mapping[str, Tensor]) -> Callable[[str], f
         return found[-1]
 
     return value
-
-
-def check_early(cfg: DictConfig, data: DataModule, objective: Objective) -> None:
-    """Refuse what would only fail after the teacher has been trained."""
-    check_trainer(cfg)
-    check_folder("paths.cache", cfg.paths.cache)
-    checks.check_objective(cfg, data, objective)
-    check_unlabeled(cfg, data, objective)
-    check_monitor(cfg, data, objective)
-    spec, shape = read.model_spec(cfg.student), build.data_shape(data)
-    student = build_model(spec, shape, "student", any_classes=True, note=log.info)
-    checks.check_border(cfg, data, student)
-    check_optimizer(cfg, student)
-    check_single_images(student, data, data.batch_size, "data.batch_size")
-    check_callbacks(cfg, data, objective)
-    compiled(cfg, student)
-    if objective.needs_features:
-        check_features(student, (data.in_chans, *data.image_size), objective.stages, "student")
-    build_trainer(cfg, objective)
-    check_teacher(cfg, data)
-    if objective.needs_teacher and not read.teacher_name(cfg):
-        raise ValueError(
-            "this objective compares with a teacher: give one, or objective=supervised"
-        )
-    check_assistants(cfg, data, objective)
-    check_resume(cfg, student, objective, data.classes)
-    if cfg.store.mode == "disk":
-        if not read.teacher_name(cfg):
-            raise ValueError("store=disk keeps a teacher's answers, and there is no teacher")
-        check_store(cfg, data, objective)
-        check_folder("store.path", cfg.store.path)
-
-
-def check_teacher(cfg: DictConfig, data: DataModule) -> None:
-    """Refuse a teacher that is to be trained and could not be."""
-    if not read.teacher_name(cfg) and (cfg.teacher.get("fit") or {}).get("from_weights"):
-        raise ValueError("give teacher.name=NAME, a timm model, or teacher.checkpoint=PATH")
-    if not to_be_trained(cfg.teacher):
-        return
-    if cfg.teacher.get("classes"):
-        raise ValueError(
-            f"teacher.classes={cfg.teacher.classes} is for a teacher that has weights: this one is "
-            "to be trained, on the data's own classes"
-        )
-    own = auxiliary.supervised_config(cfg, "teacher")
-    spec, shape = read.model_spec(own.student), build.model_shape(own.student, data)
-    asked, said = own.data.batch_size, cfg.data.batch_size
-    if asked > len(data.train) and asked != said:
-        log.info(clamped("teacher.fit.batch_size", asked, len(data.train)))
-    model = build_model(spec, shape, "teacher", any_classes=True, note=log.info)
-    check_single_images(model, data, own.data.batch_size, "teacher.fit.batch_size")
-    check_optimizer(own, model, "teacher.fit.")
-    if head_epochs := cfg.teacher.fit.get("head_epochs"):
-        classifier_parameters(model)
-        if head_epochs >= own.trainer.max_epochs:
-            raise ValueError(
-                f"teacher.fit.head_epochs={head_epochs} leaves none of {own.trainer.max_epochs} "
-                "epochs to the other layers"
-            )
-
-
-def check_assistants(cfg: DictConfig, data: DataModule, objective: Objective) -> None:
-    """Refuse assistants that have no teacher, or cannot be built."""
-    if cfg.assistants and not read.teacher_name(cfg):
-        raise ValueError("assistants learn from a teacher, and there is none")
-    for number in range(1, len(cfg.assistants or []) + 1):
-        spec = read.model_spec(auxiliary.assistant_config(cfg, number).student)
-        label = f"assistant {number}"
-        model = build_model(spec, build.data_shape(data), label, any_classes=True)
-        if objective.needs_features:
-            feature_channels(model, objective.stages, label)
 
 
 def write_run(

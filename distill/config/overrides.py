@@ -17,12 +17,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from distill.utils.compat import replace_application_of_overrides
 from distill.utils.files import resolved_path
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -146,9 +146,8 @@ def apply(overrides: list[Override], cfg: DictConfig) -> None:
         resolve_early(cfg, key)
 
 
-hydras_own = ConfigLoaderImpl._apply_overrides_to_config
-# It has no hook for this; what is typed stays what is recorded, in every launcher's process.
-ConfigLoaderImpl._apply_overrides_to_config = staticmethod(apply)  # type: ignore[method-assign]
+# What is typed stays what is recorded, in every launcher's process.
+hydras_own = replace_application_of_overrides(apply)
 
 
 def may_be_new(override: Override, cfg: DictConfig, others: Sequence[Override]) -> bool:

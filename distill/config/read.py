@@ -97,6 +97,14 @@ def teacher_name(cfg: DictConfig) -> str | None:
     return own
 
 
+def to_be_trained(source: DictConfig) -> bool:
+    """Whether a teacher has a recipe, and no weights yet or such as are only its start."""
+    given = bool(source.checkpoint or source.pretrained)
+    if not source.fit or not (source.name or source.checkpoint):
+        return False
+    return not given or bool(source.fit.get("from_weights"))
+
+
 def plain(node: Any) -> Any:
     """Return a node as plain containers, resolved."""
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node

@@ -687,13 +687,17 @@ class KeyLoader(DataLoader[Any]):
         self.sampler.skip = skip
         if not self.num_workers or not self.sharing.active:
             return super().__iter__()
-        loader, under_way = self, self._last_pass and self._last_pass()
+        under_way = self._last_pass and self._last_pass()
         if under_way and under_way.left:  # lasting workers serve one pass at a time
-            loader = copy.copy(self)
-            loader._iterator = None
-        found = Pass(DataLoader.__iter__(loader), len(self) - skip)
-        if loader is self:
-            self._last_pass = weakref.ref(found)
+            return iter(
+                DataLoader(
+                    self.dataset, batch_size=None, sampler=self.sampler,
+                    num_workers=self.num_workers, pin_memory=self.pin_memory,
+                    generator=torch.Generator(),
+                )
+            )  # fmt: skip
+        found = Pass(super().__iter__(), len(self) - skip)
+        self._last_pass = weakref.ref(found)
         return found
 
     def state_dict(self) -> dict[str, Any]:

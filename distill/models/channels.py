@@ -15,6 +15,11 @@ from distill.models.build import ModelSpec
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 STEM = "stem"
+DENSE = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    nn.Linear,
+)
 
 
 @dataclass(frozen=True)
@@ -55,11 +60,10 @@ class Stage:
 
 def dense_weights(model: nn.Module) -> dict[str, Tensor]:
     """Return the weights of convolutions and linear layers by name."""
-    kinds = (nn.modules.conv._ConvNd, nn.Linear)
     return {
         f"{name}.weight" if name else "weight": layer.weight
         for name, layer in model.named_modules()
-        if isinstance(layer, kinds)
+        if isinstance(layer, DENSE)
     }
 
 

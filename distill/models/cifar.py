@@ -13,7 +13,6 @@ from typing import Any
 
 from timm.layers import ClassifierHead
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,6 +20,18 @@ __all__ = ["BasicBlock", "CifarNet", "PreActBlock", "conv_block"]
 
 CIFAR_MEAN = (0.5071, 0.4865, 0.4409)
 CIFAR_STD = (0.2673, 0.2564, 0.2762)
+
+
+def _taken_stages(count: int, indices: int | Sequence[int] | None) -> list[int]:
+    """Return which stages timm's `indices` name: all, the last so many, or these, −1 the last."""
+    if isinstance(indices, int):
+        if not 0 < indices <= count:
+            raise ValueError(f"the last {indices} of {count} stages are asked for")
+        return list(range(count - indices, count))
+    found = [i + count if i < 0 else i for i in (range(count) if indices is None else indices)]
+    if not found or min(found) < 0 or max(found) >= count:
+        raise ValueError(f"stages {indices} are asked for, of {count}")
+    return found
 
 
 def _conv3x3(in_chs: int, out_chs: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
@@ -185,7 +196,8 @@ class CifarNet(nn.Module):
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt must be 'NCHW', not {output_fmt!r}")
-        taken, last = feature_take_indices(len(self.stages), indices)
+        taken = _taken_stages(len(self.stages), indices)
+        last = max(taken)
         x = self.stem(x)
         maps = []
         for stage in list(self.stages)[: last + 1 if stop_early else None]:

@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import nn
 
-PREFIX = "_orig_mod."
+from distill.utils.compat import PREFIX, compile_like, compiled_module
 
 
 def is_wrapper(model: Any) -> bool:
     """Whether a module is what `torch.compile(module)` returns."""
-    return isinstance(getattr(model, "_orig_mod", None), nn.Module)
+    return isinstance(compiled_module(model), nn.Module)
 
 
 def uncompiled(model: nn.Module) -> nn.Module:
@@ -33,9 +33,9 @@ def compiled_in_place(model: nn.Module) -> nn.Module:
 def unwrapped(model: Any, keep: bool) -> nn.Module:
     """Return a module without wrappers; `keep` compiles what they wrapped in place."""
     if is_wrapper(model):
-        inner, context = model._orig_mod, getattr(model, "dynamo_ctx", None)
-        if keep and context is not None:
-            inner._compiled_call_impl = context(inner._call_impl)
+        inner = compiled_module(model)
+        if keep:
+            compile_like(model, inner)
         model = inner
     for module in list(model.modules()):
         for name, child in list(module.named_children()):

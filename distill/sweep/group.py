@@ -32,6 +32,7 @@ from distill.config.read import plain
 from distill.sweep.lockstep import in_turns
 from distill.sweep.workers import Job, Report, accelerator, nothing
 from distill.utils import signals
+from distill.utils.compat import returned
 from distill.utils.sharing import Sharing
 
 STATES = 5  # of each parameter: its value, gradient, the optimiser's two, and an average
@@ -125,13 +126,14 @@ def run_together(
         )
         if signals.pending():  # whoever asked for it has stopped listening
             return
-        if not out_of_memory(done._return_value):
+        found = returned(done)
+        if not out_of_memory(found):
             report(job.number, done)
         elif among_others:
             crowded.append(job)
-            let_go(done._return_value)
+            release(found)
         else:
-            print(f"distill: job {job.name}: {one_line(done._return_value)}", file=sys.stderr)
+            print(f"distill: job {job.name}: {one_line(found)}", file=sys.stderr)
             report(job.number, nothing())
 
     in_turns([partial(run, job, len(chunk) > 1) for job in chunk])
@@ -142,7 +144,7 @@ def run_together(
         in_turns([partial(run, job, False)])
 
 
-def let_go(error: BaseException | None) -> None:
+def release(error: BaseException | None) -> None:
     """Free what the frames of an error hold, a whole step's tensors, for those who come after."""
     while error is not None:
         error.__traceback__ = None

@@ -7,6 +7,7 @@ is written into `hydra.sweep.subdir`, which every launcher asks for a job's fold
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
@@ -82,7 +83,7 @@ def match(config: DictConfig, folder: Path) -> Match:
 
 
 def asked_for(config: DictConfig) -> list[list[str]]:
-    """Return the overrides of each job, as Hydra's own sweeper makes them.
+    """Return the overrides of each job, in the order of Hydra's own sweeper.
 
     Raises:
         HydraException: if the command line cannot be read.
@@ -90,8 +91,17 @@ def asked_for(config: DictConfig) -> list[list[str]]:
     params = [f"{name}={value}" for name, value in (config.hydra.sweeper.params or {}).items()]
     given = [*params, *OmegaConf.to_container(config.hydra.overrides.task, resolve=False)]  # type: ignore[misc]
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-    batches = BasicSweeper.split_arguments(parser.parse_overrides(given), None)
-    return [job for batch in batches for job in batch]
+    jobs = itertools.product(*map(choices, parser.parse_overrides(given)))
+    return [list(job) for job in jobs]
+
+
+def choices(override: Override) -> list[str]:
+    """Return what an override says in each of the jobs that it makes."""
+    if override.is_sweep_override():
+        values = list(override.sweep_string_iterator())
+    else:
+        values = [override.get_value_element_as_str()]
+    return [f"{override.get_key_element()}={value}" for value in values]
 
 
 def composed(config: DictConfig, asked: Sequence[list[str]], number: int) -> DictConfig:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from omegaconf import DictConfig
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from torch import nn
 
 from distill.config import build, read
 from distill.config.keys import with_values
@@ -25,7 +25,6 @@ from distill.models.build import (
     Normalize,
     asked_by,
     build_matched,
-    build_model,
     normalization,
 )
 from distill.models.bundle import save_student
@@ -39,9 +38,9 @@ from distill.training.callbacks.loggers import begin
 from distill.training.callbacks.speed import Speed
 from distill.training.module import Distiller
 from distill.training.pruning import pruned
-from distill.training.trainer import build_trainer, explained_batch_of_one
+from distill.training.trainer import compile_model, explained_batch_of_one
+from distill.training.untrained import Untrained, build_untrained
 from distill.utils import signals
-from distill.utils.errors import first_line
 from distill.utils.run_folder import METRICS, by_epoch, read_history
 
 log = logging.getLogger(__name__)
@@ -50,22 +49,34 @@ BEST = "best"  # the callback that keeps a teacher's best epoch
 
 
 def fit(
-    cfg: DictConfig, data: DataModule, teacher: Teacher | None, role: str = "student"
+    cfg: DictConfig,
+    data: DataModule,
+    teacher: Teacher | None,
+    untrained: Untrained | None = None,
+    role: str = "student",
 ) -> tuple[Distiller, pl.Trainer]:
-    """Build the student from its seed and train it, saying what under its role."""
-    pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    student = untrained(cfg, data, teacher)
+    """Train a student from its seed, and return it with its trainer.
+
+    Args:
+        cfg: the configuration of the run.
+        data: its data.
+        teacher: its teacher, where it has one.
+        untrained: its other parts; None builds them.
+        role: what messages call it.
+    """
+    untrained = untrained or build_untrained(cfg, data)
+    torch.set_rng_state(untrained.random)  # whatever has been trained since
+    student, trainer = student_module(cfg, data, teacher, untrained), untrained.trainer
     left = resume.left_behind(cfg)
     resume.check_unchanged(cfg, left, student.about["learned_from"])
     over = resume.is_over(cfg, left)
     done = epochs_done(left, Path(cfg.ckpt_path)) if left else 0
     left = left if over else {}  # no copy of it in memory while the student trains
-    trainer = build_trainer(cfg, student.objective, data.sharing)
     own, *others = trainer.loggers
     own.log_hyperparams(read.plain(cfg))
     for logger in others:
         begin(logger, read.plain(cfg))
-    compiled(cfg, student.student)
+    compile_model(cfg, student.student)
     if teacher is not None:
         student.cached_teacher = open_cached(
             cfg, data, teacher, student.objective, trainer.global_rank
@@ -132,12 +143,13 @@ def counted(epochs: int) -> str:
     return f"{epochs} epoch{'' if epochs == 1 else 's'}"
 
 
-def untrained(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> Distiller:
+def student_module(
+    cfg: DictConfig, data: DataModule, teacher: Teacher | None, untrained: Untrained
+) -> Distiller:
     """Return the student as it is before training, with what its checkpoints say of it."""
-    spec = read.model_spec(cfg.student)
-    shape = build.model_shape(cfg.student, data)
-    model = build_model(spec, shape, "student", any_classes=True)
-    objective = build.build_objective(cfg, data)
+    model, objective = untrained.model, untrained.objective
+    if objective.curriculum is None and "temperature" in cfg.objective:
+        objective.temperature = cfg.objective.temperature  # `auto` is known only now
     student = Distiller(
         model,
         teacher,
@@ -147,6 +159,7 @@ def untrained(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> Dis
         topk=read.plain(cfg.topk),
         normalize=normalization(model, data.in_chans, read.own_size(cfg.student)),
     )
+    spec, shape = read.model_spec(cfg.student), build.model_shape(cfg.student, data)
     student.about = {
         "job": resume.fingerprint(cfg),
         "learned_from": {
@@ -170,15 +183,6 @@ def built_as(spec: ModelSpec, shape: DataShape) -> ModelSpec:
     asked = asked_by(shape, spec.name or "")
     size = {"img_size": list(asked["img_size"])} if "img_size" in asked else {}
     return replace(spec, args={**size, **spec.args}, checkpoint=None, pretrained=False)
-
-
-def compiled(cfg: DictConfig, model: nn.Module) -> None:
-    """Let a model be compiled at its first call, where `trainer.compile` says so."""
-    if mode := cfg.trainer.get("compile"):
-        try:
-            model.compile(mode=None if mode is True else mode)
-        except RuntimeError as error:
-            raise ValueError(f"trainer.compile={mode}: {first_line(error)}") from error
 
 
 def best_epoch(trainer: pl.Trainer, student: Distiller) -> tuple[int, Distiller] | None:
@@ -244,7 +248,7 @@ def train_and_keep(
         path, content = begun
         own = with_values(own, {"ckpt_path": str(path), "resume": "auto"})
         log.info("%s: going on from %s, %d epochs done", role, path, epochs_done(content, path))
-    student, trainer = fit(own, data, teacher, role)
+    student, trainer = fit(own, data, teacher, role=role)
     if trainer.is_global_zero:
         if BEST in own.callbacks and (best := best_epoch(trainer, student)):
             by = own.callbacks[BEST].monitor

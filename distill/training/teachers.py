@@ -51,19 +51,11 @@ def prepare_teachers(
 def prepare_teacher(cfg: DictConfig, data: DataModule) -> Teacher | None:
     """Return the teacher, trained once and kept where no weights exist."""
     source, key = cfg.teacher, build.shared_key(cfg, "teacher")
-    if not to_be_trained(source):
+    if not read.to_be_trained(source):
         return data.sharing.once(key, lambda: load_teacher(cfg, data))
     own = auxiliary.supervised_config(cfg, "teacher")
     model = trained_once(own, data, "teacher", train_and_keep)
     return data.sharing.once(key, lambda: as_teacher(model, data, read.own_size(source)))
-
-
-def to_be_trained(source: DictConfig) -> bool:
-    """Whether a teacher has a recipe, and no weights yet or such as are only its start."""
-    given = bool(source.checkpoint or source.pretrained)
-    if not source.fit or not (source.name or source.checkpoint):
-        return False
-    return not given or bool(source.fit.get("from_weights"))
 
 
 def load_teacher(cfg: DictConfig, data: DataModule) -> Teacher | None:

@@ -6,7 +6,7 @@ import copy
 import logging
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -52,6 +52,7 @@ from distill.training.module import (
     has_schedule,
     resolve_topk,
 )
+from distill.utils.errors import first_line
 from distill.utils.sharing import Sharing
 
 log = logging.getLogger(__name__)
@@ -117,15 +118,30 @@ def schedules(cfg: DictConfig, objective: Objective) -> list[Annealing]:
     return moved
 
 
+def compile_model(cfg: DictConfig, model: nn.Module) -> None:
+    """Let a model be compiled at its first call, where `trainer.compile` says so."""
+    if mode := cfg.trainer.get("compile"):
+        try:
+            model.compile(mode=None if mode is True else mode)
+        except RuntimeError as error:
+            raise ValueError(f"trainer.compile={mode}: {first_line(error)}") from error
+
+
+def check_compile(cfg: DictConfig) -> None:
+    """Refuse a `trainer.compile` that torch does not take here."""
+    compile_model(cfg, nn.Identity())
+
+
 def build_trainer(
-    cfg: DictConfig, objective: Objective, sharing: Sharing | None = None
+    cfg: DictConfig,
+    objective: Objective,
+    named: dict[str, pl.Callback],
+    sharing: Sharing,
 ) -> pl.Trainer:
-    """Return a trainer with the configured callbacks, annealing and loggers.
+    """Return a trainer with the configured loggers, these callbacks, and annealing.
 
     Of runs that share a process none has a bar: there is only one line for it.
     """
-    sharing = sharing or Sharing()
-    named = made_callbacks(cfg)
     if sharing.active:
         bars = [name for name, callback in named.items() if isinstance(callback, ProgressBar)]
         named |= {name: EpochLines() for name in bars}
@@ -173,13 +189,15 @@ def made_callbacks(cfg: DictConfig) -> dict[str, pl.Callback]:
     return made
 
 
-def check_callbacks(cfg: DictConfig, data: DataModule, objective: Objective) -> None:
+def check_callbacks(
+    cfg: DictConfig, data: DataModule, objective: Objective, made: Mapping[str, pl.Callback]
+) -> None:
     """Refuse callbacks that could not do what they say in a run of this length and these metrics.
 
     Raises:
         ValueError: naming the callback, and what to change.
     """
-    made, trainer = made_callbacks(cfg), cfg.trainer
+    trainer = cfg.trainer
     batches = len(data.train) // (data.batch_size * processes(cfg))
     limit = trainer.limit_train_batches
     limited = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
@@ -190,10 +208,8 @@ def check_callbacks(cfg: DictConfig, data: DataModule, objective: Objective) -> 
     may_log = any(library.is_own_class(callback) for callback in made.values())
     for label, callback in made.items():
         if isinstance(callback, DeviceStatsMonitor) and not find_spec("psutil"):
-            asked, on_cpu = (
-                callback._cpu_stats,
-                trainer.accelerator == "cpu" or not torch.cuda.is_available(),
-            )
+            asked = cfg.callbacks[label.removeprefix("callbacks.")].get("cpu_stats")
+            on_cpu = trainer.accelerator == "cpu" or not torch.cuda.is_available()
             if asked or (asked is None and on_cpu):
                 raise ValueError(f"{label} needs pip install psutil, to tell of a CPU")
         if not isinstance(callback, ModelCheckpoint | EarlyStopping) or not callback.monitor:
@@ -203,8 +219,9 @@ def check_callbacks(cfg: DictConfig, data: DataModule, objective: Objective) -> 
             raise ValueError(
                 f"{label}.monitor={monitor} is not logged; there are {', '.join(logged)}"
             )
+        told = cfg.callbacks[label.removeprefix("callbacks.")]
         within = isinstance(callback, ModelCheckpoint) and (
-            callback._every_n_train_steps or callback._train_time_interval
+            told.get("every_n_train_steps") or told.get("train_time_interval")
         )
         if monitor.startswith("val/") and within:
             raise ValueError(

@@ -41,7 +41,7 @@ from distill.models.build import ModelSpec, build_model
 from distill.teacher.teacher import Teacher
 from distill.training import fit, teachers
 from distill.training.module import Distiller, create_optimizer
-from distill.training.trainer import build_trainer
+from distill.training.untrained import build_untrained
 
 BATCH = 128
 WARM = 3  # steps of a turn that do not count
@@ -146,7 +146,7 @@ class Pair:
     def bare(self, side: str) -> float:
         """Return images per second of the leanest loop."""
         cfg = self.config(SIDES[side])
-        device = build_trainer(cfg, build.build_objective(cfg, self.data)).strategy
+        device = build_untrained(cfg, self.data).trainer.strategy
         spec = read.model_spec(cfg.student)
         student = build_model(spec, build.data_shape(self.data), "student")
         student.to(device.root_device).train()

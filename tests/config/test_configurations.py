@@ -8,13 +8,14 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distill import report, run
+from distill import report
 from distill.cli import CONF
 from distill.config import build, checks, read
 from distill.losses import LOSSES
 from distill.training import auxiliary, cache, fit, teachers
 from distill.training.module import Distiller
 from distill.training.trainer import schedules
+from distill.training.untrained import prepare
 
 OBJECTIVES = sorted(path.stem for path in (CONF / "objective").glob("*.yaml"))
 QUICK = ("trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1",
@@ -92,7 +93,7 @@ def test_every_objective_trains_a_student_and_never_waits_for_its_device(
     cfg = composed(*QUICK, f"objective={objective}", "store=off")
     data = build.build_data(cfg)
     built = build.build_objective(cfg, data)
-    run.check_early(cfg, data, built)
+    prepare(cfg, data)
     teacher = teachers.prepare_teacher(cfg, data) if built.needs_teacher else None
     student, trainer = fit.fit(cfg, data, teacher)
     assert trainer.global_step == 2
@@ -113,7 +114,7 @@ def test_pictures_without_labels_teach_and_nothing_waits_for_its_device(
     given = ("store=off", f"data.unlabeled={tmp_path}", "data.unlabeled_share=0.25")
     cfg = composed(*QUICK, f"objective={objective}", *given)
     data = build.build_data(cfg)
-    run.check_early(cfg, data, build.build_objective(cfg, data))
+    prepare(cfg, data)
     student, trainer = fit.fit(cfg, data, teachers.prepare_teacher(cfg, data))
     assert trainer.global_step == 2
     assert waits == []
@@ -156,7 +157,7 @@ def test_what_two_classes_leave_undefined_is_refused(composed, tmp_path, objecti
                    "data.num_workers=0", f"objective={objective}")  # fmt: skip
     data = build.build_data(cfg)
     with pytest.raises(ValueError, match=r"at least 3 classes|two classes|K = 2|K=2"):
-        run.check_early(cfg, data, build.build_objective(cfg, data))
+        prepare(cfg, data)
 
 
 def test_an_ensemble_of_checkpoints_teaches(composed, tmp_path):
@@ -173,7 +174,7 @@ def test_an_ensemble_of_checkpoints_teaches(composed, tmp_path):
         paths.append(str(save_student(model, tmp_path / f"teacher{seed}")))
     cfg = composed(*QUICK[:3], *QUICK[4:], "teacher=ensemble", f"teacher.checkpoints={paths}",
                    "teacher.combine=draw", "teacher.weights=[2,1]")  # fmt: skip
-    run.check_early(cfg, data, build.build_objective(cfg, data))
+    prepare(cfg, data)
     teacher = teachers.prepare_teacher(cfg, data)
     assert teacher.model.weights == pytest.approx([2 / 3, 1 / 3])
     _, trainer = fit.fit(cfg, data, teacher)
@@ -256,7 +257,7 @@ def test_a_checkpoint_of_another_run_is_refused(composed, tmp_path):
     ):
         other = composed(*quick, f"ckpt_path={path}", *overrides)
         with pytest.raises(ValueError, match=message):
-            run.check_early(other, data, build.build_objective(other, data))
+            prepare(other, data)
 
 
 def test_a_students_checkpoint_names_the_architecture_of_the_run(composed, tmp_path):

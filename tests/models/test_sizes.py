@@ -8,7 +8,8 @@ from distill.cli import CONF
 from distill.config import build, checks
 from distill.models.build import ModelSpec
 from distill.models.sizes import declared_size
-from distill.training.fit import untrained
+from distill.training.fit import student_module
+from distill.training.untrained import build_untrained
 from tests.data.conftest import write_folder
 
 ALONE = ("objective=supervised", "teacher=none")
@@ -29,7 +30,8 @@ def composed(tmp_path):
 
 def test_a_checkpoint_decides_the_size_and_brings_its_preprocessing(composed, tmp_path):
     cfg = composed("data.image_size=[32,48]", "data.view.crop_pct=0.9", *ALONE)
-    module = untrained(cfg, build.build_data(cfg), None)
+    data = build.build_data(cfg)
+    module = student_module(cfg, data, None, build_untrained(cfg, data))
     content = {"state_dict": {f"student.{k}": v for k, v in module.student.state_dict().items()}}
     module.on_save_checkpoint(content)
     torch.save(content, tmp_path / "last.ckpt")

@@ -16,6 +16,7 @@ from distill.data.sources.contents import Piece
 from distill.data.sources.errors import explained
 from distill.data.sources.images import decoded, upright
 from distill.data.sources.listing import Seen, hidden, relative
+from distill.utils.compat import table_fingerprint
 
 
 def reader_of(dataset: Any) -> Any:
@@ -115,14 +116,14 @@ def sample_names(dataset: Any, count: int) -> list[str]:
     if hasattr(reader, "samples"):
         root = Path(reader.root)
         return [relative(Path(sample[0]), root) for sample in reader.samples]
-    version = getattr(getattr(reader, "dataset", None), "_fingerprint", "")
+    version = table_fingerprint(getattr(reader, "dataset", None))
     return [f"{version}:{position}" for position in range(count)]
 
 
 def sample_digests(dataset: Any, count: int) -> list[str] | None:
     """Return a hash of each image that lies in no file, or None where `sample_names` tell it."""
     reader = reader_of(dataset)
-    if getattr(getattr(reader, "dataset", None), "_fingerprint", ""):
+    if table_fingerprint(getattr(reader, "dataset", None)):
         return None
     images = (dataset[position][0] for position in range(count))
     return [hashlib.blake2b(pixels(image), digest_size=16).hexdigest() for image in images]

@@ -179,7 +179,7 @@ def check(cfg: DictConfig) -> None:
         raise ValueError("give student.checkpoint=PATH: a student bundle, or a run's .ckpt")
 
 
-def load(cfg: DictConfig, sharing: Sharing | None) -> Job:
+def load(cfg: DictConfig, sharing: Sharing | None = None) -> Job:
     """Return a bundle's student as it is exported, with its data."""
     options, known = cfg.export, read_facts(cfg.student.checkpoint)
     data = build.build_data(cfg, build.to_judge(cfg, whole=False), sharing)

@@ -10,6 +10,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import WeightAveraging
 
+from distill.utils.compat import averaged_model
+
 
 class UntilAveraged(pl.Callback):
     """Let averages of weights be the weights themselves until they have begun.
@@ -45,7 +47,7 @@ class UntilAveraged(pl.Callback):
     def follow(self, module: pl.LightningModule) -> None:
         """Copy the weights into averages of nothing."""
         for average in self.averages:
-            copy = average._average_model
+            copy = averaged_model(average)
             if copy is not None and int(copy.n_averaged) == 0:
                 for own, current in zip(tensors(copy.module), tensors(module), strict=True):
                     own.copy_(current)

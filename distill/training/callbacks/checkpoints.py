@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from distill.utils import signals
@@ -51,7 +51,7 @@ class StopWhenTold(pl.Callback):
         signals.stop_if_told()
 
 
-class LatestCheckpoint(ModelCheckpoint):
+class LatestCheckpoint(Checkpoint):
     """Keep the latest state of training: each epoch's, and within epochs every so many steps.
 
     It comes after the callback that keeps the best epoch, whose state it thereby holds. When the
@@ -62,21 +62,29 @@ class LatestCheckpoint(ModelCheckpoint):
         dirpath: the folder.
         filename: the file's name without `.ckpt`.
         every_n_train_steps: optimiser steps between checkpoints within an epoch, or None.
+
+    Raises:
+        ValueError: if that is no number of steps.
     """
 
     def __init__(
         self, dirpath: str, filename: str = "last", every_n_train_steps: int | None = None
     ) -> None:
-        super().__init__(
-            dirpath, filename, every_n_train_steps=every_n_train_steps,
-            save_on_train_epoch_end=True, enable_version_counter=False,
-        )  # fmt: skip
-        self._every_n_epochs = 1  # also with steps
+        if every_n_train_steps is not None and every_n_train_steps < 1:
+            raise ValueError(f"every_n_train_steps must be at least 1, got {every_n_train_steps}")
+        self.path = Path(dirpath) / f"{filename}.ckpt"
+        self.every_n_train_steps = every_n_train_steps
+        self._stepped = False  # whether the batch at hand ends with an update
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take the signals from Lightning, which would end training without a checkpoint."""
-        super().on_train_start(trainer, pl_module)
         signals.listen()
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Note that no gradients are left to be accumulated."""
+        self._stepped = True
 
     def on_train_batch_end(
         self,
@@ -88,22 +96,28 @@ class LatestCheckpoint(ModelCheckpoint):
     ) -> None:
         """Write a checkpoint, but for the epoch's last batch, which is followed by the epoch's."""
         signals.raise_lost_interrupt()
-        loop = trainer.fit_loop.epoch_loop
-        if loop.batch_progress.is_last_batch:
+        stepped, self._stepped = self._stepped, False
+        if trainer.is_last_batch:
             return
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if told_to_end(trainer) and loop._accumulated_batches_reached():
-            if not self._should_skip_saving_checkpoint(trainer):
-                self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
-            signals.stop_if_told()
-            raise signals.Preempted("another rank")
+        every = self.every_n_train_steps
+        due = stepped and every is not None and trainer.global_step % every == 0
+        told = told_to_end(trainer) and stepped
+        if due or told:
+            trainer.save_checkpoint(self.path)
+        if told:
+            end()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the epoch's checkpoint."""
-        super().on_train_epoch_end(trainer, pl_module)
+        trainer.save_checkpoint(self.path)
         if told_to_end(trainer):
-            signals.stop_if_told()
-            raise signals.Preempted("another rank")
+            end()
+
+
+def end() -> NoReturn:
+    """End a process that was told to, or whose run has another that was."""
+    signals.stop_if_told()
+    raise signals.Preempted("another rank")
 
 
 def told_to_end(trainer: pl.Trainer) -> bool:

@@ -12,6 +12,7 @@ from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor
 
 from distill.models.checkpoint import as_object, epochs_done
+from distill.utils.compat import epoch_is_over, epoch_results, epoch_row
 from distill.utils.files import write_whole
 
 KEY = "continuity"  # in a checkpoint
@@ -33,7 +34,7 @@ class Continuity(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Put them into a checkpoint."""
-        ended = trainer.training and trainer._logger_connector._first_loop_iter is None
+        ended = epoch_is_over(trainer)
         checkpoint[KEY] = {
             "history": self._so_far() if trainer.is_global_zero else "",
             "to_be_logged": epoch_row(trainer) if ended else None,
@@ -72,7 +73,7 @@ class Continuity(pl.Callback):
         batch_idx: int,
     ) -> None:
         """Add what was logged in this epoch before the interruption, in the order it had then."""
-        results = trainer.fit_loop.epoch_loop._results
+        results = epoch_results(trainer)
         for name, (value, count) in self.sums.items():
             if name in results:
                 metric = results[name]
@@ -121,17 +122,10 @@ def nothing_left(checkpoint: dict[str, Any], max_epochs: int) -> bool:
     return stopped or epochs_done(checkpoint) >= max_epochs
 
 
-def epoch_row(trainer: pl.Trainer) -> dict[str, float]:
-    """Return what Lightning logs of an epoch right after its checkpoint was written."""
-    found = {name: float(value) for name, value in trainer._logger_connector.metrics["log"].items()}
-    step = trainer.fit_loop.epoch_loop._batches_that_stepped - 1
-    return {**found, "epoch": trainer.current_epoch, "step": step}
-
-
 def epoch_sums(trainer: pl.Trainer) -> Sums:
     """Return the sums, and over how many images, of the means that an epoch is in the midst of."""
     return {
         name: (metric.value.detach().cpu(), metric.cumulated_batch_size.detach().cpu())
-        for name, metric in trainer.fit_loop.epoch_loop._results.items()
+        for name, metric in epoch_results(trainer).items()
         if metric.meta.on_epoch and metric.is_tensor and metric.meta.is_mean_reduction
     }

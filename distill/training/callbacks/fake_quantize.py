@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from distill.training.horizon import position_of
+from distill.utils.compat import is_compiled_in_place
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class FakeQuantize(pl.Callback):
         """Put rounding before the student's layers, whose ranges a checkpoint may have brought."""
         student = pl_module.student
         assert isinstance(student, nn.Module)
-        if any(getattr(m, "_compiled_call_impl", None) for m in student.modules()):
+        if any(map(is_compiled_in_place, student.modules())):
             raise ValueError("callbacks.fake_quantize needs trainer.compile=false")
         self.layers = {
             name: Layer(layer, self.known.get(name), pl_module.device)

@@ -65,6 +65,7 @@ class FiniteLoss(pl.Callback):
             raise ValueError(f"on_nan={on_nan} is unknown; there are {', '.join(CHOICES)}")
         self.skip = on_nan == "skip"
         self.skipped = 0
+        self._stepped = False  # whether the batch at hand ends with an update
         self._seen: list[Seen] = []
         self._flags: list[tuple[Tensor, Any]] = []
 
@@ -87,6 +88,7 @@ class FiniteLoss(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Take the gradients away, if a loss behind them is not finite."""
+        self._stepped = True
         flags, self._flags = self._flags, []
         fine = all([arrived(*flag) for flag in flags])
         if not self.skip or trainer.strategy.reduce_boolean_decision(fine):
@@ -118,7 +120,7 @@ class FiniteLoss(pl.Callback):
         """Note the losses; look at them at once where that costs nothing."""
         if self.skip:
             return
-        step = trainer.global_step - (not trainer.fit_loop._should_accumulate())
+        step, self._stepped = trainer.global_step - self._stepped, False
         losses = outputs["losses"]
         self._seen.append(Seen(step, losses, Batch.of(batch).index, outputs["teacher_logits"]))
         if losses["loss"].device.type == "cpu" or len(self._seen) >= EVERY:
