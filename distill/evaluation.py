@@ -40,7 +40,7 @@ ROLES = ("teacher", "baseline", "student", "student_best")
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """What models say of the held-out splits: split → role, `target` and `index` → tensor.
 
     Logits are float32 `[N, K]`, labels and indices `[N]`. Roles are `student`, `teacher`,
@@ -50,7 +50,7 @@ class Answers:
     splits: dict[str, dict[str, Tensor]]
     device: torch.device  # on which the models answered
 
-    def add(self, role: str, answers: Answers) -> None:
+    def add(self, role: str, answers: Predictions) -> None:
         """Take the student of other answers to the same splits as a further role."""
         for split, values in self.splits.items():
             assert torch.equal(values["index"], answers.splits[split]["index"])
@@ -70,15 +70,15 @@ class Answers:
         save_arrays(path, arrays)
 
 
-def answer(cfg: DictConfig, module: Distiller, data: DataModule) -> Answers:
+def predict(cfg: DictConfig, module: Distiller, data: DataModule) -> Predictions:
     """Return student's and teacher's answers to both splits, on one device and in float32."""
     trainer = single_device(cfg)
     batches = trainer.predict(module, datamodule=data)
     assert batches is not None
     if not len(data.val):  # of a single loader Lightning gives no list
-        return Answers({"test": joined(batches)}, trainer.strategy.root_device)
+        return Predictions({"test": joined(batches)}, trainer.strategy.root_device)
     answers = {split: joined(found) for split, found in zip(SPLITS, batches, strict=True)}
-    return Answers(answers, trainer.strategy.root_device)
+    return Predictions(answers, trainer.strategy.root_device)
 
 
 def joined(batches: Sequence[Any]) -> dict[str, Tensor]:
@@ -89,7 +89,7 @@ def joined(batches: Sequence[Any]) -> dict[str, Tensor]:
 def summary(
     cfg: DictConfig,
     data: DataModule,
-    answers: Answers,
+    answers: Predictions,
     models: Mapping[str, nn.Module],
     further: Sequence[Mapping[str, Mapping[str, Any]]] = (),
     kept: Mapping[str, Mapping[str, Any]] | None = None,
@@ -113,7 +113,7 @@ def summary(
     found: dict[str, Any] = dict.fromkeys(ROLES)
     for role, model in models.items():
         own = None if kept is None else kept.get(role, {})
-        numbers = judge(cfg, data, answers, role, costs, own)
+        numbers = numbers_on_test(cfg, data, answers, role, costs, own)
         found[role] = numbers | {"params": parameters(model)}
         for more in (*further, measured, {role: {"intervals": intervals[role]}}):
             found[role] |= more.get(role, {})
@@ -138,7 +138,7 @@ def summary(
 
 
 def uncertain(
-    answers: Answers, models: Mapping[str, nn.Module], topk: Sequence[int]
+    answers: Predictions, models: Mapping[str, nn.Module], topk: Sequence[int]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return intervals for the test split's numbers by role, and what the student is to others."""
     roles = ("student", *(role for role in models if role != "student"))
@@ -197,7 +197,7 @@ def size_for(cfg: DictConfig, data: DataModule, role: str) -> tuple[int, int]:
 
 
 def vector_of(
-    answers: Answers, kept: Mapping[str, Mapping[str, Any]] | None
+    answers: Predictions, kept: Mapping[str, Mapping[str, Any]] | None
 ) -> VectorScaling | None:
     """Return the student's vector scaling: fitted on validation, or its bundle's, if it has one."""
     if kept is None:
@@ -206,10 +206,10 @@ def vector_of(
     return VectorScaling(known["scale"], known["bias"], "ok", nan, nan) if known else None
 
 
-def judge(
+def numbers_on_test(
     cfg: DictConfig,
     data: DataModule,
-    answers: Answers,
+    answers: Predictions,
     role: str,
     costs: Tensor | None,
     kept: Mapping[str, Any] | None = None,

@@ -119,11 +119,11 @@ def trained(cfg: DictConfig, sharing: Sharing) -> float | list[float] | None:
     best = best_epoch(trainer, student)
     student, sparsity = pruned(cfg, data, student, trainer)
     students = {"student": student, "baseline": baseline, "student_best": best and best[1]}
-    answers, models = answered(cfg, data, students, teacher, chain)
+    predictions, models = predictions_of(cfg, data, students, teacher, chain)
     learned = evaluation.learned_labels(
-        data, judged_modules(students, teacher, data), answers.device
+        data, judged_modules(students, teacher, data), predictions.device
     )
-    numbers = evaluation.summary(cfg, data, answers, models, [learned], costs=costs)
+    numbers = evaluation.summary(cfg, data, predictions, models, [learned], costs=costs)
     logged = last_logged(Path(cfg.paths.output_dir), trainer.callback_metrics)
     summary = {
         **numbers,
@@ -134,9 +134,9 @@ def trained(cfg: DictConfig, sharing: Sharing) -> float | list[float] | None:
         "warnings": warnings,
         "seconds": round(seconds, 2),
         "images_per_second": training_speed(trainer),
-        **report.circumstances(cfg, data),
+        **report.run_metadata(cfg, data),
     }
-    write_run(cfg, data, answers, summary, student, best and best[1])
+    write_run(cfg, data, predictions, summary, student, best and best[1])
     return read.for_sweeper(cfg, logged)
 
 
@@ -161,18 +161,18 @@ def evaluate(cfg: DictConfig, sharing: Sharing | None = None) -> None:
     teacher = load_teacher(cfg, data)
     student = Distiller(model, teacher, normalize=normalization(model, data.in_chans))
     students = {"student": student, "baseline": load_baseline(cfg, data)}
-    answers, models = answered(cfg, data, students, teacher)
+    predictions, models = predictions_of(cfg, data, students, teacher)
     modules = judged_modules(students, teacher, data)
     further = [
-        evaluation.learned_labels(data, modules, answers.device),
-        evaluation.robustness(data, modules, answers.device, corruptions),
+        evaluation.learned_labels(data, modules, predictions.device),
+        evaluation.robustness(data, modules, predictions.device, corruptions),
     ]
     summary = {
-        **evaluation.summary(cfg, data, answers, models, further, kept, costs),
+        **evaluation.summary(cfg, data, predictions, models, further, kept, costs),
         "warnings": [],
-        **report.circumstances(cfg, data),
+        **report.run_metadata(cfg, data),
     }
-    write_run(cfg, data, answers, summary)
+    write_run(cfg, data, predictions, summary)
 
 
 def fill_store(cfg: DictConfig, sharing: Sharing | None = None) -> None:
@@ -211,14 +211,14 @@ def preview(cfg: DictConfig, data: DataModule) -> None:
              os.path.relpath(path))  # fmt: skip
 
 
-def answered(
+def predictions_of(
     cfg: DictConfig,
     data: DataModule,
     students: Mapping[str, Distiller | None],
     teacher: Teacher | None,
     chain: Sequence[Teacher | None] = (),
-) -> tuple[evaluation.Answers, dict[str, nn.Module]]:
-    """Return the answers of a run's models to the held-out splits, and the models, by role."""
+) -> tuple[evaluation.Predictions, dict[str, nn.Module]]:
+    """Return the predictions of a run's models to the held-out splits, and the models, by role."""
     before: dict[str, Distiller | None] = {
         f"teacher_{k}": evaluation.as_module(one, data)
         for k, one in enumerate(chain, start=1)
@@ -228,10 +228,10 @@ def answered(
     models = {role: module.student for role, module in known.items()}
     if teacher is not None:
         models["teacher"] = teacher.model
-    answers = evaluation.answer(cfg, known.pop("student"), data)
+    predictions = evaluation.predict(cfg, known.pop("student"), data)
     for role, module in known.items():
-        answers.add(role, evaluation.answer(cfg, module, data))
-    return answers, models
+        predictions.add(role, evaluation.predict(cfg, module, data))
+    return predictions, models
 
 
 def judged_modules(
@@ -310,7 +310,7 @@ def last_logged(folder: Path, logged: Mapping[str, Tensor]) -> Callable[[str], f
 def write_run(
     cfg: DictConfig,
     data: DataModule,
-    answers: evaluation.Answers,
+    predictions: evaluation.Predictions,
     summary: dict[str, Any],
     student: Distiller | None = None,
     best: Distiller | None = None,
@@ -320,7 +320,7 @@ def write_run(
     Args:
         cfg: its configuration.
         data: its data.
-        answers: of its models to the held-out splits.
+        predictions: of its models to the held-out splits.
         summary: its numbers.
         student: the student that was trained, as the last epoch left it; it is saved.
         best: the same as the best epoch left it; it is saved beside it.
@@ -331,8 +331,8 @@ def write_run(
         trained = {"student": student, "student_best": best}
         for role, one in trained.items():
             if one is not None:
-                save_role(cfg, data, answers, summary, role, one)
-    answers.save(folder / "predictions.npz")
+                save_role(cfg, data, predictions, summary, role, one)
+    predictions.save(folder / "predictions.npz")
     if data.altered:
         report.save_condition(folder / "condition.npz", data)
     report.save_thumbnails(folder / "examples.npz", data, summary)
@@ -348,13 +348,13 @@ def write_run(
 def save_role(
     cfg: DictConfig,
     data: DataModule,
-    answers: evaluation.Answers,
+    predictions: evaluation.Predictions,
     summary: dict[str, Any],
     role: str,
     student: Distiller,
 ) -> None:
     """Write a student's bundle, with what was fitted for it and its own numbers."""
-    vector = asdict(fit_vector_scaling(*answers.of(role, "val")))
+    vector = asdict(fit_vector_scaling(*predictions.of(role, "val")))
     facts = report.bundle_facts(cfg, data, summary, role, vector)
     card = report.model_card(facts, data.classes)
     save_bundle(student, data, Path(cfg.paths.output_dir) / role, facts, card)

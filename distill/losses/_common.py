@@ -20,7 +20,7 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def wide(tensor: Tensor) -> Tensor:
+def upcast(tensor: Tensor) -> Tensor:
     if tensor.dtype not in (torch.float32, torch.float64):
         tensor = tensor.float()
     # Autograd refuses to save a tensor made in inference mode; its copy made outside is accepted.
@@ -39,7 +39,7 @@ def student_logits(student: Tensor, classes: int = 1) -> Tensor:
         student.shape[1] >= classes,
         f"this loss needs at least {classes} classes, the logits have {student.shape[1]}",
     )
-    return wide(student)
+    return upcast(student)
 
 
 def logit_pair(student: Tensor, teacher: Tensor, classes: int = 1) -> tuple[Tensor, Tensor]:
@@ -48,7 +48,7 @@ def logit_pair(student: Tensor, teacher: Tensor, classes: int = 1) -> tuple[Tens
         "teacher logits must be floating point and of the student's shape: student "
         f"{list(student.shape)}, teacher {list(teacher.shape)} ({teacher.dtype})",
     )
-    return student_logits(student, classes), wide(teacher.detach())
+    return student_logits(student, classes), upcast(teacher.detach())
 
 
 def labels(student: Tensor, target: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ def labels_or_probabilities(student: Tensor, target: Tensor) -> Tensor:
         f"target probabilities must have the logits' shape {list(student.shape)}, "
         f"got {list(target.shape)}",
     )
-    return wide(target).to(student.dtype)
+    return upcast(target).to(student.dtype)
 
 
 def checked_temperature(temperature: Temperature, logits: Tensor) -> Temperature:
@@ -85,7 +85,7 @@ def checked_temperature(temperature: Temperature, logits: Tensor) -> Temperature
         f"a temperature tensor must be floating point of shape [] or [{logits.shape[0]}, 1], "
         f"got {temperature.dtype} of shape {list(temperature.shape)}",
     )
-    return wide(temperature)
+    return upcast(temperature)
 
 
 def per_example(temperature: Temperature) -> Temperature:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.losses._common import require, wide
+from distill.losses._common import require, upcast
 
 Maps = Sequence[Tensor]
 
@@ -80,6 +80,6 @@ def _matched(student: Maps, teacher: Maps) -> list[tuple[Tensor, Tensor]]:
     pairs = []
     for s, z in zip(student, teacher, strict=True):
         size = (min(s.shape[2], z.shape[2]), min(s.shape[3], z.shape[3]))
-        ours, theirs = (F.adaptive_avg_pool2d(wide(x), size) for x in (s, z.detach()))
+        ours, theirs = (F.adaptive_avg_pool2d(upcast(x), size) for x in (s, z.detach()))
         pairs.append((ours, theirs))
     return pairs

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from distill.losses._common import wide, world_size
+from distill.losses._common import upcast, world_size
 
 
 class Selection:
@@ -107,7 +107,7 @@ def agreed(teacher: Tensor | None, target: Tensor, agreement: bool | float) -> T
         )
     if agreement is True:
         return teacher.argmax(dim=1) == target
-    probs = wide(teacher).softmax(dim=1)
+    probs = upcast(teacher).softmax(dim=1)
     return probs.gather(1, target.long().unsqueeze(1)).squeeze(1) >= agreement
 
 

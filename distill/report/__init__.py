@@ -5,15 +5,15 @@ import distill.utils.torchvision_operators  # noqa: F401  (before others import 
 from distill.report.card import bundle_facts, model_card
 from distill.report.evidence import evidence, save_thumbnails
 from distill.report.page import write_pages, write_run_page, write_sweep_page
-from distill.report.summary import circumstances, save_condition, unlabeled_of
+from distill.report.summary import run_metadata, save_condition, unlabeled_of
 from distill.report.table import print_table
 
 __all__ = [
     "bundle_facts",
-    "circumstances",
     "evidence",
     "model_card",
     "print_table",
+    "run_metadata",
     "save_condition",
     "save_thumbnails",
     "unlabeled_of",

@@ -20,7 +20,7 @@ from distill.utils.provenance import git_revision, versions
 log = logging.getLogger(__name__)
 
 
-def circumstances(cfg: DictConfig, data: DataModule) -> dict[str, Any]:
+def run_metadata(cfg: DictConfig, data: DataModule) -> dict[str, Any]:
     """Return how a run was made: command, configuration, data, versions, revision, seed."""
     overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     return {

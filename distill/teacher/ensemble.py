@@ -70,4 +70,5 @@ class Ensemble(nn.Module):
     def drawn(self, step: int) -> int:
         """Return which model answers a step."""
         generator = torch.Generator().manual_seed(step)
-        return int(torch.multinomial(torch.tensor(self.weights), 1, generator=generator))
+        weights = torch.tensor(self.weights, dtype=torch.float32)  # under any default type
+        return int(torch.multinomial(weights, 1, generator=generator))

@@ -304,7 +304,9 @@ class TeacherStore:
         there = self._there(view, places)
         file = self._file(view)
         if file is None:
-            return torch.zeros(len(places), self.layout.classes), torch.from_numpy(there)
+            # Under bf16-true, what is made without a type is narrower than what is kept.
+            blank = torch.zeros(len(places), self.layout.classes, dtype=torch.float32)
+            return blank, torch.from_numpy(there)
         records = file.take(places, there)
         sound = self.layout.sound(self.layout.unpack(records)).numpy()
         records[~sound] = 0

@@ -68,7 +68,7 @@ def fit(
     torch.set_rng_state(untrained.random)  # whatever has been trained since
     student, trainer = student_module(cfg, data, teacher, untrained), untrained.trainer
     left = resume.left_behind(cfg)
-    resume.check_unchanged(cfg, left, student.about["learned_from"])
+    resume.check_unchanged(cfg, left, student.metadata["learned_from"])
     over = resume.is_over(cfg, left)
     done = epochs_done(left, Path(cfg.ckpt_path)) if left else 0
     left = left if over else {}  # no copy of it in memory while the student trains
@@ -160,7 +160,7 @@ def student_module(
         normalize=normalization(model, data.in_chans, read.own_size(cfg.student)),
     )
     spec, shape = read.model_spec(cfg.student), build.model_shape(cfg.student, data)
-    student.about = {
+    student.metadata = {
         "job": resume.fingerprint(cfg),
         "learned_from": {
             "data": data.fingerprint,

@@ -99,7 +99,7 @@ class Distiller(pl.LightningModule):
         self.metrics = nn.ModuleDict({stage: self._metrics() for stage in ("val", "test")})
         # Asked in training and validation; whoever trains may put stores behind it.
         self.cached_teacher = CachedTeacher(self.teacher) if self.teacher else None
-        self.about: dict[str, Any] = {}  # plain values that checkpoints carry as they are
+        self.metadata: dict[str, Any] = {}  # plain values that checkpoints carry as they are
         self._said_scaled = False
         self.counted_updates: int | None = None  # of an epoch, where its loader did not say so
 
@@ -215,7 +215,7 @@ class Distiller(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the annealed values as plain numbers."""
         # Not in the state dict: weight averaging saves a copy that was made before annealing.
-        checkpoint["distill"] = {"objective": self.objective.state(), **self.about}
+        checkpoint["distill"] = {"objective": self.objective.state(), **self.metadata}
         if self.counted_updates is not None:
             checkpoint["distill"]["counted_updates"] = self.counted_updates
 

@@ -189,14 +189,14 @@ def latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 def check_same(path: Path, content: dict[str, Any], cfg: DictConfig) -> None:
     """Refuse a checkpoint of another configuration, saying where it differs."""
-    about = as_object(content.get("distill"))
-    if about.get("job") in (None, fingerprint(cfg)):
+    metadata = as_object(content.get("distill"))
+    if metadata.get("job") in (None, fingerprint(cfg)):
         return
-    if prolongs(as_object(about.get("config")), cfg):
+    if prolongs(as_object(metadata.get("config")), cfg):
         log.info("%s=%d, more than before: nothing was laid out for fewer, so that the run goes on "
                  "as if it had been told at once", EPOCHS, cfg.trainer.max_epochs)  # fmt: skip
         return
-    changed = difference(about["config"], cfg) if about.get("config") else None
+    changed = difference(metadata["config"], cfg) if metadata.get("config") else None
     raise ValueError(
         f"{changed or asked(cfg)}: {path} was left by another configuration: "
         "remove it to begin anew"

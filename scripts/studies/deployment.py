@@ -70,7 +70,7 @@ def one_run(key: Row, options: argparse.Namespace) -> list[Row]:
 
 def judged(cfg: Any, student: Distiller, data: Any, folder: Path) -> list[Row]:
     """Return a student's numbers on the test split, in float and as an int8 file."""
-    fit = fit_temperature(*evaluation.answer(cfg, student, data).of("student", "val"))
+    fit = fit_temperature(*evaluation.predict(cfg, student, data).of("student", "val"))
     model = Deployed(student.student, student.normalize, None).cpu().eval()
     job = Job(composed(name="export").export, data, model, lambda images: images, {}, folder)
     file = write_quantized(job, folder / "int8.onnx", "per_channel", activations=True)

@@ -92,7 +92,7 @@ def one_run(data_name: str, objective: str, temperature: float, seed: int, out: 
         fitted.student, normalize=fitted.normalize
     )  # the teacher's answers are known
     row = {"objective": objective, "temperature": temperature, "seed": seed}
-    answers = evaluation.answer(cfg, student, data)
+    answers = evaluation.predict(cfg, student, data)
     for split in evaluation.SPLITS:
         numbers = evaluate(*answers.of("student", split))
         row |= {f"{split}_{name}": numbers[name] for name in METRICS}

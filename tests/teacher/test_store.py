@@ -171,6 +171,19 @@ def test_answers_come_as_the_teacher_gives_them(tmp_path, dtype):
     assert torch.equal(written, logits.float().half().float())
 
 
+def test_what_is_read_has_single_precision_where_training_has_less(tmp_path):
+    try:
+        torch.set_default_dtype(torch.bfloat16)  # as Lightning does under bf16-true
+        with small(tmp_path) as store:
+            blank, there = store.read(0, ROWS)
+            written = store.write(0, ROWS, answers())
+            read = store.read(0, ROWS)[0]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert not there.any()
+    assert {t.dtype for t in (blank, written, read)} == {torch.float32}
+
+
 def test_rows_come_in_the_order_asked_for_as_often_as_asked_for(folder):
     rows = torch.tensor([7, 3, 7, 19, 0])
     with small(folder) as store:

@@ -114,7 +114,7 @@ def test_a_teacher_is_asked_once_and_nothing_random_moves(composed, caplog):
     assert model.seen == len(data.val)
     logits, labels = on_validation(cfg, data, teacher)
     assert model.seen == len(data.val)
-    expected = evaluation.answer(cfg, evaluation.as_module(teacher, data), data).of(
+    expected = evaluation.predict(cfg, evaluation.as_module(teacher, data), data).of(
         "student", "val"
     )
     torch.testing.assert_close(logits, expected[0])

@@ -319,8 +319,8 @@ def print_tables(
 
 def write_record(cfg: DictConfig, job: Job, found: dict[str, Any]) -> None:
     """Write `export.json`: every number, what the files take, and how they were made."""
-    circumstances = report.circumstances(cfg, job.data)
+    run_metadata = report.run_metadata(cfg, job.data)
     runtimes = {name: version(name) for name in PACKAGES if find_spec(name)}
-    content = {**found, **circumstances, **job.facts}
-    content["versions"] = circumstances["versions"] | runtimes
+    content = {**found, **run_metadata, **job.facts}
+    content["versions"] = run_metadata["versions"] | runtimes
     write_json(job.folder / RECORD, content)

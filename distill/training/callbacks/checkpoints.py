@@ -101,7 +101,7 @@ class LatestCheckpoint(Checkpoint):
             return
         every = self.every_n_train_steps
         due = stepped and every is not None and trainer.global_step % every == 0
-        told = told_to_end(trainer) and stepped
+        told = should_stop(trainer) and stepped
         if due or told:
             trainer.save_checkpoint(self.path)
         if told:
@@ -110,7 +110,7 @@ class LatestCheckpoint(Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the epoch's checkpoint."""
         trainer.save_checkpoint(self.path)
-        if told_to_end(trainer):
+        if should_stop(trainer):
             end()
 
 
@@ -120,7 +120,7 @@ def end() -> NoReturn:
     raise signals.Preempted("another rank")
 
 
-def told_to_end(trainer: pl.Trainer) -> bool:
+def should_stop(trainer: pl.Trainer) -> bool:
     """Return whether any rank's process was told to end; all ranks then end at the same batch."""
     told = signals.pending()
     if trainer.world_size == 1:

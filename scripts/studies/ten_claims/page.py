@@ -38,7 +38,7 @@ class Checked:
         return [one for one in self.result.findings if one.outcome == FAILS]
 
 
-def write_study(folder: Path, checked: Checked, circumstances: Mapping[str, Any]) -> None:
+def write_study(folder: Path, checked: Checked, run_metadata: Mapping[str, Any]) -> None:
     """Write a study's figure and numbers."""
     folder.mkdir(parents=True, exist_ok=True)
     paper = light_palette()
@@ -47,17 +47,17 @@ def write_study(folder: Path, checked: Checked, circumstances: Mapping[str, Any]
         checked.result.draw(canvas, paper)
         for kind in ("png", "svg"):
             canvas.savefig(folder / f"figure.{kind}", dpi=150, facecolor=paper["paper"])
-    summary = {**as_json(checked.study, checked.result), **circumstances}
+    summary = {**as_json(checked.study, checked.result), **run_metadata}
     write_whole(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_page(path: Path, found: Mapping[int, Checked], circumstances: Mapping[str, Any]) -> None:
+def write_page(path: Path, found: Mapping[int, Checked], run_metadata: Mapping[str, Any]) -> None:
     """Write one self-contained page over studies, by number."""
     template = page.environment().from_string(
         (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
     )
     drawn = {number: embedded(checked) for number, checked in found.items()}
-    write_whole(path, page.rendered(template, found=found, drawn=drawn, **circumstances))
+    write_whole(path, page.rendered(template, found=found, drawn=drawn, **run_metadata))
 
 
 def embedded(checked: Checked) -> figures.Figure:

@@ -154,5 +154,5 @@ def train_one(runs: Runs, run: Run) -> float:
     if run.int8:
         rows = {row["kind"]: row for row in judged(cfg, student, data, folder)}
         write_whole(folder / INT8, json.dumps(rows))
-    evaluation.answer(cfg, student, data).save(folder / ANSWERS)
+    evaluation.predict(cfg, student, data).save(folder / ANSWERS)
     return time.perf_counter() - started
