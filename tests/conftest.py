@@ -27,6 +27,48 @@ ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 
 
+# What only `scripts/test --all` runs: files, or single tests, and why they may wait.
+THOROUGH = {
+    "sweep/test_ray.py": "starts clusters",
+    "sweep/test_slurm.py": "starts a cluster",
+    "sweep/test_engines.py": "searches by other launchers",
+    "sweep/test_workers.py::test_jobs_on_two_gpus": "starts processes",
+    "e2e/test_machines.py": "two agents of torchrun and of Slurm",
+    "e2e/test_kills.py": "kills at length",
+    "e2e/test_packaging.py": "builds and installs the wheel",
+    "e2e/test_own_models.py": "every command with a module of one's own",
+    "e2e/test_readme.py::test_a_command_of_the_docs_runs": "every command of docs/",
+    "e2e/test_run.py::test_a_compiled_student": "compiles",
+    "e2e/test_fused.py::test_a_sweep_that_was_told_to_end": "a whole sweep, three times",
+    "e2e/test_fused.py::test_a_fused_sweep_leaves_what_separate_runs_leave[swept1": "a second one",
+    "e2e/test_sweep.py::test_previews": "three launchers",
+    "e2e/test_unlabeled.py::test_a_store_that_is_filled": "four runs",
+    "deploy/test_hub.py::test_what_the_hub_or_the_bundle_forbids": "waits for what is not there",
+    "config/test_library.py::test_an_optimiser_trains_and_goes_on_as_if_never_interrupted[kron]":
+        "compiles",
+    "studies": "trains the ten claims",
+    "test_soak.py": "random configurations",
+}  # fmt: skip
+# What takes more than a few seconds beside them, and so is not in `scripts/test --fast`.
+SLOW = (
+    "e2e", "deploy/test_predict.py::test_the_command_predicts", "sweep/test_search.py",
+    "config/test_configurations.py::test_what_decides_a_cached_model", "teacher/test_cached.py",
+    "report/test_page.py::test_damaged_runs", "report/test_leaderboard.py::test_damaged_sweeps",
+    "training/test_assistants.py", "test_judging.py", "deploy/export/test_export.py",
+    "config/test_mistakes.py::test_the_installed_command",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        name = item.nodeid.removeprefix("tests/")
+        thorough = name.startswith(tuple(THOROUGH))
+        if thorough:
+            item.add_marker(pytest.mark.thorough)
+        if thorough or name.startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
+
+
 class Tiny(nn.Module):
     """A model of a few weights, with batch norm and dropout to catch a wrong mode."""
 

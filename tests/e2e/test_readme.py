@@ -12,12 +12,16 @@ from tests.conftest import ROOT
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
 README, ALL = TEXTS[PAGES[0]], "\n".join(TEXTS.values())
-SHELL = [
-    line.partition("#")[0].strip()
-    for block in re.findall(r"```bash\n(.*?)```", ALL, re.S)
-    for line in block.splitlines()
-    if line.strip()
-]
+
+
+def commands(text):
+    """Return the commands that a page shows."""
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.S)
+    lines = [line.partition("#")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+SHELL = commands(ALL)
 PYTHON = re.findall(r"```python\n(.*?)```", ALL, re.S)
 NO_HUB = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "none", "HF_HUB_OFFLINE": "0"}
 
@@ -113,9 +117,17 @@ def test_the_readme_shows_what_it_should():
     assert len(PYTHON[1].split("import TensorDataset", 1)[-1].splitlines()) <= 20
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("line", [line for line in SHELL if line != "scripts/test"])
+@pytest.mark.parametrize("line", [line for line in commands(README) if line != "scripts/test"])
 def test_a_command_of_the_readme_runs(run_line, line):
+    check(run_line, line)
+
+
+@pytest.mark.parametrize("line", [line for line in SHELL if line not in commands(README)])
+def test_a_command_of_the_docs_runs(run_line, line):
+    check(run_line, line)
+
+
+def check(run_line, line):
     done = run_line(line)
     if line.startswith("distill-push"):  # the rest has a test of its own
         assert done.stderr.startswith("distill-push: cannot push to OWNER/NAME")
@@ -138,7 +150,6 @@ def test_a_command_of_the_readme_runs(run_line, line):
     assert not noise
 
 
-@pytest.mark.slow
 def test_the_programs_of_the_readme_run(command, run_line, workplace):
     for number, program in enumerate(PYTHON):
         run_line.make_inputs(program)
