@@ -100,7 +100,7 @@ def trained(cfg: DictConfig, sharing: Sharing) -> float | list[float] | None:
     checks.check_models(cfg)
     data = build.build_data(cfg, sharing=sharing)
     note_data(cfg, data)
-    if cfg.views:
+    if cfg.preview.enabled:
         preview(cfg, data)
         return None
     cfg = build.with_architecture(cfg)
@@ -203,8 +203,6 @@ def fill_store(cfg: DictConfig, sharing: Sharing | None = None) -> None:
 
 def preview(cfg: DictConfig, data: DataModule) -> None:
     """Write `views.png`: what the epochs will show of one training image."""
-    if cfg.views != "preview":
-        raise ValueError(f"views={cfg.views} is unknown: views=preview writes a contact sheet")
     path = Path(cfg.paths.output_dir) / "views.png"
     contact_sheet(data, cfg.preview.row, cfg.preview.epochs, path)
     log.info("image %d, clean and in %d epochs: %s", cfg.preview.row, cfg.preview.epochs,

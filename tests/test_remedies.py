@@ -20,9 +20,9 @@ HARD = "objective.terms.ce.loss="
 REMEDIES = {
     "balance": ["data.balance=0.5"],
     "smoothing": ["objective.label_smoothing=0.1"],
-    "small loss": ["objective.keep.small_loss=0.6"],
-    "agreement": ["objective.keep.agreement=true"],
-    "likely labels": ["objective.keep.agreement=0.2"],
+    "small loss": ["objective.sample_selection.small_loss=0.6"],
+    "agreement": ["objective.sample_selection.agreement=true"],
+    "likely labels": ["objective.sample_selection.agreement=0.2"],
     "teacher only": ["objective.alpha=1"],
     "weights": ["objective.terms.ce.reweight=0.99"],
     "logit adjustment": [HARD + "logit_adjusted_cross_entropy"],
@@ -81,7 +81,8 @@ def test_any_two_remedies_compose_or_are_refused_in_one_line(default, tiny, pair
 
 def test_small_losses_are_kept_as_co_teaching_says(default):
     cfg = OmegaConf.merge(default, {"objective": {
-        "keep": {"small_loss": 0.6}, "schedules": {"keep": {"duration": 4}}}})  # fmt: skip
+        "sample_selection": {"small_loss": 0.6},
+        "schedules": {"sample_selection": {"duration": 4}}}})  # fmt: skip
     objective = build.build_objective(cfg, toy())
     (annealing,) = schedules(cfg, objective)
     shares = [annealing.at(epoch, 8) for epoch in range(8)]

@@ -107,7 +107,7 @@ def check_objective(cfg: DictConfig, data: DataModule, objective: Objective) -> 
             raise ValueError(
                 f"objective.label_smoothing: terms.{name} cannot be smoothed ({error})"
             ) from error
-    objective.keep(torch.zeros(2), teacher, target)
+    objective.sample_selection(torch.zeros(2), teacher, target)
 
 
 def check_models(cfg: DictConfig) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 # Values that decide no number: where things lie, what goes on, and what is told of it.
-BOOKKEEPING = ("sweep", "paths", "hydra", "ckpt_path", "resume", "report", "preview", "views",
+BOOKKEEPING = ("sweep", "paths", "hydra", "ckpt_path", "resume", "report", "preview",
                "tags", "task_name", "logger", "store.path", "data.num_workers", "data.cache",
                "trainer.log_every_n_steps")  # fmt: skip
 

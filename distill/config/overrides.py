@@ -38,6 +38,12 @@ OPEN = (
 NAMED = {"objective.terms": "loss", "callbacks": "_target_", "logger": "_target_"}
 # Paths that are used before a run could resolve its own.
 EARLY_PATHS = ("hydra.run.dir", "hydra.sweep.dir", "sweep.resume")
+# Keys that have been renamed → what they are now, and the value to give, where it is another too.
+RENAMED = {
+    "objective.keep": ("objective.sample_selection", ""),
+    "objective.schedules.keep": ("objective.schedules.sample_selection", ""),
+    "views": ("preview.enabled", "true"),
+}
 # What people call a key elsewhere; where several keys have it as their last part, the one meant.
 MEANT = {
     **dict.fromkeys(("lr", "learning_rate", "base_lr"), "optimizer.lr"),
@@ -202,6 +208,10 @@ def unknown(override: Override, cfg: DictConfig) -> str:
     """Return what to say of a key that does not exist."""
     key = override.key_or_group
     value = (override.input_line or "").partition("=")[2]
+    for before, (now, taken) in RENAMED.items():
+        if key == before or key.startswith(f"{before}."):
+            own = typed(now + key.removeprefix(before), taken or value)
+            return f": {before} is {now} now: give {own}"
     return f"Could not override '{key}'{hint(key, value, cfg)}"
 
 

@@ -124,6 +124,7 @@ KINDS: dict[str, Kind] = {
     "ckpt_path": PATH.or_(None),
     "optimized_metric": WORD,
     "assistants": LIST.or_(None),
+    "preview.enabled": SWITCH,
     "preview.row": whole(0),
     "preview.epochs": whole(1),
     "sweep.resume": PATH.or_(None),

@@ -116,8 +116,8 @@ class Objective(nn.Module):
         stages: which of the models' feature stages the terms on feature maps compare.
         label_smoothing: ε in [0, 1): terms on labels see `(1 − ε)·e_y + ε/K` in place of the label
             y, or `(1 − ε)·p + ε/K` of class probabilities p; for losses that take probabilities.
-        keep: keywords of `Selection`, which samples of a training batch the terms on labels see;
-            `small_loss` ranks them by `Σ_i w_i·ℓ_i(n)` of those terms.
+        sample_selection: keywords of `Selection`, which samples of a training batch the terms on
+            labels see; `small_loss` ranks them by `Σ_i w_i·ℓ_i(n)` of those terms.
 
     Raises:
         ValueError: for an unknown loss, a wrong option or a value out of range.
@@ -142,7 +142,7 @@ class Objective(nn.Module):
         curriculum: Mapping[str, Any] | None = None,
         stages: Sequence[int] = (-1,),
         label_smoothing: float = 0.0,
-        keep: Mapping[str, Any] | None = None,
+        sample_selection: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         check_names(terms)
@@ -155,11 +155,13 @@ class Objective(nn.Module):
         self.class_counts = class_counts
         self.stages = tuple(stages)
         self.label_smoothing = checked_smoothing(label_smoothing)
-        self.keep = build_selection(keep)
-        if (self.keep or label_smoothing) and all(t.uses_teacher for t in self.terms.values()):
+        self.sample_selection = build_selection(sample_selection)
+        if (self.sample_selection or label_smoothing) and all(
+            t.uses_teacher for t in self.terms.values()
+        ):
             raise ValueError(
-                "objective.keep and objective.label_smoothing are of terms on labels, and this "
-                "objective has none"
+                "objective.sample_selection and objective.label_smoothing are of terms on labels, "
+                "and this objective has none"
             )
         self.checked = False  # whether targets were looked at; a look waits for the device
         self.projections = nn.ModuleList()
@@ -200,7 +202,7 @@ class Objective(nn.Module):
     def needs_teacher(self) -> bool:
         """Whether any term compares the student with a teacher, or the teacher judges labels."""
         compares = any(term.uses_teacher for term in self.terms.values())
-        return compares or self.keep.agreement is not None
+        return compares or self.sample_selection.agreement is not None
 
     @property
     def needs_features(self) -> bool:
@@ -221,7 +223,9 @@ class Objective(nn.Module):
         """The names of the values that annealing can move."""
         names = [f"terms.{name}.weight" for name in self.terms]
         names += ["alpha"] if self.alpha is not None else []
-        names += ["keep.small_loss"] if self.keep.small_loss is not None else []
+        names += (
+            ["sample_selection.small_loss"] if self.sample_selection.small_loss is not None else []
+        )
         if self.curriculum is not None:
             return [*names, "curriculum.strength"]
         return [*names, "temperature"] if self.uses_temperature else names
@@ -316,7 +320,7 @@ class Objective(nn.Module):
             name: self.values(name, given if term.teaches_unlabeled else known)
             for name, term in self.terms.items()
         }
-        kept = self._select(values, known) if self.keep and self.training else {}
+        kept = self._select(values, known) if self.sample_selection and self.training else {}
         means = {name: value.mean() for name, value in values.items()}
         return {"loss": self._weighted(means), **means, **kept}
 
@@ -337,7 +341,9 @@ class Objective(nn.Module):
         """Leave out of the terms on labels what is not kept, and return the share that is."""
         labelled = [name for name, term in self.terms.items() if not term.uses_teacher]
         weighted = [self.weights[name] * values[name].detach() for name in labelled]
-        kept, share = self.keep(reduce(add, weighted), given["teacher"], given["target"])
+        kept, share = self.sample_selection(
+            reduce(add, weighted), given["teacher"], given["target"]
+        )
         for name in labelled:
             # What ranks average is then the mean over what all of them keep.
             values[name] = torch.where(kept, values[name], 0.0) / share.clamp(min=SMALLEST)
@@ -366,8 +372,8 @@ class Objective(nn.Module):
             )
         if name == "curriculum.strength":
             return self.curriculum, "strength"
-        if name == "keep.small_loss":
-            return self.keep, "small_loss"
+        if name == "sample_selection.small_loss":
+            return self.sample_selection, "small_loss"
         term = name.removeprefix("terms.").removesuffix(".weight")
         return (self, name) if name in ("temperature", "alpha") else (self.weights, term)
 
@@ -399,7 +405,7 @@ def build_selection(spec: Mapping[str, Any] | None) -> Selection:
     for option in spec or {}:
         if option not in known:
             raise ValueError(
-                f"objective.keep has no option {option!r}; it takes {', '.join(known)}"
+                f"objective.sample_selection has no option {option!r}; it takes {', '.join(known)}"
             )
     return Selection(**spec or {})
 

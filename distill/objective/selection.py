@@ -38,8 +38,8 @@ class Selection:
         self.agreement = None if agreement is False else agreement
         if self.agreement is not None and not _is_share(self.agreement):
             raise ValueError(
-                "objective.keep.agreement is true (the teacher answers as labelled) or the least "
-                f"probability in (0, 1] that it gives the label, got {agreement!r}"
+                "objective.sample_selection.agreement is true (the teacher answers as labelled) "
+                f"or the least probability in (0, 1] that it gives the label, got {agreement!r}"
             )
 
     def __bool__(self) -> bool:
@@ -54,8 +54,8 @@ class Selection:
     def small_loss(self, value: float) -> None:
         if isinstance(value, bool) or not _is_share(value):
             raise ValueError(
-                "objective.keep.small_loss is the share of a batch that is kept, in (0, 1], got "
-                f"{value!r}"
+                "objective.sample_selection.small_loss is the share of a batch that is kept, in "
+                f"(0, 1], got {value!r}"
             )
         self._small_loss = float(value)
 
@@ -100,10 +100,11 @@ def smallest(loss: Tensor, share: float) -> Tensor:
 def agreed(teacher: Tensor | None, target: Tensor, agreement: bool | float) -> Tensor:
     """Return of which samples the teacher finds the label right, bool `[N]`."""
     if teacher is None:
-        raise ValueError("objective.keep.agreement asks a teacher, and there is none")
+        raise ValueError("objective.sample_selection.agreement asks a teacher, and there is none")
     if target.is_floating_point():
         raise ValueError(
-            "objective.keep.agreement needs class indices: views that mix samples have no one label"
+            "objective.sample_selection.agreement needs class indices: views that mix samples "
+            "have no one label"
         )
     if agreement is True:
         return teacher.argmax(dim=1) == target

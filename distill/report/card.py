@@ -154,7 +154,7 @@ def escape(name: str) -> str:
 
 def asks_teacher(objective: dict[str, Any], moved: Mapping[str, str]) -> bool:
     """Whether a term that has a weight compares with a teacher, or the teacher judges labels."""
-    if (objective.get("keep") or {}).get("agreement"):
+    if (objective.get("sample_selection") or {}).get("agreement"):
         return True
     if objective.get("alpha") == 0 and "alpha" not in moved:
         return False
@@ -209,8 +209,8 @@ def described(objective: dict[str, Any], moved: Mapping[str, str] | None = None)
         shared["temperature"] = f"learned per {scope}, from {start}"
     shared["α"] = left.pop("alpha", objective.get("alpha"))
     shared["label smoothing"] = objective.get("label_smoothing") or None
-    for name, value in (objective.get("keep") or {}).items():
-        kept = left.pop(f"keep.{name}", value)
+    for name, value in (objective.get("sample_selection") or {}).items():
+        kept = left.pop(f"sample_selection.{name}", value)
         shared[f"labels kept by {name.replace('_', ' ')}"] = kept or None
     told = [f"{name} {value}" for name, value in (shared | left).items() if value is not None]
     return escape("; ".join([" + ".join(terms), *told]))

@@ -11,7 +11,7 @@ from distill.config.read import model_spec, plain, present, teacher_name
 from distill.config.resolvers import recommended_lr
 from distill.models.build import resolved
 from distill.objective.objective import Objective
-from distill.training.module import evaluation_metrics
+from distill.training.module import logged_names
 
 STOPPED_EARLY = "early_stopping"
 SEEDS_APART = 1000  # of the weights of a student and of its assistants
@@ -62,7 +62,7 @@ def supervised_config(cfg: DictConfig, role: str) -> DictConfig:
     derived = auxiliary_config(cfg, role)
     derived.objective, derived.annealing = SUPERVISED, {}
     derived.data.unlabeled = None  # nobody teaches there
-    kept = evaluation_metrics((), 2, Objective({"ce": "cross_entropy"}), with_teacher=False)
+    kept = logged_names((), 2, Objective({"ce": "cross_entropy"}), with_teacher=False)
     if cfg.optimized_metric.removeprefix("val/") not in kept:
         derived.optimized_metric = "val/top1"  # the run's own may compare with a teacher
     if role == "teacher":

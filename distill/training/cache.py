@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from distill.config import read
+from distill.config.keys import is_bookkeeping
 from distill.data import DataModule
 from distill.data.sources.splits import Split
 from distill.data.views.views import CLEAN, RECIPE
@@ -35,7 +36,12 @@ from distill.utils.run_folder import METRICS, by_epoch, read_history
 
 log = logging.getLogger(__name__)
 
-COSMETIC = ("accelerator", "log_every_n_steps", "compile", "_target_")
+# Keys that decide nothing of one model's training, or whose outcome `fit_key` has instead.
+ELSEWHERE = (
+    *("data", "condition", "teacher", "assistants", "baseline", "store", "objective", "annealing"),
+    *("topk", "optimized_metric", "shot_groups", "decision", "imports"),
+)
+COSMETIC = ("accelerator", "log_every_n_steps", "compile", "_target_")  # of the trainer
 FOR_CALLBACKS = ("limit_val_batches", "check_val_every_n_epoch")
 Train = Callable[[DictConfig, DataModule, str, Path, Teacher | None], None]
 
@@ -129,12 +135,16 @@ def load_kept(path: Path) -> nn.Module:
 
 
 def fit_key(cfg: DictConfig, data: DataModule, teacher: Teacher | None = None) -> str:
-    """Return a hash of everything that decides a fit's outcome."""
+    """Return a hash of everything that decides a fit's outcome.
+
+    Of the configuration that is every key but those that are known to decide nothing: one that is
+    new may train a model once more, and never passes a stale one off.
+    """
     values = read.plain(cfg)
     callbacks = {k: node for k, node in (values["callbacks"] or {}).items() if k != "progress"}
     ignored = COSMETIC if callbacks else COSMETIC + FOR_CALLBACKS
     trainer = {k: v for k, v in values["trainer"].items() if k not in ignored}
-    decided = {key: values[key] for key in ("student", "optimizer", "scheduler", "seed")}
+    decided = {k: v for k, v in values.items() if not (k in ELSEWHERE or is_bookkeeping(k))}
     decided |= {"trainer": trainer, "view": values["data"]["view"], "size": data.image_size}
     decided |= {"batch_size": data.batch_size, "data": data.fingerprint, "order": data.seed}
     decided |= {"channels": data.in_chans, "classes": data.num_classes, "views": data.views}
@@ -215,7 +225,7 @@ def check_store(
     if alone == "draw" or (isinstance(model, Ensemble) and model.combine == "draw"):
         raise ValueError("store: an ensemble that draws its answers has no lasting one")
     layout = Layout(data.num_classes, options.dtype, options.topk)
-    check_size(rows(data, "train"), views(cfg, data), layout, options.max_gb)
+    check_size(rows(data, "train"), views_per_sample(cfg, data), layout, options.max_gb)
 
 
 def open_store(
@@ -238,7 +248,7 @@ def open_store(
     }
     samples, classes, kept = rows(data, split), data.num_classes, (options.dtype, options.topk)
     folder = store_folder(options.path, facts, samples, classes, *kept)
-    shown = views(cfg, data) if split == "train" else 1
+    shown = views_per_sample(cfg, data) if split == "train" else 1
     return TeacherStore(folder, facts, samples, classes, shown, *kept, options.max_gb, rank)
 
 
@@ -253,7 +263,7 @@ def stored(data: DataModule, split: str) -> Split:
     return found
 
 
-def views(cfg: DictConfig, data: DataModule) -> int:
+def views_per_sample(cfg: DictConfig, data: DataModule) -> int:
     """Return how many views of a training image a run shows."""
     return data.views or int(cfg.trainer.max_epochs)
 
@@ -261,12 +271,12 @@ def views(cfg: DictConfig, data: DataModule) -> int:
 def expected(cfg: DictConfig, data: DataModule) -> str:
     """Return what a store will hold and how large it will be, for people."""
     kept = (cfg.store.dtype, cfg.store.topk)
-    return describe(len(data.pool), data.num_classes, views(cfg, data), *kept)
+    return describe(len(data.pool), data.num_classes, views_per_sample(cfg, data), *kept)
 
 
 def fill(cfg: DictConfig, data: DataModule, cached: CachedTeacher, trainer: pl.Trainer) -> None:
     """Ask the teacher for every view that a run will show, of which no answer is kept yet."""
-    shown = [("val", CLEAN), *(("train", number) for number in range(views(cfg, data)))]
+    shown = [("val", CLEAN), *(("train", number) for number in range(views_per_sample(cfg, data)))]
     device = trainer.strategy.root_device
     cached.teacher.to(device)
     epochs, ranks = int(cfg.trainer.max_epochs), read.processes(cfg)

@@ -14,7 +14,7 @@ from lightning_utilities import apply_to_collection
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from distill.config import library
 from distill.data.batch import Batch
@@ -96,7 +96,9 @@ class Distiller(pl.LightningModule):
         check_parts(self)
         self.objective.connect(student, self.teacher.model if self.teacher else None)
         self.topk = resolve_topk(topk, self.num_classes)
+        logged_names(self.topk, self.num_classes, self.objective, self.teacher is not None)
         self.metrics = nn.ModuleDict({stage: self._metrics() for stage in ("val", "test")})
+        self.losses = nn.ModuleDict({stage: loss_means(self.objective) for stage in self.metrics})
         # Asked in training and validation; whoever trains may put stores behind it.
         self.cached_teacher = CachedTeacher(self.teacher) if self.teacher else None
         self.metadata: dict[str, Any] = {}  # plain values that checkpoints carry as they are
@@ -225,11 +227,9 @@ class Distiller(pl.LightningModule):
             self.objective.load_state(checkpoint["distill"]["objective"])
             self.counted_updates = checkpoint["distill"].get("counted_updates")
 
-    def _metrics(self) -> nn.ModuleDict:
-        metrics = evaluation_metrics(
-            self.topk, self.num_classes, self.objective, self.teacher is not None
-        )
-        return nn.ModuleDict(metrics)
+    def _metrics(self) -> MetricCollection:
+        named = evaluation_metrics(self.topk, self.num_classes, self.teacher is not None)
+        return MetricCollection({**named}, compute_groups=False)
 
     def _images(self, view: Tensor) -> Tensor:
         # Under bf16-true, views made after Lightning's own conversion are wider than the weights.
@@ -277,24 +277,49 @@ class Distiller(pl.LightningModule):
             raise ValueError(
                 "the student's answers are not finite, so training has diverged: lower optimizer.lr"
             )
-        losses = self.objective(*answers)
-        probs = student.softmax(dim=1)
-        for name, metric in self.metrics[stage].items():  # type: ignore[operator]
-            if name in losses:
-                metric.update(losses[name], weight=len(target))
-            elif name == "agreement":
-                metric.update(student, teacher)
-            else:
-                metric.update(probs if name in ("brier", "ece") else student, target)
+        losses, metrics, means = self.objective(*answers), self.metrics[stage], self.losses[stage]
+        assert isinstance(metrics, MetricCollection)
+        metrics.update(
+            logits=student,
+            probs=student.softmax(dim=1),
+            target=target,
+            student_logits=student,
+            teacher_logits=teacher,
+        )  # each takes what it names
+        for name, mean in means.items():  # type: ignore[operator]
+            mean.update(losses[name], weight=len(target))
+        for name, metric in (*metrics.items(), *means.items()):  # type: ignore[operator]
             self.log(
                 f"{stage}/{name}", metric, on_step=False, on_epoch=True, batch_size=len(target)
             )
 
 
-def evaluation_metrics(
+def logged_names(
     topk: Sequence[int], num_classes: int, objective: Objective, with_teacher: bool
+) -> list[str]:
+    """Return the names of what validation and test log.
+
+    Raises:
+        ValueError: if a term of the objective has the name of a metric.
+    """
+    metrics, losses = evaluation_metrics(topk, num_classes, with_teacher), loss_means(objective)
+    if clash := metrics.keys() & losses.keys():
+        raise ValueError(f"objective.terms.{min(clash)} has the name of a metric: call it another")
+    return [*metrics, *losses]
+
+
+def loss_means(objective: Objective) -> nn.ModuleDict:
+    """Return what averages the loss and its terms over an epoch, by name.
+
+    Means of batch means would weigh a ragged batch, or a rank's share, like a full one.
+    """
+    return nn.ModuleDict({name: MeanMetric() for name in ("loss", *objective.terms)})
+
+
+def evaluation_metrics(
+    topk: Sequence[int], num_classes: int, with_teacher: bool
 ) -> dict[str, Metric]:
-    """Return the metrics that validation and test log, by name."""
+    """Return the metrics of a student that validation and test log, by name."""
     metrics: dict[str, Metric] = {f"top{k}": TopKAccuracy(k) for k in topk}
     metrics |= {
         "mrr": MeanReciprocalRank(),
@@ -306,11 +331,7 @@ def evaluation_metrics(
     }
     if with_teacher:
         metrics["agreement"] = Agreement()
-    clash = metrics.keys() & objective.terms.keys()
-    if clash:
-        raise ValueError(f"objective.terms.{min(clash)} has the name of a metric: call it another")
-    # Means of batch means would weigh a ragged batch, or a rank's share, like a full one.
-    return metrics | {name: MeanMetric() for name in ("loss", *objective.terms)}
+    return metrics
 
 
 def check_parts(module: Distiller) -> None:

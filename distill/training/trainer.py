@@ -48,8 +48,8 @@ from distill.training.module import (
     DEFAULT_TOPK,
     create_optimizer,
     create_schedule,
-    evaluation_metrics,
     has_schedule,
+    logged_names,
     resolve_topk,
 )
 from distill.utils.errors import first_line
@@ -250,13 +250,13 @@ def check_monitor(cfg: DictConfig, data: DataModule, objective: Objective) -> No
     several = plain(cfg.sweep.metrics) or []
     if not isinstance(several, list):
         raise ValueError(f"sweep.metrics is a list, such as [val/top1,val/ece], not {several!r}")
-    metrics = evaluation_metrics(
+    names = logged_names(
         resolve_topk(plain(cfg.topk), data.num_classes),
         data.num_classes,
         objective,
         teacher_name(cfg) is not None,
     )
-    known = [f"val/{name}" for name in metrics]
+    known = [f"val/{name}" for name in names]
     asked = [("optimized_metric", cfg.optimized_metric), *(("sweep.metrics", n) for n in several)]
     for key, name in asked:
         if name not in known:

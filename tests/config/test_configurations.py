@@ -219,7 +219,18 @@ def test_what_decides_a_cached_model_is_in_its_key_and_nothing_else(composed, tm
     from distill.models.build import build_model
 
     for role in ("teacher", "baseline"):
-        for same in ("trainer.log_every_n_steps=7", "objective.temperature=2", "annealing=cosine"):
+        for same in (
+            "trainer.log_every_n_steps=7",
+            "objective.temperature=2",
+            "annealing=cosine",
+            "topk=[1]",
+            "report=false",
+            "store=off",
+            "tags=[a]",
+            "baseline=false",
+            "decision.confidence=0.5",
+            "logger=none",
+        ):
             assert key(role) == key(role, same), (role, same)
     assert key("teacher") == key("teacher", "seed=1") == key("teacher", "trainer.max_epochs=3")
     assert key("teacher") == key("teacher", "trainer.limit_val_batches=0.5")
@@ -227,6 +238,7 @@ def test_what_decides_a_cached_model_is_in_its_key_and_nothing_else(composed, tm
         ("baseline", "seed=1"), ("baseline", "data.seed=1"), ("baseline", "optimizer.lr=0.1"),
         ("baseline", "+student.args.stem_width=8"), ("teacher", "teacher.fit.max_epochs=3"),
         ("teacher", "data.view.pad=2"), ("teacher", "data.split_seed=1"),
+        ("teacher", "on_nan=skip"), ("baseline", "+nobody_knows=1"),
     ):  # fmt: skip
         assert key(role) != key(role, other), (role, other)
 

@@ -53,12 +53,14 @@ def test_previews_have_no_table_and_have_not_failed(command, tmp_path, launcher)
     if launcher == "joblib":
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     options = (f"hydra/launcher={launcher}", "hydra.sweep.dir=sweep")
-    done = command("distill", "-m", "views=preview", "seed=0,1", *options)
+    done = command("distill", "-m", "preview.enabled=true", "seed=0,1", *options)
     assert "sweep:" not in done.stdout
     assert not (tmp_path / "sweep" / "sweep.csv").exists()
-    again = command("distill", "-m", "views=preview,wrong", *options, check=False)
+    again = command(
+        "distill", "-m", "preview.enabled=true", "preview.row=0,-1", *options, check=False
+    )
     assert again.returncode == 2  # the folder in which job 1 had ended well does not help it
-    assert "job 1: views=wrong is unknown" in again.stderr
+    assert "job 1: preview.row must be a whole number" in again.stderr
     assert "sweep:" not in again.stdout
 
 

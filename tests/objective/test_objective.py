@@ -187,7 +187,7 @@ def test_several_remedies_at_once_give_the_loss_that_their_formulas_say():
     teacher[torch.arange(6), Y] += torch.tensor([9.0, 9.0, 9.0, 9.0, 0.0, -9.0])
     objective = Objective(
         terms, temperature=3.0, alpha=0.3, class_counts=COUNTS, label_smoothing=0.1,
-        keep={"small_loss": 0.5, "agreement": 0.6},
+        sample_selection={"small_loss": 0.5, "agreement": 0.6},
     )  # fmt: skip
     effective = [(1 - 0.9) / (1 - 0.9**n) for n in COUNTS]
     weights = [5 * w / sum(effective) for w in effective]
@@ -223,7 +223,7 @@ def softmax(values, temperature=1.0):
 
 def test_samples_left_out_have_no_gradient_from_labels_and_none_kept_is_no_loss():
     student = S.clone().requires_grad_()
-    objective = Objective({"ce": "cross_entropy"}, keep={"small_loss": 0.5})
+    objective = Objective({"ce": "cross_entropy"}, sample_selection={"small_loss": 0.5})
     losses = objective(student, None, Y)
     losses["loss"].backward()
     ours = cross_entropy(S, Y)
@@ -231,23 +231,26 @@ def test_samples_left_out_have_no_gradient_from_labels_and_none_kept_is_no_loss(
     assert losses["loss"].item() == pytest.approx(ours[kept].mean().item())
     assert torch.equal((student.grad != 0).any(1), kept)
 
-    contrary = Objective(KD, keep={"agreement": True})
+    contrary = Objective(KD, sample_selection={"agreement": True})
     losses = contrary(S, torch.eye(5).double()[(Y + 1) % 5], Y)
     assert losses["kept"] == losses["ce"] == 0
     assert losses["loss"] == losses["kl"] > 0
 
 
 def test_the_share_of_small_losses_can_be_annealed():
-    objective = Objective(KD, keep={"small_loss": 0.5})
-    assert "keep.small_loss" in objective.annealed
-    objective.set("keep.small_loss", 1.0)
+    objective = Objective(KD, sample_selection={"small_loss": 0.5})
+    assert "sample_selection.small_loss" in objective.annealed
+    objective.set("sample_selection.small_loss", 1.0)
     assert objective(S, Z, Y)["kept"] == 1
-    other = Objective(KD, keep={"small_loss": 0.5})
+    other = Objective(KD, sample_selection={"small_loss": 0.5})
     other.load_state(objective.state())
-    assert other.get("keep.small_loss") == 1.0
-    assert "keep.small_loss" not in Objective(KD, keep={"agreement": True}).annealed
+    assert other.get("sample_selection.small_loss") == 1.0
+    assert (
+        "sample_selection.small_loss"
+        not in Objective(KD, sample_selection={"agreement": True}).annealed
+    )
     with pytest.raises(ValueError, match="small_loss is the share"):
-        objective.set("keep.small_loss", 0.0)
+        objective.set("sample_selection.small_loss", 0.0)
 
 
 def test_without_the_labels_share_not_even_an_infinite_label_loss_reaches_the_student():
@@ -269,14 +272,17 @@ def infinite(student, target):
     [
         ({"label_smoothing": 1.0}, r"label_smoothing must lie in \[0, 1\)"),
         ({"terms": {"kl": "kl_divergence"}, "label_smoothing": 0.1}, "this objective has none"),
-        ({"terms": {"kl": "kl_divergence"}, "keep": {"agreement": True}}, "objective has none"),
+        (
+            {"terms": {"kl": "kl_divergence"}, "sample_selection": {"agreement": True}},
+            "objective has none",
+        ),
         ({"terms": {"kept": "cross_entropy"}}, r"terms\.kept has the name of a metric"),
     ],
 )
 def test_remedies_that_mean_nothing_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Objective(**{"terms": KD, **options})
-    assert Objective({"ce": "cross_entropy"}, keep={"agreement": True}).needs_teacher
+    assert Objective({"ce": "cross_entropy"}, sample_selection={"agreement": True}).needs_teacher
 
 
 # Samples without labels
@@ -341,7 +347,7 @@ def test_weights_of_classes_leave_a_teachers_term_to_the_labelled():
 
 
 def test_a_selection_is_of_the_labelled():
-    objective = Objective(KD, 2, keep={"small_loss": 0.5}).train()
+    objective = Objective(KD, 2, sample_selection={"small_loss": 0.5}).train()
     losses = objective(S, Z, UNKNOWN, labelled=PART)
     each = -S.log_softmax(1)[torch.arange(PART), Y[:PART]]
     assert losses["ce"].item() == pytest.approx(each.sort().values[:2].mean().item())

@@ -41,11 +41,11 @@ def test_what_is_not_asked_for_is_off(options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"small_loss": 0.0}, r"objective\.keep\.small_loss is the share"),
-        ({"small_loss": 1.2}, r"objective\.keep\.small_loss is the share"),
-        ({"small_loss": True}, r"objective\.keep\.small_loss is the share"),
-        ({"agreement": 0.0}, r"objective\.keep\.agreement is true"),
-        ({"agreement": "top1"}, r"objective\.keep\.agreement is true"),
+        ({"small_loss": 0.0}, r"objective\.sample_selection\.small_loss is the share"),
+        ({"small_loss": 1.2}, r"objective\.sample_selection\.small_loss is the share"),
+        ({"small_loss": True}, r"objective\.sample_selection\.small_loss is the share"),
+        ({"agreement": 0.0}, r"objective\.sample_selection\.agreement is true"),
+        ({"agreement": "top1"}, r"objective\.sample_selection\.agreement is true"),
     ],
 )
 def test_mistakes_are_explained(options, message):

@@ -44,9 +44,17 @@ def test_the_card_holds_the_facts_and_leaves_the_licence_open():
 
 def test_remedies_are_told_where_they_are_in_use_and_only_there():
     plain = facts()["objective"]
-    off = {**plain, "label_smoothing": 0.0, "keep": {"small_loss": None, "agreement": False}}
+    off = {
+        **plain,
+        "label_smoothing": 0.0,
+        "sample_selection": {"small_loss": None, "agreement": False},
+    }
     assert described(off) == described(plain)
-    used = {**plain, "label_smoothing": 0.1, "keep": {"small_loss": 0.6, "agreement": True}}
+    used = {
+        **plain,
+        "label_smoothing": 0.1,
+        "sample_selection": {"small_loss": 0.6, "agreement": True},
+    }
     told = "label smoothing 0.1; labels kept by small loss 0.6; labels kept by agreement True"
     assert described(used) == f"{described(plain)}; {told}"
 
@@ -90,7 +98,7 @@ def text_of(*overrides):
         (["objective=kd", "objective.alpha=0"], False),
         (["objective=kd", "objective.alpha=0", "annealing=linear", "annealing.value=alpha"], True),
         (["objective=kd", "objective.alpha=null", "objective.terms.kl.weight=0"], False),
-        (["objective=supervised", "objective.keep.agreement=true"], True),
+        (["objective=supervised", "objective.sample_selection.agreement=true"], True),
     ],
 )
 def test_a_teacher_is_named_where_the_student_learned_from_it(overrides, learns):
@@ -116,7 +124,8 @@ def test_a_teacher_is_named_where_the_student_learned_from_it(overrides, learns)
          "0.0 → 1.0 (cosine)", "temperature 4.0"),
         (["objective=ldam_drw"], "ldam × 1.0 → 0.0 (linear after 80% of training) + ldam × 0.0 → "
          "1.0 (linear after 80% of training)", "× 1.0 +"),
-        (["objective.keep.small_loss=0.6"], "kept by small loss 1.0 → 0.6 (linear)", "keep."),
+        (["objective.sample_selection.small_loss=0.6"], "kept by small loss 1.0 → 0.6 (linear)",
+         "sample_selection."),
         ([], "temperature 8.0; α 0.9.", "→"),
     ],
 )  # fmt: skip

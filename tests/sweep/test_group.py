@@ -70,7 +70,7 @@ def test_what_a_failed_step_held_is_free_before_the_next(monkeypatch):
     error = caught.value
     del caught
     assert held[0]() is not None
-    group.let_go(error)
+    group.release(error)
     assert held[0]() is None
 
 

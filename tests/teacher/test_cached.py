@@ -196,11 +196,11 @@ def test_an_unknown_view_command_is_refused_and_a_preview_is_a_picture(tmp_path,
             paths = (f"paths.output_dir={tmp_path}", f"paths.cache={cache}")
             return run.train(compose("train", overrides=[*paths, *overrides]))
 
-    assert start("views=preview", "preview.epochs=8", "data.view.rotate=10") is None
+    assert start("preview.enabled=true", "preview.epochs=8", "data.view.rotate=10") is None
     with Image.open(tmp_path / "views.png") as picture:
         assert picture.size[0] > 3 * 96
     assert not (tmp_path / "summary.json").exists()
     with pytest.raises(ValueError, match="views=show is unknown"):
         start("views=show")
     with pytest.raises(ValueError, match="no training image 5000"):
-        start("views=preview", "preview.row=5000")
+        start("preview.enabled=true", "preview.row=5000")

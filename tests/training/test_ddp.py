@@ -37,8 +37,8 @@ def run(rank, ranks, port, folder, tiny):
     # for there the last batch (49 = 3·16 + 1 samples) leaves one rank with nothing but padding
     terms = {"ce": "cross_entropy", "kl": "kl_divergence", "dist": "dist"}
     # small losses are chosen, and what is kept is averaged, over the batch of all ranks
-    keep = {"small_loss": 0.6, "agreement": 0.25}
-    objective = Objective(terms, 4.0, 0.5, label_smoothing=0.1, keep=keep)
+    selection = {"small_loss": 0.6, "agreement": 0.25}
+    objective = Objective(terms, 4.0, 0.5, label_smoothing=0.1, sample_selection=selection)
     module = Distiller(
         student, teacher, objective, topk=(1, 2), optimizer={"opt": "momentum", "lr": 0.01}
     )

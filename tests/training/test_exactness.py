@@ -37,7 +37,7 @@ def fit(folder, tiny, stop_at=None, resume=None, beside=False):
     student.body[3] = torch.nn.Identity()  # dropout draws from torch's own generator
     terms = {"ce": "cross_entropy", "kl": "kl_divergence"}
     module = Distiller(
-        student, teacher, Objective(terms, 4.0, 0.5, keep={"small_loss": 0.5}),
+        student, teacher, Objective(terms, 4.0, 0.5, sample_selection={"small_loss": 0.5}),
         topk=(1,), optimizer={"opt": "adamw", "lr": 0.01}, scheduler={"sched": "cosine"},
     )  # fmt: skip
     journal = Journal(stop_at)
@@ -46,7 +46,7 @@ def fit(folder, tiny, stop_at=None, resume=None, beside=False):
         auto_insert_metric_name=False,
     )  # fmt: skip
     sparsity = Sparsity(2.0, start=0.5)
-    trust = Annealing("linear", start=1.0, end=0.5, duration=2, value="keep.small_loss")
+    trust = Annealing("linear", start=1.0, end=0.5, duration=2, value="sample_selection.small_loss")
     trainer = pl.Trainer(
         accelerator="cpu", max_epochs=3, logger=False, enable_progress_bar=False,
         enable_model_summary=False, use_distributed_sampler=False, default_root_dir=folder,

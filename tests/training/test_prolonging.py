@@ -36,7 +36,7 @@ def composed(tmp_path):
         (("scheduler=null", "callbacks=[checkpoints,ema,early_stopping]"), None),
         (("scheduler=null", "callbacks=[checkpoints,sparsity]"), "callbacks.sparsity"),
         (("scheduler=null", "callbacks=[checkpoints,fake_quantize]"), "callbacks.fake_quantize"),
-        (("scheduler=null", "objective.keep.small_loss=0.6"), None),
+        (("scheduler=null", "objective.sample_selection.small_loss=0.6"), None),
     ],
 )  # fmt: skip
 def test_a_run_is_prolonged_only_where_its_epochs_would_have_been_the_same(

@@ -31,17 +31,17 @@ Prepare = Callable[[Tensor], Tensor]  # images in [0, 1] → what the program ta
 
 def test_images(data: DataModule, prepare: Prepare) -> Iterator[Tensor]:
     """Yield the test split in order, as the program takes it."""
-    return views(data, data.test, CLEAN, torch.arange(len(data.test)), prepare)
+    return view_batches(data, data.test, CLEAN, torch.arange(len(data.test)), prepare)
 
 
 def calibration_images(data: DataModule, count: int, prepare: Prepare) -> Iterator[Tensor]:
     """Yield training views, chosen by the data module's seed, as the program takes them."""
     generator = torch.Generator().manual_seed(data.seed)
     chosen = torch.randperm(len(data.train), generator=generator)[:count]
-    return views(data, data.train, 0, chosen, prepare)
+    return view_batches(data, data.train, 0, chosen, prepare)
 
 
-def views(
+def view_batches(
     data: DataModule, split: Split, number: int, positions: Tensor, prepare: Prepare
 ) -> Iterator[Tensor]:
     """Yield one view of some of a split's images in batches `[N, C, H, W]`, on the CPU."""
