@@ -21,8 +21,8 @@ from distill.config.read import plain, processes, swept, teacher_name
 from distill.config.schema import check_values, resolved_paths
 from distill.data import DataModule
 from distill.data.condition.costs import read_costs
-from distill.data.module import CLEAN_VIEW, border
 from distill.data.sources.judged import named
+from distill.data.views.build import CLEAN_VIEW, border
 from distill.data.views.views import StreamedView, is_range
 from distill.losses import dist
 from distill.models.build import check_name, normalization

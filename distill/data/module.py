@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import math
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cached_property
 from hashlib import sha256
 from inspect import signature
@@ -14,16 +12,23 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
 from distill.data.batch import Batch
+from distill.data.checks import (
+    absent_notes,
+    check_balance,
+    check_labels,
+    check_mixing,
+    check_numbers,
+    check_views,
+)
 from distill.data.condition.corrupt import CUT, OWN, Altered, altered, build_condition
 from distill.data.condition.image_corruptions import ImageCorruption
-from distill.data.sources.images import MODES
+from distill.data.cutting import apart, clamped, cut_splits
+from distill.data.loading import KeyedSplit, KeyLoader, KeySampler, class_probabilities
 from distill.data.sources.judged import Judged, opened, with_validation
-from distill.data.sources.listing import some
 from distill.data.sources.sizes import (
     ModelSize,
     Size,
@@ -33,59 +38,11 @@ from distill.data.sources.sizes import (
     sampled_headers,
     size_note,
 )
-from distill.data.sources.splits import Resident, Source, Split, Streamed, stratified
+from distill.data.sources.splits import Resident, Source, Split, Streamed
 from distill.data.sources.unlabeled import Reading, check_share, joined, per_batch, read, without
-from distill.data.views.erasing import MODES as MODES_OF_ERASING
-from distill.data.views.erasing import Erasing
-from distill.data.views.order import endless_order, epoch_order
-from distill.data.views.views import CLEAN, ResidentView, StreamedView, is_range
-from distill.utils.numbers import is_number
+from distill.data.views.build import CLEAN_VIEW, build_view
+from distill.data.views.views import CLEAN, ResidentView, StreamedView
 from distill.utils.sharing import Recent, Sharing, Streams
-
-Key = tuple[int, Tensor]  # (epoch, positions in the split); −1 is a rank's padding
-
-# The keywords of timm.data.create_transform that mean something for views of uint8 pixels.
-TRAINING = (
-    *("scale", "ratio", "hflip", "vflip", "color_jitter", "color_jitter_prob", "grayscale_prob"),
-    *("gaussian_blur_prob", "auto_augment", "interpolation", "train_crop_mode", "no_aug"),
-)
-PROBABILITIES = (
-    *("hflip", "vflip", "re_prob"),
-    *("color_jitter_prob", "grayscale_prob", "gaussian_blur_prob"),
-)
-EVALUATION = ("crop_pct", "crop_mode")  # what timm's configurations record, and so a bundle does
-CROP_MODES = ("center", "squash", "border")
-CLEAN_VIEW = {"interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "center"}
-ERASING = {"re_prob": 0.0, "re_mode": "const", "re_count": 1}  # timm's, and its defaults
-MIXING = ("mixup", "cutmix")  # as of views of images in memory
-# What timm's transforms take, or views of images in memory do, and what to give in its place.
-INSTEAD = {
-    "input_size": "give data.image_size",
-    "is_training": "training views are augmented, and those of evaluation are not",
-    **dict.fromkeys(("normalize", "mean", "std"), "each model normalises the shared view itself"),
-    **dict.fromkeys(("use_prefetcher", "separate"), "views are whole, and made by data workers"),
-    **dict.fromkeys(
-        ("naflex", "patch_size", "max_seq_len", "patchify", "patchify_channels_last",
-         "patchify_flatten"),
-        "views are pictures of one size, data.image_size",
-    ),
-    "tf_preprocessing": "TensorFlow draws by itself, and not by sample; leave it out",
-    "crop_border_pixels": "no bundle records it; crop_pct below 1 crops as well",
-    "re_num_splits": "a view does not depend on its batch; lower re_prob",
-    "pad": "give scale and ratio",
-    "flip": "give hflip=0.5",
-    "crop_scale": "give scale",
-    "crop_ratio": "give ratio",
-    "erase": "give re_prob",
-    **dict.fromkeys(("erase_scale", "erase_ratio"), "give re_prob, re_mode and re_count"),
-    **dict.fromkeys(
-        ("brightness", "contrast", "saturation", "hue"),
-        "give color_jitter=[brightness,contrast,saturation,hue]",
-    ),
-    **dict.fromkeys(
-        ("rotate", "translate", "zoom", "shear"), "give auto_augment, such as rand-m5-n2"
-    ),
-}  # fmt: skip
 
 
 class DataModule(pl.LightningDataModule):
@@ -168,8 +125,9 @@ class DataModule(pl.LightningDataModule):
         )
         self.train, told = apart(self.train, self.val, self.test, duplicates)
         self.notes += told
-        check_labels(self)
-        self.notes += absent_classes(self)
+        splits = {"train": self.train, "val": self.val, "test": self.test}
+        check_labels(source, splits)
+        self.notes += absent_notes(self.classes, splits)
         check_share(unlabeled_share)
         self.unlabeled_share, self.left_out = unlabeled_share, 0
         self.unlabeled = self._unlabeled(unlabeled, Reading(verify, broken, cache))
@@ -183,7 +141,7 @@ class DataModule(pl.LightningDataModule):
         self.view = build_view(
             self.train, view or {}, self.image_size, source.channels, preprocessing
         )
-        check_mixing(self)
+        check_mixing(self.view, self.unlabeled)
         self._copies: dict[torch.device, Resident] = {}
         self.sharing = Sharing()  # with nobody: whoever runs several at a time gives them theirs
         self._streams, self._recent = Streams(), Recent()
@@ -558,542 +516,3 @@ def configured(
     if judged.refit:
         found = with_validation(found, group["val_fraction"], group["split_seed"])
     return DataModule(found, preprocessing=judged.preprocessing, **rest)
-
-
-class KeySampler(Sampler[Key]):
-    """Draw batches of keys: the order is a pure function of (seed, epoch).
-
-    Every rank takes its share of the same global batches. Shuffled keys leave out the ragged last
-    batch; ordered ones are clean views and pad a rank's share with −1, so that all ranks step
-    together and no sample is counted twice. With `balance` below 1 a shuffled key may come again.
-
-    The last `unlabeled_per_batch` keys of a shuffled batch are those of unlabelled samples, at
-    positions from `count` on. They are the next of an endless row of permutations that the seed
-    decides, so that over the epochs all are shown equally often; an epoch ends with the labelled.
-
-    Raises:
-        ValueError: if no shuffled batch can be filled.
-    """
-
-    def __init__(
-        self,
-        count: int,
-        batch_size: int,
-        seed: int,
-        shuffle: bool,
-        rank: int = 0,
-        ranks: int = 1,
-        labels: Tensor | None = None,
-        balance: float = 1.0,
-        unlabeled: int = 0,
-        unlabeled_per_batch: int = 0,
-    ) -> None:
-        self.count, self.batch_size, self.seed, self.shuffle = count, batch_size, seed, shuffle
-        self.unlabeled, self.unlabeled_per_batch = unlabeled, unlabeled_per_batch
-        self.labels = torch.zeros(count, dtype=torch.long) if labels is None else labels
-        self.balance = balance
-        self.rank, self.ranks = rank, ranks
-        self.epoch = 0
-        self.skip = 0
-        if shuffle and not len(self):
-            each = f" on each of {ranks} devices" if ranks > 1 else ""
-            but = f" of which {self.labeled_per_batch} are labelled" if unlabeled else ""
-            raise ValueError(
-                f"data.batch_size={batch_size}{each}{but} is larger than the {count} training "
-                "images"
-            )
-
-    def __len__(self) -> int:
-        whole = self.labeled_per_batch * self.ranks
-        return self.count // whole if self.shuffle else -(-self.count // whole)
-
-    @property
-    def labeled_per_batch(self) -> int:
-        """How many keys of a rank's batch are not those of unlabelled samples."""
-        return self.batch_size - self.unlabeled_per_batch
-
-    @property
-    def unlabeled_per_epoch(self) -> int:
-        """How many keys of an epoch, on all ranks, are those of unlabelled samples."""
-        return len(self) * self.unlabeled_per_batch * self.ranks
-
-    def set_epoch(self, epoch: int) -> None:
-        """Name the epoch that comes next (Lightning calls this)."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[Key]:
-        if not self.shuffle:
-            return self._batches(CLEAN, torch.arange(self.count))
-        order = epoch_order(self.seed, self.epoch, self.labels, self.balance)
-        return self._batches(self.epoch, order)
-
-    def unlabeled_order(self, epoch: int) -> Tensor:
-        """Return the positions of the unlabelled samples that an epoch shows, in order."""
-        length = self.unlabeled_per_epoch
-        if not length:
-            return torch.empty(0, dtype=torch.long)
-        return self.count + endless_order(self.seed, self.unlabeled, epoch * length, length)
-
-    def _batches(self, epoch: int, order: Tensor) -> Iterator[Key]:
-        skip, self.skip = self.skip, 0
-        beside = self.unlabeled_order(epoch) if self.shuffle else order[:0]
-        for batch in range(skip, len(self)):
-            own = self._share(order, batch, self.labeled_per_batch)
-            yield epoch, torch.cat([own, self._share(beside, batch, self.unlabeled_per_batch)])
-
-    def _share(self, order: Tensor, batch: int, size: int) -> Tensor:
-        """Return this rank's share, of that size, of a batch of all ranks."""
-        whole = order[batch * size * self.ranks :][: size * self.ranks]
-        padding = torch.full((-len(whole) % self.ranks,), -1)
-        return torch.cat([whole, padding])[self.rank :: self.ranks]
-
-
-class Pass(Iterator[Any]):
-    """The batches of one pass, and how many are left: a trainer does not ask for their end."""
-
-    def __init__(self, batches: Iterator[Any], left: int) -> None:
-        self.batches, self.left = batches, left
-
-    def __next__(self) -> Any:
-        batch = next(self.batches)
-        self.left -= 1
-        return batch
-
-
-class KeyLoader(DataLoader[Any]):
-    """A loader that can begin in the middle of an epoch.
-
-    `position` is asked, at the first batch of each epoch, how many batches of it are done. Only
-    then is the iterator made: before, a resumed trainer has not restored where it was, Lightning
-    has not named the epoch, and workers would prefetch the keys of another.
-    """
-
-    sampler: KeySampler
-    position: Callable[[], int] = staticmethod(lambda: 0)
-
-    def __init__(
-        self, *given: Any, streams: Streams, sharing: Sharing, name: str, **options: Any
-    ) -> None:
-        super().__init__(*given, **options)
-        self.streams, self.sharing, self.name = streams, sharing, name
-        self._last_pass: weakref.ref[Pass] | None = None
-
-    def __iter__(self) -> Any:
-        done, keys = self.position() % len(self), self.sampler
-        sequence = (self.name, keys.epoch, keys.seed, keys.batch_size, keys.shuffle, done)
-        yield from self.streams.through(sequence, lambda at: self._batches(done + at), self.sharing)
-
-    def _batches(self, skip: int) -> Iterator[Any]:
-        self.sampler.skip = skip
-        if not self.num_workers or not self.sharing.active:
-            return super().__iter__()
-        under_way = self._last_pass and self._last_pass()
-        if under_way and under_way.left:  # lasting workers serve one pass at a time
-            return iter(
-                DataLoader(
-                    self.dataset, batch_size=None, sampler=self.sampler,
-                    num_workers=self.num_workers, pin_memory=self.pin_memory,
-                    generator=torch.Generator(),
-                )
-            )  # fmt: skip
-        found = Pass(super().__iter__(), len(self) - skip)
-        self._last_pass = weakref.ref(found)
-        return found
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: that this is here tells Lightning that the loader can be resumed.
-
-        It would not do to keep the position here: Lightning 2.6 does not hand it back to a loader
-        that was asked for its length before the loops were restored, as schedules do.
-        """
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back nothing; see `state_dict`."""
-
-
-class KeyedSplit(Dataset[Any]):
-    """A split read by batches of keys.
-
-    Args:
-        split: the samples.
-        view: how streamed views are made; those of images in memory are made later.
-        seed: the seed of the views.
-        views: how many views each sample has, or None for a new one every epoch.
-        fetch: whether to return images, rather than the positions of those that are in memory.
-        corruption: what is done to clean views, for evaluation.
-        classes: K, of the probabilities that are the targets of streamed views which mix two
-            samples; those of images in memory are mixed later.
-        name: `train`, `val` or `test`, of its batches.
-        labeled: how many samples of each batch, the first ones, have a label; None is all.
-    """
-
-    def __init__(
-        self,
-        split: Split,
-        view: ResidentView | StreamedView,
-        seed: int,
-        views: int | None = None,
-        fetch: bool = True,
-        corruption: ImageCorruption | None = None,
-        classes: int = 0,
-        name: str | None = None,
-        labeled: int | None = None,
-    ) -> None:
-        self.classes, self.name, self.labeled = classes, name, labeled
-        self.split, self.view, self.seed = split, view, seed
-        self.views, self.fetch, self.corruption = views, fetch, corruption
-
-    def __getitem__(self, key: Key) -> Batch:
-        epoch, positions = key
-        number = epoch if epoch == CLEAN or self.views is None else epoch % self.views
-        found = positions.clamp(min=0)
-        index = torch.where(positions < 0, positions, self.split.index[found])
-        if isinstance(self.view, StreamedView) and self.view.mixes and number != CLEAN:
-            images, target = self._mixed(self.view, number, found)
-            return Batch(images, target, index, number, self.name, self.labeled)
-        images = self._images(number, found) if self.fetch else found
-        if self.corruption is not None:
-            images = self.corruption(images, index)
-        return Batch(images, self.split.labels[found], index, number, self.name, self.labeled)
-
-    def _images(self, number: int, positions: Tensor) -> Tensor:
-        split, view = self.split, self.view
-        if isinstance(split, Resident):
-            return split.images.index_select(0, positions)
-        assert isinstance(view, StreamedView)
-        indices = split.index[positions].tolist()
-        return torch.stack([view(split.load(i), self.seed, number, i) for i in indices])
-
-    def _mixed(self, view: StreamedView, number: int, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return views mixed with their partners' views of the epoch, and class probabilities."""
-        split, key = self.split, (self.seed, number, self.split.index[positions])
-        others = view.mixing.partners(*key, len(split))
-        own, partners = (self._images(number, places) for places in (positions, others))
-        mixed, share = view.mixing.mixed(own, partners, *key)
-        labels = split.labels[positions], split.labels[others]
-        return mixed, class_probabilities(*labels, share, self.classes)
-
-
-def class_probabilities(target: Tensor, other: Tensor, share: Tensor, classes: int) -> Tensor:
-    """Return `share·[target = k] + (1 − share)·[other = k]`, float32 `[N, K]`.
-
-    Args:
-        target: the samples' labels, int64 `[N]`.
-        other: their partners' labels, int64 `[N]`.
-        share: the samples' shares in [0, 1], float64 `[N]`.
-        classes: K.
-    """
-    names = torch.arange(classes, device=target.device)
-    own, partners = ((labels[:, None] == names).double() for labels in (target, other))
-    return (own * share[:, None] + partners * (1 - share)[:, None]).float()
-
-
-def cut_splits(
-    source: Source, val_fraction: float, test_fraction: float, seed: int
-) -> tuple[Split, Split, Split, list[str]]:
-    """Return train, validation and test, cutting from train what the source lacks.
-
-    Classes of too few images to be in each of them stay in train.
-    """
-    train, val, test = source.train, source.val, source.test
-    notes = list(source.notes)
-    if test is not None and not len(train):  # nothing to cut from
-        return train, train if val is None else val, test, notes
-    rare = [] if test is not None and val is not None else too_rare(source)
-    if test is None:
-        positions, rest = stratified(train.labels, test_fraction, seed, rare)
-        train, test = train.subset(rest), train.subset(positions)
-        notes.append(f"no test split: {len(test)} images cut from train (split_seed={seed})")
-    if val is None:
-        positions, rest = stratified(train.labels, val_fraction, seed, rare)
-        train, val = train.subset(rest), train.subset(positions)
-        notes.append(f"no validation split: {len(val)} images cut from train (split_seed={seed})")
-    if rare:
-        names = some((source.classes[k] for k in rare), 5)
-        notes.append(f"too few images to be in each split, and so only in train: {names}")
-    return train, val, test, notes
-
-
-def clamped(key: str, asked: int, count: int, given: int | None = None) -> str:
-    """Return what is said of a batch that is larger than the training split."""
-    return f"{key}={asked}: there are {count} training images, so batches are of {given or count}"
-
-
-def too_rare(source: Source) -> list[int]:
-    """Return the classes with too few images to be in train and in each split cut from it.
-
-    Raises:
-        ValueError: if no class has enough.
-    """
-    needed = 1 + (source.val is None) + (source.test is None)
-    labels = source.train.labels
-    labels = labels[(labels >= 0) & (labels < len(source.classes))]
-    found = torch.bincount(labels, minlength=len(source.classes))
-    if not bool((found >= needed).any()):
-        raise ValueError(
-            f"{source.name}: train has {int(found.max())} images of "
-            f"{source.classes[int(found.argmax())]}, and {needed} are needed where splits are cut "
-            "from it; no class has more"
-        )
-    return torch.nonzero((found > 0) & (found < needed)).flatten().tolist()
-
-
-def apart(train: Split, val: Split, test: Split, duplicates: str) -> tuple[Split, list[str]]:
-    """Return train, if asked without the images that are held out too, and what is to be said.
-
-    Images are the same if they hold the same bytes: files byte for byte, images in memory pixel for
-    pixel. Where a source does not know what its images hold, nothing is found.
-
-    Args:
-        train: the training split.
-        val: the validation split.
-        test: the test split.
-        duplicates: `keep` or `drop`.
-    """
-    if duplicates not in ("keep", "drop"):
-        raise ValueError(f"data.duplicates must be keep or drop, got {duplicates!r}")
-    learned, notes = train.contents(), []
-    held_out = {"val": set(val.contents()), "test": set(test.contents())}
-    both = sum(content in held_out["val"] for content in test.contents())
-    if both:
-        notes.append(f"{images(both)} of test {are(both)} in val, too")
-    twice = {name: sum(c in found for c in learned) for name, found in held_out.items()}
-    among = torch.tensor([content in held_out["val"] | held_out["test"] for content in learned])
-    if not bool(among.any()):
-        return train, notes
-    where = " and ".join(f"{count} of them in {name}" for name, count in twice.items() if count)
-    count = int(among.sum())
-    told = f"{images(count)} of train {are(count)} held out, too ({where})"
-    if duplicates == "keep":
-        return train, [*notes, f"{told}; data.duplicates=drop takes them out of train"]
-    return train.subset(torch.nonzero(~among).flatten()), [
-        *notes,
-        f"{told}, and dropped from train",
-    ]
-
-
-def images(count: int) -> str:
-    """Return so many images in words."""
-    return f"{count} image{'' if count == 1 else 's'}"
-
-
-def are(count: int) -> str:
-    """Return the verb of so many things."""
-    return "is" if count == 1 else "are"
-
-
-def build_view(
-    split: Split,
-    options: Mapping[str, Any],
-    image_size: int | Sequence[int],
-    channels: int,
-    preprocessing: Mapping[str, Any] | None = None,
-) -> ResidentView | StreamedView:
-    """Return how views of this split are made."""
-    resident = isinstance(split, Resident)
-    known = (
-        [f.name for f in fields(ResidentView)]
-        if resident
-        else [*TRAINING, *EVALUATION, *ERASING, *MIXING]
-    )
-    for name in options:
-        if not resident and name in INSTEAD:
-            raise ValueError(f"data.view.{name} is not taken: {INSTEAD[name]}")
-        if name not in known:
-            raise ValueError(f"data.view has no option {name}; there are {', '.join(known)}")
-    if resident:
-        return resident_view(options, channels)
-    return streamed_view(options, as_size(image_size), channels, preprocessing or {})
-
-
-def resident_view(options: Mapping[str, Any], channels: int) -> ResidentView:
-    """Return the view of these options, which images of so many channels must allow."""
-    view = ResidentView(**options)
-    if channels != 3 and view.needs_colour:
-        raise ValueError(
-            f"data.view.{view.needs_colour[0]} needs colours (3 channels), and these images have "
-            f"{channels}"
-        )
-    return view
-
-
-def streamed_view(
-    options: Mapping[str, Any], size: Size, channels: int, preprocessing: Mapping[str, Any]
-) -> StreamedView:
-    """Return timm's transforms, tried on a blank image so that mistakes show before training."""
-    from timm.data import create_transform
-
-    check_streamed(options)
-    height, width = size
-    # Of a square timm is told the side: a pair it would squash where nothing is augmented.
-    common: dict[str, Any] = {"input_size": height if height == width else size, "normalize": False}
-    if channels == 1:
-        common["mean"] = (0.5,)  # what is uncovered by turning or shifting is filled with this
-    shares: dict[str, Any] = {name: options[name] or 0.0 for name in MIXING if name in options}
-    mixing = ResidentView(**shares)
-    training = {name: value for name, value in options.items() if name in TRAINING}
-    asked = {k: v for k, v in options.items() if k in EVALUATION and v is not None}
-    known = {key: preprocessing[key] for key in CLEAN_VIEW if key in preprocessing}
-    clean = {**CLEAN_VIEW, **known, **asked}
-    if options.get("interpolation", "random") != "random":
-        clean["interpolation"] = options["interpolation"]
-    try:
-        train = create_transform(is_training=True, **common, **training)
-        if training.get("no_aug") and height != width:  # timm would squash
-            train = create_transform(is_training=False, crop_pct=1.0, **common)
-        view = StreamedView(
-            train=erased(train, options, channels),
-            clean=create_transform(
-                is_training=False, **{**common, "mean": border(channels)}, **clean
-            ),
-            preprocessing={key: clean[key] for key in CLEAN_VIEW},
-            mixing=mixing,
-        )
-        blank = Image.new(MODES[channels], (width + 3, height))
-        views = [view(blank, 0, epoch, 0) for epoch in (CLEAN, 0)]
-    except Exception as error:  # timm asserts, looks up and calls without checking
-        why = f"{type(error).__name__}: {error}"
-        raise ValueError(f"data.view={dict(options)} was refused: {why}") from error
-    assert all(v.shape == (channels, height, width) for v in views)
-    assert all(v.dtype == torch.uint8 for v in views)
-    return view
-
-
-def erased(train: Any, options: Mapping[str, Any], channels: int) -> Any:
-    """Return a transform whose views are erased afterwards, where the options say so."""
-    from timm.data.constants import IMAGENET_DEFAULT_STD
-    from torchvision.transforms import Compose
-
-    chosen = {**ERASING, **{k: v for k, v in options.items() if k in ERASING and v is not None}}
-    probability, mode, count = chosen.values()
-    if not probability:
-        return train
-    std = sum(IMAGENET_DEFAULT_STD) / 3
-    stds = IMAGENET_DEFAULT_STD if channels == 3 else (std,) * channels
-    return Compose([train, Erasing(probability, mode, count, border(channels), stds)])
-
-
-def border(channels: int) -> tuple[float, ...]:
-    """Return the colour that clean views of `crop_mode=border` are padded with, each from 0 to 1.
-
-    It is the mean that most of timm's models normalise with, for grey images averaged as
-    `normalization` does.
-    """
-    from timm.data.constants import IMAGENET_DEFAULT_MEAN as MEAN
-
-    return MEAN if channels == len(MEAN) else (sum(MEAN) / len(MEAN),) * channels
-
-
-def check_streamed(options: Mapping[str, Any]) -> None:
-    """Refuse what timm takes and draws nonsense with."""
-    for name in (
-        "hflip",
-        "vflip",
-        "re_prob",
-        "color_jitter_prob",
-        "grayscale_prob",
-        "gaussian_blur_prob",
-    ):
-        share = options.get(name)
-        if share is not None and not (is_number(share) and 0 <= share <= 1):
-            raise ValueError(f"data.view.{name} must be a probability, got {share!r}")
-    for name, most in (("scale", 1.0), ("ratio", math.inf)):
-        pair = options.get(name)
-        if pair is not None and not (is_range(pair, 0, most) and pair[0] > 0):
-            raise ValueError(f"data.view.{name} must be two numbers, 0 < lo ≤ hi, got {pair!r}")
-    crop = options.get("crop_pct")
-    if crop is not None and not (is_number(crop) and 0 < crop <= 1):
-        raise ValueError(f"data.view.crop_pct must be a share above 0, got {crop!r}")
-    check_erasing(options.get("re_mode"), options.get("re_count"))
-    mode = options.get("crop_mode")
-    if mode is not None and mode not in CROP_MODES:
-        raise ValueError(
-            f"data.view.crop_mode must be one of {', '.join(CROP_MODES)}, got {mode!r}"
-        )
-
-
-def check_numbers(
-    batch_size: int, num_workers: int, val_fraction: float, test_fraction: float
-) -> None:
-    """Refuse numbers that are out of range."""
-    for name, value, least in (
-        ("batch_size", batch_size, 1),
-        ("num_workers", num_workers, 0),
-    ):
-        if value < least:
-            raise ValueError(f"data.{name} must be at least {least}, got {value}")
-    for name, share in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-        if not 0 < share < 1:
-            raise ValueError(f"data.{name} must lie between 0 and 1, got {share}")
-
-
-def check_erasing(mode: Any, count: Any) -> None:
-    """Refuse ways of erasing that timm has not."""
-    if mode is not None and mode not in MODES_OF_ERASING:
-        known = ", ".join(MODES_OF_ERASING)
-        raise ValueError(f"data.view.re_mode must be one of {known}, got {mode!r}")
-    if count is not None and (type(count) is not int or count < 1):
-        raise ValueError(f"data.view.re_count must be a number of boxes, got {count!r}")
-
-
-def check_views(views: Any) -> None:
-    """Refuse a number of views per sample that is not one."""
-    if views is not None and (not isinstance(views, int) or isinstance(views, bool) or views < 1):
-        raise ValueError(
-            f"data.views must be how many views each sample has, at least 1, or null, got {views!r}"
-        )
-
-
-def check_balance(balance: Any) -> None:
-    """Refuse an exponent of class sizes that is none."""
-    if not (is_number(balance) and 0 <= balance <= 1):
-        raise ValueError(
-            "data.balance is the power of a class's size by which it is drawn: from 0, all classes "
-            f"equally often, to 1, every image once, got {balance!r}"
-        )
-
-
-def check_mixing(data: DataModule) -> None:
-    """Refuse to mix labels where there are samples without."""
-    if data.unlabeled is not None and data.soft_targets:
-        names = [name for name in MIXING if getattr(data.view, name)]
-        raise ValueError(
-            f"data.view.{names[0]} mixes labels, and the pictures of data.unlabeled have none: "
-            "leave one of the two out"
-        )
-
-
-def check_labels(data: DataModule) -> None:
-    """Refuse splits whose labels cannot be learned or judged."""
-    if data.num_classes < 2:
-        raise ValueError(f"{data.source.name} has {data.num_classes} class: nothing to tell apart")
-    judged = data.source.judged
-    for name, split in (("train", data.train), ("val", data.val), ("test", data.test)):
-        if not len(split) and judged and name != "test":
-            continue
-        if not len(split):
-            raise ValueError(f"{data.source.name}: the {name} split is empty")
-        low, high = int(split.labels.min()), int(split.labels.max())
-        if low < 0 or high >= data.num_classes:
-            raise ValueError(
-                f"{data.source.name}: {name} has label {low if low < 0 else high}, but labels of "
-                f"{data.num_classes} classes go from 0 to {data.num_classes - 1}"
-            )
-    if (missing := lacking(data, data.train)) and not judged:
-        raise ValueError(f"{data.source.name}: train has no image of {some(missing, 5)}")
-
-
-def lacking(data: DataModule, split: Split) -> list[str]:
-    """Return the names of the classes that a split has no image of."""
-    found = torch.bincount(split.labels, minlength=data.num_classes)
-    return [data.classes[k] for k in torch.nonzero(found == 0).flatten().tolist()]
-
-
-def absent_classes(data: DataModule) -> list[str]:
-    """Return what is to be said of classes that cannot be judged, or that nothing is fitted on."""
-    return [
-        f"{name} has no image of {some(missing, 5)}"
-        for name, split in (("val", data.val), ("test", data.test))
-        if len(split) and (missing := lacking(data, split))
-    ]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -114,3 +117,14 @@ def agreed(teacher: Tensor | None, target: Tensor, agreement: bool | float) -> T
 
 def _is_share(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value) and 0 < value <= 1
+
+
+def build_selection(spec: Mapping[str, Any] | None) -> Selection:
+    """Return which samples the terms on labels see, refusing options that there are not."""
+    known = list(inspect.signature(Selection).parameters)
+    for option in spec or {}:
+        if option not in known:
+            raise ValueError(
+                f"objective.sample_selection has no option {option!r}; it takes {', '.join(known)}"
+            )
+    return Selection(**spec or {})

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from distill.data import DataModule
-from distill.objective.objective import build_term
+from distill.objective.term import build_term
 from distill.report.words import comparison_sentences
 
 SHOWN = {

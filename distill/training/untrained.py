@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from distill.config import build, checks, read
 from distill.config.schema import check_folder
 from distill.data import DataModule
-from distill.data.module import clamped
+from distill.data.cutting import clamped
 from distill.models.build import build_model
 from distill.models.features import check_features, feature_channels
 from distill.objective.objective import Objective

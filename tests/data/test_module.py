@@ -21,10 +21,12 @@ from PIL import Image
 from distill.cli import CONF
 from distill.config.build import build_data
 from distill.data import DataModule
-from distill.data.module import KeySampler, build_view, class_probabilities, configured
+from distill.data.loading import KeySampler, class_probabilities
+from distill.data.module import configured
 from distill.data.sources.folder import folder
 from distill.data.sources.splits import Resident, Source, Streamed
 from distill.data.sources.timm_data import timm_dataset
+from distill.data.views.build import build_view
 from distill.data.views.views import CLEAN, ResidentView, StreamedView
 from distill.sweep.lockstep import in_turns
 from tests.data.conftest import fields, write_folder, write_tar

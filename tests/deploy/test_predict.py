@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 import distill
-from distill.data.module import build_view
 from distill.data.sources.images import decoded
 from distill.data.sources.splits import Streamed
+from distill.data.views.build import build_view
 from distill.data.views.views import CLEAN
 from distill.deploy import predict
 from distill.models.build import normalization

@@ -22,7 +22,7 @@ from torch.export import ExportedProgram
 from distill import __version__, report
 from distill.config import build, checks, read
 from distill.data import DataModule
-from distill.data.module import CLEAN_VIEW
+from distill.data.views.build import CLEAN_VIEW
 from distill.deploy.export import program, verify
 from distill.deploy.export.program import Deployed, Runtime
 from distill.deploy.export.verify import Row

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 import distill
-from distill.data.module import DataModule, build_view
+from distill.data.module import DataModule
 from distill.data.sources import digits
 from distill.data.sources.folder import folder
 from distill.data.sources.images import cropped, resize
@@ -22,6 +22,7 @@ from distill.data.sources.sizes import (
     size_note,
 )
 from distill.data.sources.splits import Streamed
+from distill.data.views.build import build_view
 from distill.data.views.views import CLEAN
 from distill.models.build import ModelSpec
 from distill.models.sizes import declared_size

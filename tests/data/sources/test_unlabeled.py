@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from distill.data import DataModule
-from distill.data.module import KeySampler
+from distill.data.loading import KeySampler
 from distill.data.sources.folder import folder
 from distill.data.sources.splits import Resident, Source
 from distill.data.sources.timm_data import timm_dataset

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from timm.data.constants import IMAGENET_DEFAULT_MEAN as MEAN
 
-from distill.data.module import build_view
 from distill.data.sources.splits import Streamed
+from distill.data.views.build import build_view
 from distill.data.views.views import CLEAN
 
 SPLIT = Streamed(lambda _: None, torch.zeros(1), [""])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.data import DataModule
-from distill.data.module import KeySampler
+from distill.data.loading import KeySampler
 from distill.data.sources.splits import Resident, Source
 from distill.data.views.order import epoch_order
 from tests.data.conftest import fields

@@ -1,0 +1,209 @@
+"""From `data.view` to how views are made: own ones of images in memory, timm's of streamed ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from PIL import Image
+
+from distill.data.sources.images import MODES
+from distill.data.sources.sizes import Size, as_size
+from distill.data.sources.splits import Resident, Split
+from distill.data.views.erasing import MODES as MODES_OF_ERASING
+from distill.data.views.erasing import Erasing
+from distill.data.views.views import CLEAN, ResidentView, StreamedView, is_range
+from distill.utils.numbers import is_number
+
+# The keywords of timm.data.create_transform that mean something for views of uint8 pixels.
+TRAINING = (
+    *("scale", "ratio", "hflip", "vflip", "color_jitter", "color_jitter_prob", "grayscale_prob"),
+    *("gaussian_blur_prob", "auto_augment", "interpolation", "train_crop_mode", "no_aug"),
+)
+
+
+EVALUATION = ("crop_pct", "crop_mode")  # what timm's configurations record, and so a bundle does
+
+
+CROP_MODES = ("center", "squash", "border")
+
+
+CLEAN_VIEW = {"interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "center"}
+
+
+ERASING = {"re_prob": 0.0, "re_mode": "const", "re_count": 1}  # timm's, and its defaults
+
+
+MIXING = ("mixup", "cutmix")  # as of views of images in memory
+
+
+# What timm's transforms take, or views of images in memory do, and what to give in its place.
+INSTEAD = {
+    "input_size": "give data.image_size",
+    "is_training": "training views are augmented, and those of evaluation are not",
+    **dict.fromkeys(("normalize", "mean", "std"), "each model normalises the shared view itself"),
+    **dict.fromkeys(("use_prefetcher", "separate"), "views are whole, and made by data workers"),
+    **dict.fromkeys(
+        ("naflex", "patch_size", "max_seq_len", "patchify", "patchify_channels_last",
+         "patchify_flatten"),
+        "views are pictures of one size, data.image_size",
+    ),
+    "tf_preprocessing": "TensorFlow draws by itself, and not by sample; leave it out",
+    "crop_border_pixels": "no bundle records it; crop_pct below 1 crops as well",
+    "re_num_splits": "a view does not depend on its batch; lower re_prob",
+    "pad": "give scale and ratio",
+    "flip": "give hflip=0.5",
+    "crop_scale": "give scale",
+    "crop_ratio": "give ratio",
+    "erase": "give re_prob",
+    **dict.fromkeys(("erase_scale", "erase_ratio"), "give re_prob, re_mode and re_count"),
+    **dict.fromkeys(
+        ("brightness", "contrast", "saturation", "hue"),
+        "give color_jitter=[brightness,contrast,saturation,hue]",
+    ),
+    **dict.fromkeys(
+        ("rotate", "translate", "zoom", "shear"), "give auto_augment, such as rand-m5-n2"
+    ),
+}  # fmt: skip
+
+
+def build_view(
+    split: Split,
+    options: Mapping[str, Any],
+    image_size: int | Sequence[int],
+    channels: int,
+    preprocessing: Mapping[str, Any] | None = None,
+) -> ResidentView | StreamedView:
+    """Return how views of this split are made."""
+    resident = isinstance(split, Resident)
+    known = (
+        [f.name for f in fields(ResidentView)]
+        if resident
+        else [*TRAINING, *EVALUATION, *ERASING, *MIXING]
+    )
+    for name in options:
+        if not resident and name in INSTEAD:
+            raise ValueError(f"data.view.{name} is not taken: {INSTEAD[name]}")
+        if name not in known:
+            raise ValueError(f"data.view has no option {name}; there are {', '.join(known)}")
+    if resident:
+        return resident_view(options, channels)
+    return streamed_view(options, as_size(image_size), channels, preprocessing or {})
+
+
+def resident_view(options: Mapping[str, Any], channels: int) -> ResidentView:
+    """Return the view of these options, which images of so many channels must allow."""
+    view = ResidentView(**options)
+    if channels != 3 and view.needs_colour:
+        raise ValueError(
+            f"data.view.{view.needs_colour[0]} needs colours (3 channels), and these images have "
+            f"{channels}"
+        )
+    return view
+
+
+def streamed_view(
+    options: Mapping[str, Any], size: Size, channels: int, preprocessing: Mapping[str, Any]
+) -> StreamedView:
+    """Return timm's transforms, tried on a blank image so that mistakes show before training."""
+    from timm.data import create_transform
+
+    check_streamed(options)
+    height, width = size
+    # Of a square timm is told the side: a pair it would squash where nothing is augmented.
+    common: dict[str, Any] = {"input_size": height if height == width else size, "normalize": False}
+    if channels == 1:
+        common["mean"] = (0.5,)  # what is uncovered by turning or shifting is filled with this
+    shares: dict[str, Any] = {name: options[name] or 0.0 for name in MIXING if name in options}
+    mixing = ResidentView(**shares)
+    training = {name: value for name, value in options.items() if name in TRAINING}
+    asked = {k: v for k, v in options.items() if k in EVALUATION and v is not None}
+    known = {key: preprocessing[key] for key in CLEAN_VIEW if key in preprocessing}
+    clean = {**CLEAN_VIEW, **known, **asked}
+    if options.get("interpolation", "random") != "random":
+        clean["interpolation"] = options["interpolation"]
+    try:
+        train = create_transform(is_training=True, **common, **training)
+        if training.get("no_aug") and height != width:  # timm would squash
+            train = create_transform(is_training=False, crop_pct=1.0, **common)
+        view = StreamedView(
+            train=erased(train, options, channels),
+            clean=create_transform(
+                is_training=False, **{**common, "mean": border(channels)}, **clean
+            ),
+            preprocessing={key: clean[key] for key in CLEAN_VIEW},
+            mixing=mixing,
+        )
+        blank = Image.new(MODES[channels], (width + 3, height))
+        views = [view(blank, 0, epoch, 0) for epoch in (CLEAN, 0)]
+    except Exception as error:  # timm asserts, looks up and calls without checking
+        why = f"{type(error).__name__}: {error}"
+        raise ValueError(f"data.view={dict(options)} was refused: {why}") from error
+    assert all(v.shape == (channels, height, width) for v in views)
+    assert all(v.dtype == torch.uint8 for v in views)
+    return view
+
+
+def erased(train: Any, options: Mapping[str, Any], channels: int) -> Any:
+    """Return a transform whose views are erased afterwards, where the options say so."""
+    from timm.data.constants import IMAGENET_DEFAULT_STD
+    from torchvision.transforms import Compose
+
+    chosen = {**ERASING, **{k: v for k, v in options.items() if k in ERASING and v is not None}}
+    probability, mode, count = chosen.values()
+    if not probability:
+        return train
+    std = sum(IMAGENET_DEFAULT_STD) / 3
+    stds = IMAGENET_DEFAULT_STD if channels == 3 else (std,) * channels
+    return Compose([train, Erasing(probability, mode, count, border(channels), stds)])
+
+
+def border(channels: int) -> tuple[float, ...]:
+    """Return the colour that clean views of `crop_mode=border` are padded with, each from 0 to 1.
+
+    It is the mean that most of timm's models normalise with, for grey images averaged as
+    `normalization` does.
+    """
+    from timm.data.constants import IMAGENET_DEFAULT_MEAN as MEAN
+
+    return MEAN if channels == len(MEAN) else (sum(MEAN) / len(MEAN),) * channels
+
+
+def check_streamed(options: Mapping[str, Any]) -> None:
+    """Refuse what timm takes and draws nonsense with."""
+    for name in (
+        "hflip",
+        "vflip",
+        "re_prob",
+        "color_jitter_prob",
+        "grayscale_prob",
+        "gaussian_blur_prob",
+    ):
+        share = options.get(name)
+        if share is not None and not (is_number(share) and 0 <= share <= 1):
+            raise ValueError(f"data.view.{name} must be a probability, got {share!r}")
+    for name, most in (("scale", 1.0), ("ratio", math.inf)):
+        pair = options.get(name)
+        if pair is not None and not (is_range(pair, 0, most) and pair[0] > 0):
+            raise ValueError(f"data.view.{name} must be two numbers, 0 < lo ≤ hi, got {pair!r}")
+    crop = options.get("crop_pct")
+    if crop is not None and not (is_number(crop) and 0 < crop <= 1):
+        raise ValueError(f"data.view.crop_pct must be a share above 0, got {crop!r}")
+    check_erasing(options.get("re_mode"), options.get("re_count"))
+    mode = options.get("crop_mode")
+    if mode is not None and mode not in CROP_MODES:
+        raise ValueError(
+            f"data.view.crop_mode must be one of {', '.join(CROP_MODES)}, got {mode!r}"
+        )
+
+
+def check_erasing(mode: Any, count: Any) -> None:
+    """Refuse ways of erasing that timm has not."""
+    if mode is not None and mode not in MODES_OF_ERASING:
+        known = ", ".join(MODES_OF_ERASING)
+        raise ValueError(f"data.view.re_mode must be one of {known}, got {mode!r}")
+    if count is not None and (type(count) is not int or count < 1):
+        raise ValueError(f"data.view.re_count must be a number of boxes, got {count!r}")
