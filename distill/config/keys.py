@@ -1,4 +1,4 @@
-"""Keys of a configuration: their dotted names, and which decide no result."""
+"""Keys of a configuration: their dotted names, and which do not affect results."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-# Values that decide no number: where things lie, what goes on, and what is told of it.
+# Values that do not affect results: where files are, what is resumed, and what is reported.
 BOOKKEEPING = ("sweep", "paths", "hydra", "ckpt_path", "resume", "report", "preview",
                "tags", "task_name", "logger", "store.path", "data.num_workers", "data.cache",
                "trainer.log_every_n_steps")  # fmt: skip
@@ -17,7 +17,7 @@ DIRECTORIES = ("dir", "dirpath", "default_root_dir", "save_dir")
 
 
 def is_bookkeeping(name: str) -> bool:
-    """Whether a value, given its dotted name or a group's, decides no number of a run."""
+    """Whether a value, given its dotted name or a group's, does not affect a run's results."""
     if name.rpartition(".")[2] in DIRECTORIES:
         return True
     return any(name == key or name.startswith((f"{key}.", f"{key}/")) for key in BOOKKEEPING)

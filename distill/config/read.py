@@ -38,7 +38,7 @@ def finite_or_none(value: float | list[float]) -> float | list[float] | None:
 def numbers_for_sweeper(
     cfg: DictConfig, numbers: dict[str, Any], value: Callable[[str], float]
 ) -> dict[str, Any]:
-    """Return validation's numbers, with what decides that is not among them.
+    """Return the validation metrics, and the one that is optimised where it is another.
 
     Of `sweep.metrics` they are what the sweeper is told, so that its front is the table's.
     """

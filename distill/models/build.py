@@ -386,8 +386,8 @@ def check_proportion(checkpoint: Checkpoint, name: str, args: Mapping[str, Any])
     """Refuse an architecture that is much larger than its weights, before any memory is taken.
 
     Returns:
-        The model without its numbers. It is built no further than there are tensors in the file:
-        what a stranger's file says of depth and width costs neither time nor memory.
+        The model without its numbers. It is built no further than there are tensors in the file,
+        which bounds what building costs for an untrusted checkpoint.
     """
     left = len(checkpoint.weights)
 

@@ -122,7 +122,7 @@ def has_other_widths(block: Any) -> bool:
 
 
 def unknown_layers(model: nn.Module) -> str | None:
-    """Return which norm or activation would make a dead channel speak, or None."""
+    """Return a layer after which a channel whose scale is zero would not be zero, or None."""
     norms = [model.get_submodule(layer.norm) for layer in layers_of(model)]
     if any(type(norm) is not nn.BatchNorm2d or not norm.affine for norm in norms):
         return "its norms are not batch norms: they mix channels, or have no scale to be zero"

@@ -15,10 +15,7 @@ from torch import Tensor
 from distill.losses import LOSSES, Loss, class_balanced_weights
 from distill.utils.numbers import is_number
 
-SHARED = (
-    "temperature",
-    "class_counts",
-)  # options that the objective gives to losses that take them
+SHARED = ("temperature", "class_counts")  # which the objective gives to losses that take them
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,7 @@ def goals_of(row: Row) -> list[str]:
 
 
 def with_front(rows: list[Row]) -> list[Row]:
-    """Mark the jobs of a search for several goals than which no other is better in all of them.
+    """Mark the Pareto-optimal jobs of a search for several goals.
 
     A job is on the `front` (Pareto's, on validation) unless another is at least as good in every
     goal and better in one.

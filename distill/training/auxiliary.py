@@ -22,7 +22,7 @@ SUPERVISED = {
 
 
 def auxiliary_config(cfg: DictConfig, role: str) -> DictConfig:
-    """Return the configuration of a run on the way to the student: nothing but a model is kept."""
+    """Return the configuration of an auxiliary run, of which only the model is kept."""
     derived = cfg.copy()
     OmegaConf.set_struct(derived, False)
     derived.logger, derived.ckpt_path, derived.resume = {}, None, None

@@ -72,10 +72,7 @@ def fit(
     over = resume.is_over(cfg, left)
     done = epochs_done(left, Path(cfg.ckpt_path)) if left else 0
     left = left if over else {}  # no copy of it in memory while the student trains
-    own, *others = trainer.loggers
-    own.log_hyperparams(read.plain(cfg))
-    for logger in others:
-        begin(logger, read.plain(cfg))
+    begin_logging(cfg, trainer)
     compile_model(cfg, student.student)
     if teacher is not None:
         student.cached_teacher = open_cached(
@@ -87,9 +84,36 @@ def fit(
                  ", ".join(student.objective.terms))  # fmt: skip
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     started = data.sharing.clock()
-    keeps = any(isinstance(c, LatestCheckpoint) for c in trainer.checkpoint_callbacks)
+    train(cfg, student, data, trainer)
+    if trainer.is_global_zero and not over:
+        seconds = data.sharing.clock() - started
+        log.info("%s: %s", role, in_words(cfg, trainer.current_epoch, done, seconds))
+    if over:  # nothing was trained, so that no callback has left its average there
+        student.student.load_state_dict(student_weights(left))
+    if "16-true" in str(cfg.trainer.precision):
+        student.float()  # what is judged and saved is what a user will load
+    return student, trainer
+
+
+def begin_logging(cfg: DictConfig, trainer: pl.Trainer) -> None:
+    """Tell a trainer's loggers the configuration."""
+    own, *others = trainer.loggers
+    own.log_hyperparams(read.plain(cfg))
+    for logger in others:
+        begin(logger, read.plain(cfg))
+
+
+def train(cfg: DictConfig, student: Distiller, data: DataModule, trainer: pl.Trainer) -> None:
+    """Run the trainer; whatever it ends with, store and loggers are released.
+
+    Raises:
+        Preempted: if the process was told to end.
+        KeyboardInterrupt: at Ctrl-C.
+        ValueError: for what Lightning refuses.
+    """
+    saves_last = any(isinstance(c, LatestCheckpoint) for c in trainer.checkpoint_callbacks)
     try:
-        with signals.deferred(keeps), explained_batch_of_one():
+        with signals.deferred(saves_last), explained_batch_of_one():
             trainer.fit(student, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
         signals.stop_if_told()
     except MisconfigurationException as error:
@@ -105,14 +129,6 @@ def fit(
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):  # else the next job of a sweep would log to its run
                 logger.experiment.finish()
-    if trainer.is_global_zero and not over:
-        seconds = data.sharing.clock() - started
-        log.info("%s: %s", role, in_words(cfg, trainer.current_epoch, done, seconds))
-    if over:  # nothing was trained, so that no callback has left its average there
-        student.student.load_state_dict(student_weights(left))
-    if "16-true" in str(cfg.trainer.precision):
-        student.float()  # what is judged and saved is what a user will load
-    return student, trainer
 
 
 def in_words(cfg: DictConfig, epochs: int, before: int, seconds: float) -> str:

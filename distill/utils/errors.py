@@ -9,5 +9,5 @@ def first_line(error: BaseException) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a text in which nothing commands a terminal: it may hold names of a stranger's."""
+    """Return a text with its control characters escaped: it may hold names from untrusted files."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

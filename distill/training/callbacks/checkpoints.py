@@ -37,7 +37,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 class StopWhenTold(pl.Callback):
-    """End what keeps no checkpoint after the batch it is at: it may train in another run's turn."""
+    """Stop on a signal, after the batch at hand, where no checkpoint callback is configured."""
 
     def on_train_batch_end(
         self,
