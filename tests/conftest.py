@@ -42,6 +42,12 @@ THOROUGH = {
     "e2e/test_fused.py::test_a_sweep_that_was_told_to_end": "a whole sweep, three times",
     "e2e/test_fused.py::test_a_fused_sweep_leaves_what_separate_runs_leave[swept1": "a second one",
     "e2e/test_sweep.py::test_previews": "three launchers",
+    "e2e/test_sweep.py::test_a_job_that_fails_in_a_used_folder_does_not_show_the_old_numbers[wrong1":
+        "one of three mistakes will do",
+    "e2e/test_sweep.py::test_a_job_that_fails_in_a_used_folder_does_not_show_the_old_numbers[wrong2":
+        "one of three mistakes will do",
+    "e2e/test_sparsity.py": "whole runs of what tests/training/callbacks tests in small",
+    "sweep/test_search.py": "needs Optuna",
     "e2e/test_unlabeled.py::test_a_store_that_is_filled": "four runs",
     "deploy/test_hub.py::test_what_the_hub_or_the_bundle_forbids": "waits for what is not there",
     "config/test_library.py::test_an_optimiser_trains_and_goes_on_as_if_never_interrupted[kron]":
@@ -51,7 +57,7 @@ THOROUGH = {
 }  # fmt: skip
 # What takes more than a few seconds beside them, and so is not in `scripts/test --fast`.
 SLOW = (
-    "e2e", "deploy/test_predict.py::test_the_command_predicts", "sweep/test_search.py",
+    "e2e", "deploy/test_predict.py::test_the_command_predicts",
     "config/test_configurations.py::test_what_decides_a_cached_model", "teacher/test_cached.py",
     "report/test_page.py::test_damaged_runs", "report/test_leaderboard.py::test_damaged_sweeps",
     "training/test_assistants.py", "test_judging.py", "deploy/export/test_export.py",
