@@ -66,7 +66,7 @@ def hard_logits(classes, rows=4):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("classes", [2, 3, 10, 1000, 50_000])
+@pytest.mark.parametrize("classes", [2, 3, 50_000])
 @pytest.mark.parametrize("name", OF_LOGITS)
 def test_values_and_gradients_are_finite(name, classes, dtype):
     if classes == 2 and name in NEEDS_THREE_CLASSES:
