@@ -21,6 +21,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def upcast(tensor: Tensor) -> Tensor:
+    """Return a tensor as float32 or wider, which autograd can save."""
     if tensor.dtype not in (torch.float32, torch.float64):
         tensor = tensor.float()
     # Autograd refuses to save a tensor made in inference mode; its copy made outside is accepted.

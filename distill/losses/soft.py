@@ -1,6 +1,8 @@
-"""Losses of a student against a teacher's soft answer, and the supervised cross-entropy.
+"""Losses of a student against a teacher's soft answer, and cross-entropies on labels.
 
-All take raw logits, compute in float32 or wider and return one value per example.
+All take raw logits, compute in float32 or wider and return one value per example. In the code `s`
+are the student's logits, `z` the teacher's, and `t` is the temperature T, as a column where each
+example has its own.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import pytest
 import distill.losses
 from distill.losses import LOSSES
 
-ROOMS = ["soft", "hinge", "balanced", "robust", "topk"]
+MODULES = ["soft", "hinge", "balanced", "robust", "topk"]
 TENSORS = ("student", "teacher", "target")
 TAU = ("temperature", 1.0)
 CENTRED = ("target", "centred")
@@ -48,8 +48,8 @@ CONTRACT = {
 }
 
 
-def public_functions(room):
-    module = importlib.import_module(f"distill.losses.{room}")
+def public_functions(module_name):
+    module = importlib.import_module(f"distill.losses.{module_name}")
     return {
         name: value
         for name, value in vars(module).items()
@@ -78,24 +78,24 @@ def test_names_tensors_options_and_defaults(name):
     ] == options
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_every_public_function_is_exported_and_documented(room):
-    for name, function in public_functions(room).items():
+@pytest.mark.parametrize("module_name", MODULES)
+def test_every_public_function_is_exported_and_documented(module_name):
+    for name, function in public_functions(module_name).items():
         assert getattr(distill.losses, name) is function
         assert name in distill.losses.__all__
         for part in ("Args:", "Returns:", "Example:", ">>> "):
             assert part in function.__doc__, f"{name} lacks {part}"
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_the_examples_run(room):
-    module = importlib.import_module(f"distill.losses.{room}")
+@pytest.mark.parametrize("module_name", MODULES)
+def test_the_examples_run(module_name):
+    module = importlib.import_module(f"distill.losses.{module_name}")
     results = doctest.testmod(module)
     assert results.failed == 0
-    assert results.attempted >= len(public_functions(room))
+    assert results.attempted >= len(public_functions(module_name))
 
 
-def test_the_room_knows_no_framework():
+def test_losses_know_no_framework():
     program = (
         "import sys, distill.losses\n"
         "frameworks = {'lightning', 'pytorch_lightning', 'hydra', 'timm'}\n"
