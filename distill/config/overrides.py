@@ -210,8 +210,8 @@ def unknown(override: Override, cfg: DictConfig) -> str:
     value = (override.input_line or "").partition("=")[2]
     for before, (now, taken) in RENAMED.items():
         if key == before or key.startswith(f"{before}."):
-            own = typed(now + key.removeprefix(before), taken or value)
-            return f": {before} is {now} now: give {own}"
+            own = f"{now}{key.removeprefix(before)}={shlex.quote(taken or value)}"
+            return f"Could not override '{key}': {before} is {now} now, give {own}"
     return f"Could not override '{key}'{hint(key, value, cfg)}"
 
 

@@ -162,9 +162,9 @@ MISTAKES = {
     "assistants=3": "assistants must be a list",
     "'assistants=[{foo: 1}]'": "is not a change of `student`",
     "preview.enabled=foo": "preview.enabled must be true or false",
-    "views=preview": "views is preview.enabled now: give preview.enabled=true",
+    "views=preview": "views is preview.enabled now, give preview.enabled=true",
     "objective.keep.small_loss=0.6":
-        "objective.keep is objective.sample_selection now: give objective.sample_selection.small",
+        "objective.keep is objective.sample_selection now, give objective.sample_selection.small_l",
     "preview.enabled=true preview.row=-1": "preview.row must be a whole number",
     "preview.enabled=true preview.row=9999": "there is no training image 9999",
     "distill-store store.views=0": "store.views must be a whole number of at least 1",
