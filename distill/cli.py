@@ -229,10 +229,7 @@ def run_command(config_name: str, task: str) -> None:
     except (MemoryError, RuntimeError) as error:
         if advice := remedy(error):
             refuse(ValueError(advice))
-        missing = re.search(r"Unknown plugin class : 'hydra_plugins\.(\w+)", str(error))
-        if missing is None or missing[1] not in PLUGINS:
-            raise
-        refuse(ValueError(f"this needs pip install 'distill-kd[{PLUGINS[missing[1]]}]'"))
+        raise
     except KeyboardInterrupt as stop:
         print(f"distill: interrupted{f': {stop}' if stop.args else ''}", file=sys.stderr)
         raise SystemExit(130) from None
@@ -357,7 +354,7 @@ def out_of_memory(error: object) -> bool:
 
 
 def remedy(error: Exception) -> str | None:
-    """Return in one line what to do about memory, or a data worker, that was not enough."""
+    """Return in one line what to do about memory, a data worker or a plug-in that is missing."""
     if out_of_memory(error):
         return (
             "out of memory: lower data.batch_size (trainer.accumulate_grad_batches makes up for "
@@ -367,6 +364,9 @@ def remedy(error: Exception) -> str | None:
     died = re.search(r"DataLoader worker \(pid.*", str(error))
     if died:
         return f"a data worker died ({first_sentence(died[0])}): lower data.num_workers"
+    missing = re.search(r"Unknown plugin class : 'hydra_plugins\.(\w+)", str(error))
+    if missing and missing[1] in PLUGINS:
+        return f"this needs pip install 'distill-kd[{PLUGINS[missing[1]]}]'"
     return None
 
 

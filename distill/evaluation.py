@@ -95,7 +95,7 @@ def summary(
     kept: Mapping[str, Mapping[str, Any]] | None = None,
     costs: Tensor | None = None,
 ) -> dict[str, Any]:
-    """Return every number of a run: each model's own, and the evidence that its page shows.
+    """Return every number of a run: each model's own, and the diagnostics that its page shows.
 
     Args:
         cfg: the run's configuration.
@@ -133,7 +133,7 @@ def summary(
         "majority": majority(answers.splits["test"]["target"], data.classes),
         "validation": validation,
         "vector_scaling": vector and asdict(vector),
-        "evidence": report.evidence(answers.splits["test"], found),
+        "evidence": report.diagnostics(answers.splits["test"], found),
     }
 
 
@@ -260,7 +260,7 @@ def learned_labels(
     data: DataModule, modules: Mapping[str, Distiller], device: torch.device
 ) -> dict[str, dict[str, float | None]]:
     """Return by role what models make of wrong training labels; nothing where none is wrong."""
-    change = data.altered.get("train")
+    change = data.corrupted.get("train")
     if change is None or not bool(change.wrong.any()):
         return {}
     found = {}

@@ -331,7 +331,7 @@ def write_run(
             if one is not None:
                 save_role(cfg, data, predictions, summary, role, one)
     predictions.save(folder / "predictions.npz")
-    if data.altered:
+    if data.corrupted:
         report.save_condition(folder / "condition.npz", data)
     report.save_thumbnails(folder / "examples.npz", data, summary)
     write_json(folder / "summary.json", summary)

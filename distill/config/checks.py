@@ -68,32 +68,32 @@ def check_multirun(cfg: DictConfig) -> None:
 
 
 def check_objective(cfg: DictConfig, data: DataModule, objective: Objective) -> None:
-    """Refuse, by trying it on made-up logits, an objective that these classes leave undefined."""
+    """Refuse an objective that these classes, or this batch size, leave undefined."""
     given = cfg.objective.get("temperature", 1)
     if given != 1 and not objective.uses_temperature:
         raise ValueError("objective.temperature: no term of this objective takes one")
-    correlated = [name for name, term in objective.terms.items() if term.loss.function is dist]
-    if correlated and data.batch_size * processes(cfg) == 1:
-        raise ValueError(
-            f"objective.terms.{correlated[0]}: dist has no columns at data.batch_size=1"
-        )
-    unlabelled = objective.alpha == 1 and [n for n, t in objective.terms.items() if t.uses_teacher]
-    for name in unlabelled or []:
-        if objective.terms[name].uses_labels:
+    if given == "auto" and teacher_name(cfg) is None:
+        raise ValueError("objective.temperature=auto asks the teacher, and there is none")
+    for name, term in objective.terms.items():
+        if term.loss.function is dist and data.batch_size * processes(cfg) == 1:
+            raise ValueError(f"objective.terms.{name}: dist has no columns at data.batch_size=1")
+        if objective.alpha == 1 and term.uses_teacher and term.uses_labels:
             raise ValueError(
                 f"objective.alpha=1 is to learn without labels, and objective.terms.{name} reads "
                 "them: give the others no weight instead, such as objective.terms.ce.weight=0"
             )
-    if given == "auto" and teacher_name(cfg) is None:
-        raise ValueError("objective.temperature=auto asks the teacher, and there is none")
-    logits, teacher = torch.randn(
-        2, 2, data.num_classes, generator=torch.Generator().manual_seed(0)
-    )
+    try_objective(objective, data)
+
+
+def try_objective(objective: Objective, data: DataModule) -> None:
+    """Call each term on made-up logits, which finds what the classes leave undefined."""
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 2, data.num_classes, generator=generator)
     maps = [torch.ones(2, 1, 1, 1)]
     target = torch.tensor([0, 1])
     if data.soft_targets:
         target = torch.nn.functional.one_hot(target, data.num_classes).float()
-    inputs = {"student": logits, "teacher": teacher, "target": target}
+    inputs = {"student": student, "teacher": teacher, "target": target}
     inputs |= {"temperature": objective.temperature, "class_counts": data.class_counts}
     inputs |= {"student_maps": maps, "projected_maps": maps, "teacher_maps": maps}
     for name, term in objective.terms.items():

@@ -24,7 +24,7 @@ from distill.data.checks import (
     check_numbers,
     check_views,
 )
-from distill.data.condition.corrupt import CUT, OWN, Altered, altered, build_condition
+from distill.data.condition.corrupt import CUT, OWN, CorruptedSplit, build_condition, corrupt_split
 from distill.data.condition.image_corruptions import ImageCorruption
 from distill.data.cutting import apart, clamped, cut_splits
 from distill.data.loading import KeyedSplit, KeyLoader, KeySampler, class_probabilities
@@ -133,10 +133,10 @@ class DataModule(pl.LightningDataModule):
         self.unlabeled = self._unlabeled(unlabeled, Reading(verify, broken, cache))
         self.image_size = self._image_size(image_size, model_size)
         self.condition = build_condition(condition)
-        self.altered = self._altered()
-        for name, one in self.altered.items():
+        self.corrupted = self._corrupted()
+        for name, one in self.corrupted.items():
             setattr(self, name, one.split)
-            self.notes.append(one.told(name))
+            self.notes.append(one.described(name))
         self.pool = self._pool()
         self.view = build_view(
             self.train, view or {}, self.image_size, source.channels, preprocessing
@@ -153,17 +153,17 @@ class DataModule(pl.LightningDataModule):
                 )
             self._keys(self.pool, shuffle=True)
 
-    def _altered(self) -> dict[str, Altered]:
+    def _corrupted(self) -> dict[str, CorruptedSplit]:
         """Return the splits that the condition changes, by name."""
         condition = self.condition
         if condition is None:
             return {}
         if not len(self.train):
             raise ValueError(f"condition: {self.source.name} has no training images to make hard")
-        found = {"train": altered(self.train, condition, self.classes, CUT, training=True)}
+        found = {"train": corrupt_split(self.train, condition, self.classes, CUT, training=True)}
         if not condition.clean_validation:
             where = CUT if self.source.val is None else OWN
-            found["val"] = altered(self.val, condition, self.classes, where, training=False)
+            found["val"] = corrupt_split(self.val, condition, self.classes, where, training=False)
         return found
 
     def _unlabeled(self, where: str | Source | None, reading: Reading) -> Split | None:
@@ -294,7 +294,7 @@ class DataModule(pl.LightningDataModule):
     @property
     def image_counts(self) -> list[int]:
         """The number of training samples of each class, by their true labels where known."""
-        change = self.altered.get("train")
+        change = self.corrupted.get("train")
         return change.counts()["kept"] if change else self.class_counts
 
     @cached_property

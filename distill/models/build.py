@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 import distill.models.cifar
 import distill.models.slim  # noqa: F401  (both register their families with timm)
 from distill.models.checkpoint import TIMM_CONFIG, Checkpoint, as_object, read_checkpoint
-from distill.models.classes import Known, MappedClasses, imagenet_names, matched, shared_rows
+from distill.models.classes import KnownClasses, MappedClasses, imagenet_names, matched, shared_rows
 from distill.models.weights import (
     DataShape,
     KeyMap,
@@ -307,7 +307,7 @@ def build_matched(
     return model if groups is None else MappedClasses(model, groups)
 
 
-def known_classes(spec: ModelSpec, shape: DataShape, role: str) -> Known | None:
+def known_classes(spec: ModelSpec, shape: DataShape, role: str) -> KnownClasses | None:
     """Return what is known of the classes of a model's weights; None where there are no weights.
 
     Raises:
@@ -329,11 +329,11 @@ def known_classes(spec: ModelSpec, shape: DataShape, role: str) -> Known | None:
         count = len(names) if names else shape.num_classes
     if names is None and count != shape.num_classes and (guess := imagenet_names(count)):
         taken = f"{origin} names no classes, and is taken for one of ImageNet's: it"
-        return Known(count, guess, taken, of_imagenet=True)
-    return Known(count, names, origin)
+        return KnownClasses(count, guess, taken, of_imagenet=True)
+    return KnownClasses(count, names, origin)
 
 
-def published_known(spec: ModelSpec, role: str) -> Known | None:
+def published_known(spec: ModelSpec, role: str) -> KnownClasses | None:
     """Return what is known of the classes of timm's published weights."""
     config = published_config(spec.name or "") if spec.pretrained else {}
     count, labels = config.get("num_classes"), config.get("label_names")
@@ -341,9 +341,9 @@ def published_known(spec: ModelSpec, role: str) -> Known | None:
         return None
     origin = f"{role} {spec.name} with its published weights"
     if isinstance(labels, list | tuple) and len(labels) == count:
-        return Known(count, [[str(label)] for label in labels], origin)
+        return KnownClasses(count, [[str(label)] for label in labels], origin)
     names = imagenet_names(count)
-    return Known(count, names, origin, of_imagenet=names is not None)
+    return KnownClasses(count, names, origin, of_imagenet=names is not None)
 
 
 def channels_last(model: nn.Module) -> nn.Module:

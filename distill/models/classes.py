@@ -25,7 +25,7 @@ SHOWN = 3  # pairs of classes that a message shows
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownClasses:
     """The classes that weights tell apart.
 
     Args:
@@ -93,7 +93,9 @@ class MappedClasses(nn.Module):
         return logits[:, self.index].masked_fill(self.absent, -torch.inf).logsumexp(dim=2)
 
 
-def matched(known: Known, classes: Sequence[str], role: str, file: str | None) -> Groups | None:
+def matched(
+    known: KnownClasses, classes: Sequence[str], role: str, file: str | None
+) -> Groups | None:
     """Return which of a model's classes are the data's, saying how they were matched.
 
     Args:
@@ -127,7 +129,7 @@ def matched(known: Known, classes: Sequence[str], role: str, file: str | None) -
     return groups
 
 
-def is_unnamed(known: Known, classes: Sequence[str]) -> bool:
+def is_unnamed(known: KnownClasses, classes: Sequence[str]) -> bool:
     """Whether nothing says what a model's classes are, or a guess has proved wrong."""
     if known.names is None:
         return True
@@ -135,7 +137,7 @@ def is_unnamed(known: Known, classes: Sequence[str]) -> bool:
     return guessed and not any(places(known.names, classes))
 
 
-def take_in_order(known: Known, classes: Sequence[str], role: str) -> None:
+def take_in_order(known: KnownClasses, classes: Sequence[str], role: str) -> None:
     """Take classes without names for the data's, saying so.
 
     Raises:
@@ -150,7 +152,7 @@ def take_in_order(known: Known, classes: Sequence[str], role: str) -> None:
                 known.origin, known.count, shown(classes))  # fmt: skip
 
 
-def by_name(known: Known, classes: Sequence[str], role: str) -> Groups:
+def by_name(known: KnownClasses, classes: Sequence[str], role: str) -> Groups:
     """Return the one class of a model that has the name of each of the data's.
 
     Raises:
@@ -173,7 +175,7 @@ def by_name(known: Known, classes: Sequence[str], role: str) -> Groups:
     return groups
 
 
-def check_shared(known: Known, groups: Groups, classes: Sequence[str], what: str) -> None:
+def check_shared(known: KnownClasses, groups: Groups, classes: Sequence[str], what: str) -> None:
     """Refuse to take one class of a model for two of the data's, or for one twice."""
     owner: dict[int, str] = {}
     for name, group in zip(classes, groups, strict=True):
@@ -227,7 +229,7 @@ def shared_rows(known: Sequence[str], wanted: Sequence[str]) -> dict[int, int]:
     return rows if len(set(rows.values())) == len(rows) else {}
 
 
-def read_groups(path: str, known: Known, classes: Sequence[str]) -> Groups:
+def read_groups(path: str, known: KnownClasses, classes: Sequence[str]) -> Groups:
     """Read which of a model's classes mean the data's.
 
     The file is UTF-8 text; each line holds a class of the data and one of the model's, by name or
@@ -257,7 +259,7 @@ def read_groups(path: str, known: Known, classes: Sequence[str]) -> Groups:
 
 
 def entry(
-    where: str, line: Line, table: Mapping[str, int], find: Find, known: Known
+    where: str, line: Line, table: Mapping[str, int], find: Find, known: KnownClasses
 ) -> tuple[int, int]:
     """Return the class of the data and that of the model which a line names."""
     if len(line.cells) != 2:
@@ -277,14 +279,14 @@ def entry(
     return table[own], found[0]
 
 
-def place_of(cell: str, find: Find, known: Known) -> list[int]:
+def place_of(cell: str, find: Find, known: KnownClasses) -> list[int]:
     """Return the model's classes that a cell names, or the one whose number it is."""
     if found := find(cell):
         return found
     return [int(cell)] if re.fullmatch(r"[0-9]{1,9}", cell) and int(cell) < known.count else []
 
 
-def pairs(known: Known, groups: Groups, classes: Sequence[str]) -> str:
+def pairs(known: KnownClasses, groups: Groups, classes: Sequence[str]) -> str:
     """Return the first classes with those of the model that mean them, for people."""
     told = [
         f"{name} = {' + '.join(described(known, place) for place in group)}"
@@ -293,7 +295,7 @@ def pairs(known: Known, groups: Groups, classes: Sequence[str]) -> str:
     return shown(told)
 
 
-def described(known: Known, place: int) -> str:
+def described(known: KnownClasses, place: int) -> str:
     """Return what people call one of a model's classes: a stranger's names command no terminal."""
     if known.names is None:
         return f"class {place}"

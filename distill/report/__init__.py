@@ -3,14 +3,14 @@
 import distill.utils.torchvision_operators  # noqa: F401  (before others import torchvision)
 
 from distill.report.card import bundle_facts, model_card
-from distill.report.evidence import evidence, save_thumbnails
+from distill.report.diagnostics import diagnostics, save_thumbnails
 from distill.report.page import write_pages, write_run_page, write_sweep_page
 from distill.report.summary import run_metadata, save_condition, unlabeled_of
 from distill.report.table import print_table
 
 __all__ = [
     "bundle_facts",
-    "evidence",
+    "diagnostics",
     "model_card",
     "print_table",
     "run_metadata",

@@ -60,7 +60,7 @@ def condition_of(data: DataModule) -> dict[str, Any] | None:
     """Return what was made hard, and what that came to in each split; None where nothing was."""
     if data.condition is None:
         return None
-    counts = {name: change.counts() for name, change in data.altered.items()}
+    counts = {name: change.counts() for name, change in data.corrupted.items()}
     return {"asked": asdict(data.condition), **counts}
 
 
@@ -73,7 +73,7 @@ def save_condition(path: Path, data: DataModule) -> None:
         path,
         {
             f"{name}_{what}": values
-            for name, change in data.altered.items()
+            for name, change in data.corrupted.items()
             for what, values in (
                 ("index", change.split.index),
                 ("given", change.split.labels),

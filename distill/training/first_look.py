@@ -50,7 +50,7 @@ class Look:
     images: int
     classes: int
 
-    def told(self) -> str:
+    def described(self) -> str:
         """Return the numbers in one line."""
         return (
             f"{self.role}: validation top-1 {percent(self.top1)}, balanced accuracy "
@@ -111,7 +111,7 @@ def looked_at(
 def look(cfg: DictConfig, data: DataModule, teacher: Teacher, role: str) -> Look:
     """Return what a teacher is worth on validation, and say it."""
     found = measured(*on_validation(cfg, data, teacher), data.classes, role)
-    log.info("%s", found.told())
+    log.info("%s", found.described())
     for doubt in found.doubts():  # now, and not after the baseline or an assistant has trained
         log.warning("%s", doubt)
     return found

@@ -79,7 +79,7 @@ def test_the_numbers_are_those_of_scikit_learn():
 
 def test_it_is_said_in_one_line_and_doubted_with_reason():
     good = Look("teacher", 0.869, 0.851, 0.41, 0.412, "cat", 1968, 4)
-    assert good.told() == (
+    assert good.described() == (
         "teacher: validation top-1 86.9 %, balanced accuracy 85.1 %, NLL 0.41; always answering "
         "the most frequent class (cat) would be right on 41.2 %"
     )
@@ -120,7 +120,7 @@ def test_a_teacher_is_asked_once_and_nothing_random_moves(composed, caplog):
     torch.testing.assert_close(logits, expected[0])
     assert torch.equal(labels, expected[1])
     assert found.top1 == pytest.approx((logits.argmax(1) == labels).float().mean().item())
-    assert found.told() in caplog.text
+    assert found.described() in caplog.text
 
 
 def test_runs_that_share_a_teacher_look_once(composed, caplog):

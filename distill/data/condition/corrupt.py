@@ -104,7 +104,7 @@ class Condition:
 
 
 @dataclass(frozen=True)
-class Altered:
+class CorruptedSplit:
     """A split under a condition.
 
     Attributes:
@@ -132,16 +132,16 @@ class Altered:
             "wrong_labels": int(self.wrong.sum()),
         }
 
-    def told(self, part: str) -> str:
+    def described(self, part: str) -> str:
         """Return in words what was done to images of a part."""
         kept, given = len(self.true), int(self.wrong.sum())
         left_out = int(self.before.sum()) - kept
         return f"condition: {left_out} {part} images left out, {given} of {kept} labels wrong"
 
 
-def altered(
+def corrupt_split(
     split: Split, condition: Condition, classes: Sequence[str], where: int, training: bool
-) -> Altered:
+) -> CorruptedSplit:
     """Return a split under a condition.
 
     Args:
@@ -167,7 +167,7 @@ def altered(
         split = split.relabelled(given)
         if training:
             check_given(given, sizes, classes)
-    return Altered(split, true, before)
+    return CorruptedSplit(split, true, before)
 
 
 def transition_matrix(noise: str, rate: float, classes: int) -> Tensor:

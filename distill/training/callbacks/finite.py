@@ -35,7 +35,7 @@ class Seen:
         bad = [name for name, value in self.losses.items() if not math.isfinite(value.item())]
         return [name for name in bad if name != "loss"] or bad
 
-    def told(self) -> str:
+    def described(self) -> str:
         """Return what is not finite, in words."""
         terms = f"the loss is not finite ({', '.join(self.culprits())})"
         if self.teacher is None or bool(self.teacher.isfinite().all()):
@@ -145,7 +145,7 @@ class FiniteLoss(pl.Callback):
             return
         first = next(one for one in seen if one.culprits())
         raise ValueError(
-            f"step {first.step}: {first.told()}; "
+            f"step {first.step}: {first.described()}; "
             f"{named(first.index)}look at these images, lower optimizer.lr, or set on_nan=skip; "
             "the last checkpoint is from before"
         )

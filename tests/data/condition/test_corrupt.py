@@ -155,7 +155,7 @@ def test_the_test_split_is_untouched_and_validation_only_if_it_is_to_stay_clean(
     assert same(clean.train, hard.train)
     assert len(hard.val) < len(plain.val)
     assert len({plain.fingerprint, hard.fingerprint, clean.fingerprint}) == 3
-    change = hard.altered["train"]
+    change = hard.corrupted["train"]
     places = torch.searchsorted(plain.train.index, hard.train.index)
     assert torch.equal(plain.train.labels[places], change.true)
     assert torch.equal(plain.train.images[places], hard.train.images)
@@ -170,7 +170,7 @@ def test_no_condition_leaves_everything_as_it_is():
     options = {"noise": None, "tail": None, "drop": [], "shots": None, "imbalance": 100}
     plain, off = (DataModule(digits(), batch_size=8, condition=c) for c in (None, options))
     assert off.condition is None
-    assert not off.altered
+    assert not off.corrupted
     assert off.fingerprint == plain.fingerprint
     assert off.notes == plain.notes
 
@@ -197,11 +197,11 @@ def test_streamed_images_are_chosen_and_relabelled_alike():
     options = {"noise": "pair", "rate": 0.25, "shots": 12}
     made = Source("painted", ["even", "odd"], 3, streamed(80))
     data = DataModule(made, batch_size=4, image_size=8, condition=options)
-    assert data.altered["train"].counts()["kept"] == [12, 12]
+    assert data.corrupted["train"].counts()["kept"] == [12, 12]
     shown = data.in_order(data.train, CLEAN, [torch.arange(24)], torch.device("cpu"))
     batch = next(shown)
     assert (batch.view[:, 0, 0, 0] * 255).round().long().tolist() == batch.index.tolist()
-    assert torch.equal(data.altered["train"].true, data.train.index % 2)
+    assert torch.equal(data.corrupted["train"].true, data.train.index % 2)
 
 
 def test_few_shots_are_as_many_of_each_class():

@@ -29,7 +29,7 @@ PAIRS, EXAMPLES, CURVE_POINTS, COVERAGE_POINTS = 20, 24, 25, 101
 LARGEST_SIDE = 96  # pixels of a thumbnail
 
 
-def evidence(split: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> dict[str, Any]:
+def diagnostics(split: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a page shows of all models.
 
     Args:
@@ -37,19 +37,19 @@ def evidence(split: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> dict[st
         numbers: role → its numbers, with `temperature_star`.
 
     Returns:
-        `models` (role → see `model_evidence`), `confusion` of the student, and `examples`.
+        `models` (role → see `model_diagnostics`), `confusion` of the student, and `examples`.
     """
     present = [role for role in ROLES if role in split]
     target = split["target"]
     fitted = {role: numbers[role]["temperature_star"] for role in present}
     return {
-        "models": {role: model_evidence(split[role], target, fitted[role]) for role in present},
+        "models": {role: model_diagnostics(split[role], target, fitted[role]) for role in present},
         "confusion": confusion(split["student"], target),
         "examples": examples(split, disputed(split)),
     }
 
 
-def model_evidence(logits: Tensor, target: Tensor, temperature: float | None) -> dict[str, Any]:
+def model_diagnostics(logits: Tensor, target: Tensor, temperature: float | None) -> dict[str, Any]:
     """Return one model's reliability, its scores over the scaling temperature, and its risk.
 
     Args:

@@ -9,12 +9,12 @@ import torch
 from distill import metrics
 from distill.data import DataModule
 from distill.data.sources import digits
-from distill.report.evidence import (
+from distill.report.diagnostics import (
     confusion,
+    diagnostics,
     disputed,
-    evidence,
     examples,
-    model_evidence,
+    model_diagnostics,
     save_thumbnails,
     scaling_curve,
 )
@@ -34,7 +34,7 @@ def split(**logits):
 
 def test_the_bins_are_those_of_the_metric_and_give_its_ece():
     logits, target = sample()
-    found = model_evidence(logits, target, 2.0)
+    found = model_diagnostics(logits, target, 2.0)
     for bins, divisor in ((found["reliability"], 1.0), (found["reliability_after_scaling"], 2.0)):
         probs = (logits.double() / divisor).softmax(1)
         assert sum(bins["count"]) == len(target)
@@ -47,7 +47,7 @@ def test_the_bins_are_those_of_the_metric_and_give_its_ece():
         assert sum(gaps) / len(target) == pytest.approx(ece, abs=1e-5)
         empty = [a for n, a in zip(bins["count"], bins["accuracy"], strict=True) if not n]
         assert set(empty) <= {None}
-    assert model_evidence(logits, target, None)["reliability_after_scaling"] is None
+    assert model_diagnostics(logits, target, None)["reliability_after_scaling"] is None
 
 
 def test_the_scaling_curve_dips_at_the_temperature_that_fits():
@@ -63,7 +63,7 @@ def test_the_scaling_curve_dips_at_the_temperature_that_fits():
 
 def test_risk_ends_in_the_error_rate_at_full_coverage():
     logits, target = sample()
-    curve = model_evidence(logits, target, None)["risk_coverage"]
+    curve = model_diagnostics(logits, target, None)["risk_coverage"]
     assert curve["coverage"][-1] == 1
     error = 1 - float(metrics.topk_accuracy(logits, target, 1))
     assert curve["risk"][-1] == pytest.approx(error, abs=1e-5)
@@ -136,7 +136,7 @@ def test_examples_say_who_answered_what():
 
 def test_evidence_is_plain_json_without_nan():
     student, _ = sample()
-    found = evidence(split(student=student), {"student": {"temperature_star": None}})
+    found = diagnostics(split(student=student), {"student": {"temperature_star": None}})
     json.loads(json.dumps(found, allow_nan=False))
     assert set(found) == {"models", "confusion", "examples"}
 
