@@ -292,11 +292,7 @@ def kept_weights(
     model: nn.Module, small: nn.Module, alive: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Return a model's weights without the channels that a smaller one has no room for."""
-    kept = {}
-    for layer in layers_of(small):
-        width = small.get_submodule(layer.norm).num_features
-        dead_last = torch.argsort(alive[layer.writes].logical_not().int(), stable=True)
-        kept[layer.writes] = dead_last[:width].sort().values
+    kept = kept_channels(small, alive)
     weights = dict(model.state_dict())
     for layer in layers_of(model):
         filters, rows = weights[f"{layer.conv}.weight"], kept[layer.writes]
@@ -309,6 +305,16 @@ def kept_weights(
     last = layer.writes
     weights["fc.weight"] = columns(weights["fc.weight"], alive[last], kept[last])
     return weights
+
+
+def kept_channels(small: nn.Module, alive: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return which channels of each stream a smaller model keeps: the dead ones go first."""
+    kept = {}
+    for layer in layers_of(small):
+        width = small.get_submodule(layer.norm).num_features
+        dead_last = torch.argsort(alive[layer.writes].logical_not().int(), stable=True)
+        kept[layer.writes] = dead_last[:width].sort().values
+    return kept
 
 
 def columns(weight: Tensor, alive: Tensor, kept: Tensor) -> Tensor:

@@ -144,15 +144,18 @@ class Layer:
         values, *others = inputs
         extremes = widest(values.detach())
         if layer.training and torch.is_grad_enabled():
-            self.seen = extremes if self.seen is None else torch.maximum(self.seen, extremes)
-            if self.range is None:
-                self.range = extremes
-        limits = (
-            extremes if self.range is None else self.range
-        )  # sanity checks come before training
+            self.observe(extremes)
+        # Lightning's sanity check comes before training, and so before any range.
+        limits = extremes if self.range is None else self.range
         # An instance's own attributes are found before parameters, which stay as they are.
         layer.__dict__["weight"] = rounded_weight(layer.weight)  # type: ignore[arg-type]
         return (rounded_input(values, limits), *others)
+
+    def observe(self, extremes: Tensor) -> None:
+        """Note the extremes of what a training batch shows; the first ones are a range at once."""
+        self.seen = extremes if self.seen is None else torch.maximum(self.seen, extremes)
+        if self.range is None:
+            self.range = extremes
 
     def follow(self, extremes: Tensor, decay: float) -> None:
         """Move the range towards a batch's extremes; the first batch's become the range."""
