@@ -91,8 +91,8 @@ def asked_for(config: DictConfig) -> list[list[str]]:
     params = [f"{name}={value}" for name, value in (config.hydra.sweeper.params or {}).items()]
     given = [*params, *OmegaConf.to_container(config.hydra.overrides.task, resolve=False)]  # type: ignore[misc]
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-    jobs = itertools.product(*map(choices, parser.parse_overrides(given)))
-    return [list(job) for job in jobs]
+    said = {one.get_key_element(): choices(one) for one in parser.parse_overrides(given)}
+    return [list(job) for job in itertools.product(*said.values())]  # of a key said twice, the last
 
 
 def choices(override: Override) -> list[str]:

@@ -4,7 +4,9 @@ import json
 
 import pytest
 from hydra import initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
@@ -34,6 +36,24 @@ def leave(hydra, job, *overrides, done=True):
     (record / "overrides.yaml").write_text(json.dumps(list(overrides)))
     if done:
         (job / "summary.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("seed=0,1", "objective.temperature=1,2", "optimizer.lr=0.1"),
+        ("objective.temperature=1,2", "seed=3", "objective.temperature=4,8,1"),  # the last counts
+        ("seed=range(0,3)", "objective.temperature=choice(1,2)", "+student.args={drop_rate: 0.1}"),
+    ],
+)
+def test_the_jobs_are_those_that_hydras_own_sweeper_makes(hydra, tmp_path, overrides):
+    config = swept(hydra, tmp_path, *overrides)
+    loader = GlobalHydra.instance().config_loader()
+    told = OverridesParser.create(config_loader=loader).parse_overrides(
+        [f"sweep.resume={tmp_path}", *overrides]
+    )
+    (expected,) = BasicSweeper.split_arguments(told, None)
+    assert matching.asked_for(config) == expected
 
 
 def test_jobs_keep_their_folders_in_any_order_and_new_ones_get_new_numbers(hydra, tmp_path):
