@@ -9,6 +9,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from distill.utils import torchvision_operators
+
+torchvision_operators.install()
+
 __version__ = "0.1.0"
 
 _HOME = {

@@ -15,7 +15,7 @@ from hypothesis import settings
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import distill.models  # noqa: F401  (before timm and the like import torchvision)
+import distill  # noqa: F401  (which makes torchvision importable)
 
 settings.register_profile("unhurried", deadline=None)  # a busy machine is no failure
 settings.load_profile("unhurried")

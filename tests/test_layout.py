@@ -53,31 +53,12 @@ def test_few_modules_lie_beside_the_folders():
     assert {Path(name).stem for name in folders} == {"__init__", *ORDER}
 
 
-OPERATORS = "distill.utils.torchvision_operators"
-THEIR_USERS = ("timm", "pytorch_lightning", "torchmetrics", "torchvision")
-
-
-def at_the_top(path):
-    return [node for node in ast.parse(path.read_text(encoding="utf-8")).body
-            if isinstance(node, ast.Import | ast.ImportFrom)]  # fmt: skip
-
-
-@pytest.mark.parametrize("module", sorted(FILES))
-def test_torchvision_is_made_importable_before_anything_imports_it(module):
-    # Files are also the first to be imported: in a launcher's worker, or as somebody's `_target_`.
-    names = [node.names[0].name if isinstance(node, ast.Import) else node.module
-             for node in at_the_top(FILES[module])]  # fmt: skip
-    if not any(name.split(".")[0] in THEIR_USERS for name in names):
-        return
-    packages = [module, *(name for name in FILES if module.startswith(f"{name}."))]
-    assert any(OPERATORS in imported(FILES[name]) for name in packages)
-
-
 # State
 
 MUTATING = {"append", "add", "clear", "discard", "extend", "insert", "pop", "popleft", "popitem",
             "remove", "setdefault", "update", "enter_context"}  # fmt: skip
 STATE = {
+    "distill.utils.torchvision_operators": {"_declared"},  # torch withdraws what is collected
     "distill.metrics.cost": {"_measured"},  # measured again, an architecture would have two speeds
     "distill.utils.signals": {"_State"},  # signals are the process's, whichever run is at work
     "distill.utils.files": {"_locks", "_holders"},  # the system gives locks to the process

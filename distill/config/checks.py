@@ -8,8 +8,6 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import distill.utils.torchvision_operators  # noqa: F401  (before others import torchvision)
-
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig

@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import distill.utils.torchvision_operators  # noqa: F401  (before others import torchvision)
-
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import WeightAveraging

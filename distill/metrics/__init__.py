@@ -1,7 +1,5 @@
 """Honest numbers: calibration, ranking, fidelity to the teacher, and post-hoc scaling."""
 
-import distill.utils.torchvision_operators  # noqa: F401  (before others import torchvision)
-
 from distill.metrics.calibration import (
     AdaptiveCalibrationError,
     BrierDecomposition,

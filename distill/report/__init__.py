@@ -1,7 +1,5 @@
 """What a run leaves for people: its table, its page, its summary and the student's model card."""
 
-import distill.utils.torchvision_operators  # noqa: F401  (before others import torchvision)
-
 from distill.report.card import bundle_facts, model_card
 from distill.report.diagnostics import diagnostics, save_thumbnails
 from distill.report.page import write_pages, write_run_page, write_sweep_page

@@ -17,8 +17,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import distill.utils.torchvision_operators  # noqa: F401  (before others import torchvision)
-
 import timm
 import torch
 from hydra.core.utils import run_job
