@@ -321,11 +321,9 @@ def note(mark: Path) -> None:
 
 def job_name() -> str:
     """Return what the job of a sweep that runs here is called: its folder in the sweep's."""
-    hydra_config = HydraConfig.get()
-    sweep = os.path.join(
-        hydra_config.runtime.cwd, hydra_config.sweep.dir
-    )  # a job may be in its own folder
-    return Path(os.path.relpath(hydra_config.runtime.output_dir, sweep)).as_posix()
+    config = HydraConfig.get()
+    sweep = os.path.join(config.runtime.cwd, config.sweep.dir)  # a job may be in its own folder
+    return Path(os.path.relpath(config.runtime.output_dir, sweep)).as_posix()
 
 
 def how_to_go_on(cfg: DictConfig) -> str:

@@ -96,7 +96,6 @@ class Distiller(pl.LightningModule):
         check_parts(self)
         self.objective.connect(student, self.teacher.model if self.teacher else None)
         self.topk = resolve_topk(topk, self.num_classes)
-        logged_names(self.topk, self.num_classes, self.objective, self.teacher is not None)
         self.metrics = nn.ModuleDict({stage: self._metrics() for stage in ("val", "test")})
         self.losses = nn.ModuleDict({stage: loss_means(self.objective) for stage in self.metrics})
         # Asked in training and validation; whoever trains may put stores behind it.
@@ -229,6 +228,7 @@ class Distiller(pl.LightningModule):
 
     def _metrics(self) -> MetricCollection:
         named = evaluation_metrics(self.topk, self.num_classes, self.teacher is not None)
+        check_term_names(self.objective, named)
         return MetricCollection({**named}, compute_groups=False)
 
     def _images(self, view: Tensor) -> Tensor:
@@ -297,15 +297,16 @@ class Distiller(pl.LightningModule):
 def logged_names(
     topk: Sequence[int], num_classes: int, objective: Objective, with_teacher: bool
 ) -> list[str]:
-    """Return the names of what validation and test log.
+    """Return the names of what validation and test log; see `check_term_names`."""
+    metrics = evaluation_metrics(topk, num_classes, with_teacher)
+    check_term_names(objective, metrics)
+    return [*metrics, "loss", *objective.terms]
 
-    Raises:
-        ValueError: if a term of the objective has the name of a metric.
-    """
-    metrics, losses = evaluation_metrics(topk, num_classes, with_teacher), loss_means(objective)
-    if clash := metrics.keys() & losses.keys():
+
+def check_term_names(objective: Objective, metrics: Mapping[str, Metric]) -> None:
+    """Refuse a term of the objective that has the name of a metric."""
+    if clash := metrics.keys() & objective.terms.keys():
         raise ValueError(f"objective.terms.{min(clash)} has the name of a metric: call it another")
-    return [*metrics, *losses]
 
 
 def loss_means(objective: Objective) -> nn.ModuleDict:

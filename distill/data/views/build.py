@@ -23,23 +23,11 @@ TRAINING = (
     *("scale", "ratio", "hflip", "vflip", "color_jitter", "color_jitter_prob", "grayscale_prob"),
     *("gaussian_blur_prob", "auto_augment", "interpolation", "train_crop_mode", "no_aug"),
 )
-
-
 EVALUATION = ("crop_pct", "crop_mode")  # what timm's configurations record, and so a bundle does
-
-
 CROP_MODES = ("center", "squash", "border")
-
-
 CLEAN_VIEW = {"interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "center"}
-
-
 ERASING = {"re_prob": 0.0, "re_mode": "const", "re_count": 1}  # timm's, and its defaults
-
-
 MIXING = ("mixup", "cutmix")  # as of views of images in memory
-
-
 # What timm's transforms take, or views of images in memory do, and what to give in its place.
 INSTEAD = {
     "input_size": "give data.image_size",
