@@ -167,8 +167,6 @@ KINDS: dict[str, Kind] = {
     "imports": listed(WORD),
     **under("teacher.fit", TRAINING),
     "condition.seed": SEED,
-    "objective.temperature": POSITIVE.or_("auto"),
-    "objective.alpha": SHARE.or_(None),
     "objective.terms": OBJECT,
     "objective.stages": listed(Kind("a whole number", lambda v: type(v) is int)),
     "calibration": one_of("bundle", "refit").or_(None),

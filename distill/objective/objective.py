@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from functools import reduce
 from operator import add
@@ -16,7 +15,7 @@ from distill.objective.selection import build_selection
 from distill.objective.temperature import LearnedTemperature
 from distill.objective.term import build_term, checked_weight
 from distill.utils.inputs import as_labels, check_targets
-from distill.utils.numbers import is_number
+from distill.utils.numbers import is_number, is_real
 
 SMALLEST = 1e-12  # divides zeros where no sample is kept
 TOLD = ("loss", "kept")  # what an objective returns beside its terms
@@ -118,8 +117,8 @@ class Objective(nn.Module):
 
     @temperature.setter
     def temperature(self, value: float) -> None:
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"objective.temperature must be positive and finite, got {value}")
+        if not (is_real(value) and value > 0):
+            raise ValueError(f"objective.temperature must be a number above 0, got {value!r}")
         self._temperature = float(value)
 
     @property
@@ -129,8 +128,8 @@ class Objective(nn.Module):
 
     @alpha.setter
     def alpha(self, value: float | None) -> None:
-        if value is not None and not 0 <= value <= 1:
-            raise ValueError(f"objective.alpha must lie in [0, 1], got {value}")
+        if value is not None and not (is_real(value) and 0 <= value <= 1):
+            raise ValueError(f"objective.alpha must lie in [0, 1], got {value!r}")
         self._alpha = None if value is None else float(value)
 
     @property

@@ -24,7 +24,7 @@ def test_a_failing_job_is_named_and_the_others_finish(command, tmp_path):
     done = command("distill", "-m", "objective.temperature=-1,4", *QUICK, "hydra.sweep.dir=sweep",
                    "baseline=false", check=False)  # fmt: skip
     assert done.returncode == 2
-    assert "job 0: objective.temperature must be a number above 0 or auto, got -1" in done.stderr
+    assert "job 0: objective.temperature must be a number above 0, got -1" in done.stderr
     assert "Traceback" not in done.stderr
     with (tmp_path / "sweep" / "sweep.csv").open() as file:
         assert [row["status"] for row in csv.DictReader(file)] == ["failed", "done"]

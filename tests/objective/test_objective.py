@@ -67,7 +67,7 @@ def test_annealing_moves_and_checkpoints_keep_the_same_values():
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
 def test_an_impossible_temperature_is_refused(temperature):
-    with pytest.raises(ValueError, match=r"objective\.temperature must be positive"):
+    with pytest.raises(ValueError, match=r"objective\.temperature must be a number above 0"):
         Objective(KD, temperature=temperature)
 
 

@@ -28,10 +28,11 @@ class Annealing(pl.Callback):
         warmup: units (below 1: the share of training) during which `start` is held.
         duration: units from the end of the warm-up to `end`; None lasts until training ends.
         value: what is moved: any of `Objective.annealed`, such as `temperature`, `alpha`,
-            `terms.NAME.weight` or `keep.small_loss`.
+            `terms.NAME.weight` or `sample_selection.small_loss`.
 
     Raises:
-        ValueError: for an unknown schedule or unit, or values the objective would refuse.
+        ValueError: for an unknown schedule or unit; when training starts, for values that the
+            objective refuses.
     """
 
     def __init__(
@@ -48,8 +49,6 @@ class Annealing(pl.Callback):
         for name, number in (("start", start), ("end", end)):
             if number is not None and not math.isfinite(number):
                 raise ValueError(f"annealing.{name} must be finite, got {number}")
-            if number is not None and value == "temperature" and number <= 0:
-                raise ValueError(f"annealing.{name} must be a positive temperature, got {number}")
         self.schedule, self.start, self.end = schedule, start, end
         self.unit, self.warmup, self.duration, self.value = unit, warmup, duration, value
 
@@ -73,9 +72,14 @@ class Annealing(pl.Callback):
         """Refuse now the ends that the objective or the schedule would refuse in some epoch."""
         own = objective.get(self.value)
         start = own if self.start is None else self.start
-        for progress in (0.0, 1.0):
-            objective.set(self.value, SCHEDULES[self.schedule](progress, start, self.end))
-        objective.set(self.value, own)
+        for name, number in (("start", start), ("end", self.end)):
+            try:
+                objective.set(self.value, number)
+            except ValueError as error:
+                raise ValueError(f"annealing.{name}={number:g}: {error}") from error
+            finally:
+                objective.set(self.value, own)
+        SCHEDULES[self.schedule](0.5, start, self.end)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

@@ -110,8 +110,6 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_sees_the_same_temperatures(
     [
         ({"schedule": "no_such"}, "unknown annealing"),
         ({"unit": "hour"}, "epoch or step"),
-        ({"end": 0.0}, r"annealing\.end must be a positive temperature"),
-        ({"start": -1.0}, r"annealing\.start must be a positive temperature"),
         ({"end": float("nan")}, "finite"),
         ({"warmup": -1}, "at least 0"),
         ({"duration": 0}, "at least 1"),
@@ -120,6 +118,14 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_sees_the_same_temperatures(
 def test_impossible_annealing_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Annealing(**options)
+
+
+@pytest.mark.parametrize(("end", "value"), [("start", "temperature"), ("end", "alpha")])
+def test_an_end_that_the_objective_refuses_is_named_before_training(end, value):
+    objective = Objective({"kl": "kl_divergence"}, temperature=4.0, alpha=0.5)
+    with pytest.raises(ValueError, match=rf"annealing\.{end}=-1: objective\.{value} must"):
+        Annealing(**{end: -1.0, "value": value}).check(objective)
+    assert objective.get(value) == {"temperature": 4.0, "alpha": 0.5}[value]
 
 
 def test_a_module_without_an_objective_is_refused(tmp_path):
