@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from distill.data.batch import Batch
-from distill.teacher.store import TeacherStore, topk_error
+from distill.teacher.records import topk_error
+from distill.teacher.store import TeacherStore
 from distill.teacher.teacher import Teacher
 
 log = logging.getLogger(__name__)

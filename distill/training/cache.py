@@ -27,7 +27,8 @@ from distill.models.checkpoint import read_checkpoint
 from distill.objective.objective import Objective
 from distill.teacher.cached import CachedTeacher
 from distill.teacher.ensemble import Ensemble
-from distill.teacher.store import Layout, TeacherStore, check_size, describe, store_folder
+from distill.teacher.records import Layout
+from distill.teacher.store import TeacherStore, check_size, describe, store_folder
 from distill.teacher.teacher import Teacher
 from distill.training import auxiliary
 from distill.utils.files import remove_stale

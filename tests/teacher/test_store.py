@@ -21,16 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from distill.teacher import store as store_module
-from distill.teacher.store import (
-    Layout,
-    TeacherStore,
-    describe,
-    expected_bytes,
-    store_folder,
-    store_name,
-    topk_error,
-)
+from distill.teacher import records
+from distill.teacher.records import Layout, topk_error
+from distill.teacher.store import TeacherStore, describe, expected_bytes, store_folder, store_name
 from tests.conftest import ROOT
 from tests.teacher import store_filler
 from tests.teacher.store_filler import FACTS, SHAPE, truth
@@ -203,7 +196,7 @@ def test_of_a_row_given_twice_one_answer_is_kept_whole(tmp_path):
 
 
 def test_logits_and_checksums_of_zero_are_an_answer(tmp_path, monkeypatch):
-    monkeypatch.setattr(store_module, "crc32", lambda *a: 0)
+    monkeypatch.setattr(records, "crc32", lambda *a: 0)
     with small(tmp_path) as store:
         store.write(0, ROWS, torch.zeros(20, 5))
         assert store.filled(0) == 20
@@ -229,9 +222,9 @@ def test_a_longer_run_goes_on_where_a_shorter_one_ended(folder):
 
 def test_a_record_is_checked_once_per_process(folder, monkeypatch):
     calls = []
-    crc32 = store_module.crc32
+    crc32 = records.crc32
     with small(folder) as store:
-        monkeypatch.setattr(store_module, "crc32", lambda *a: calls.append(a) or crc32(*a))
+        monkeypatch.setattr(records, "crc32", lambda *a: calls.append(a) or crc32(*a))
         store.read(0, ROWS[:8])
         once = len(calls)
         store.read(0, ROWS[:8])
