@@ -98,14 +98,18 @@ class KeySampler(Sampler[Key]):
         skip, self.skip = self.skip, 0
         beside = self.unlabeled_order(epoch) if self.shuffle else order[:0]
         for batch in range(skip, len(self)):
-            own = self._share(order, batch, self.labeled_per_batch)
-            yield epoch, torch.cat([own, self._share(beside, batch, self.unlabeled_per_batch)])
+            keys = self._share(order, batch, self.labeled_per_batch)
+            if self.unlabeled_per_batch and self.shuffle:
+                more = self._share(beside, batch, self.unlabeled_per_batch)
+                keys = torch.cat([keys, more])
+            yield epoch, keys
 
     def _share(self, order: Tensor, batch: int, size: int) -> Tensor:
         """Return this rank's share, of that size, of a batch of all ranks."""
         whole = order[batch * size * self.ranks :][: size * self.ranks]
-        padding = torch.full((-len(whole) % self.ranks,), -1)
-        return torch.cat([whole, padding])[self.rank :: self.ranks]
+        if missing := -len(whole) % self.ranks:
+            whole = torch.cat([whole, torch.full((missing,), -1)])
+        return whole[self.rank :: self.ranks]
 
 
 class Pass(Iterator[Any]):

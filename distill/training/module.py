@@ -34,6 +34,7 @@ from distill.objective.objective import Objective
 from distill.teacher.cached import CachedTeacher
 from distill.teacher.teacher import Teacher
 from distill.training import horizon
+from distill.training.means import EpochMeans
 from distill.utils.inputs import (
     as_float,
     as_labels,
@@ -101,6 +102,7 @@ class Distiller(pl.LightningModule):
         # Asked in training and validation; whoever trains may put stores behind it.
         self.cached_teacher = CachedTeacher(self.teacher) if self.teacher else None
         self.metadata: dict[str, Any] = {}  # plain values that checkpoints carry as they are
+        self.means = EpochMeans()
         self._said_scaled = False
         self.counted_updates: int | None = None  # of an epoch, where its loader did not say so
 
@@ -134,13 +136,13 @@ class Distiller(pl.LightningModule):
         student, teacher, target, *maps = self._answers(batch, self.global_step)
         losses = self.objective(student, teacher, target, *maps, labelled=batch.labeled)
         found = {name: value.detach() for name, value in losses.items()}
-        values = {f"train/{name}": value for name, value in found.items()}
+        values = dict(found)
         if self.objective.curriculum is not None:
-            values["train/temperature"] = self.objective.curriculum.last_mean
+            values["temperature"] = self.objective.curriculum.last_mean
         if target.ndim == 1:  # of mixed views no class is the right one
             right = student[: batch.labeled].argmax(dim=1) == target[: batch.labeled]
-            values["train/top1"] = right.float().mean()
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True)
+            values["top1"] = right.float().mean()
+        self.means.add(values, len(batch))
         return {"loss": losses["loss"], "losses": found, "teacher_logits": teacher}
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
@@ -200,7 +202,12 @@ class Distiller(pl.LightningModule):
         scheduler.step_update(self.global_step)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Let Lookahead's slow weights be those that an epoch ends with, as in timm's training."""
+        """Log the epoch's means after its last batch, before any callback asks for them.
+
+        Lookahead's slow weights are those that an epoch ends with, as in timm's training.
+        """
+        if self.trainer.is_last_batch or self.trainer.global_step >= self.trainer.max_steps > 0:
+            self._log_means()
         if self.trainer.is_last_batch:
             for optimizer in self.trainer.optimizers:
                 if hasattr(optimizer, "sync_lookahead"):
@@ -208,6 +215,7 @@ class Distiller(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Note how many updates the epoch had, if its loader did not know, for the next one."""
+        self._log_means()  # of an epoch that was cut short
         before, self.counted_updates = self.counted_updates, horizon.counted(self.trainer)
         if self.counted_updates != before:
             for one in self.trainer.lr_scheduler_configs:
@@ -217,6 +225,7 @@ class Distiller(pl.LightningModule):
         """Save the annealed values as plain numbers."""
         # Not in the state dict: weight averaging saves a copy that was made before annealing.
         checkpoint["distill"] = {"objective": self.objective.state(), **self.metadata}
+        checkpoint["distill"]["means"] = self.means.state_dict()
         if self.counted_updates is not None:
             checkpoint["distill"]["counted_updates"] = self.counted_updates
 
@@ -225,6 +234,19 @@ class Distiller(pl.LightningModule):
         if "distill" in checkpoint:
             self.objective.load_state(checkpoint["distill"]["objective"])
             self.counted_updates = checkpoint["distill"].get("counted_updates")
+            if "means" in checkpoint["distill"]:
+                self.means.load_state_dict(checkpoint["distill"]["means"], self.device)
+
+    def _log_means(self) -> None:
+        """Log what training batches gave since it was last logged, over all ranks."""
+        for name, (total, samples) in self.means.take().items():
+            both = torch.stack([total, torch.full_like(total, samples)])
+            if self.trainer.world_size > 1:
+                both = self.trainer.strategy.reduce(both, reduce_op="sum")
+            mean = both[0] / both[1]
+            self.log(
+                f"train/{name}", mean, on_step=False, on_epoch=True, batch_size=1, sync_dist=True
+            )
 
     def _metrics(self) -> MetricCollection:
         named = evaluation_metrics(self.topk, self.num_classes, self.teacher is not None)

@@ -29,7 +29,8 @@ class Watch(pl.Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         assert not compat.epoch_is_over(trainer)
-        metric = compat.epoch_results(trainer)["training_step.train/loss"]
+        pl_module.log("own", outputs["loss"], on_step=False, on_epoch=True, batch_size=16)
+        metric = compat.epoch_results(trainer)["on_train_batch_end.own"]
         mean = float(metric.value / metric.cumulated_batch_size)
         self.found.setdefault("means", []).append(mean)
         self.found.setdefault("losses", []).append(float(outputs["losses"]["loss"]))

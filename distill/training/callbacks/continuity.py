@@ -73,6 +73,8 @@ class Continuity(pl.Callback):
         batch_idx: int,
     ) -> None:
         """Add what was logged in this epoch before the interruption, in the order it had then."""
+        if not self.sums:
+            return
         results = epoch_results(trainer)
         for name, (value, count) in self.sums.items():
             if name in results:
