@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from distill.config.library import OURS
 from distill.config.overrides import closest
 from distill.config.read import plain, processes, swept, teacher_name
 from distill.config.schema import check_values, resolved_paths
@@ -49,7 +50,7 @@ def with_checked_values(cfg: DictConfig) -> DictConfig:
 
 def check_trainer_keys(cfg: DictConfig) -> None:
     """Refuse what is no option of Lightning's trainer, before anything is read."""
-    known = [*signature(pl.Trainer.__init__).parameters, "compile"]
+    known = [*signature(pl.Trainer.__init__).parameters, *OURS]
     for name in cfg.get("trainer") or {}:
         if name not in (*known, "_target_"):
             raise ValueError(f"trainer has no option {name}{closest(name, known, 'trainer.')}")

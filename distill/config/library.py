@@ -152,7 +152,7 @@ TRAINER: dict[str, Verdict] = {
     "enable_autolog_hparams": works(),
     "model_registry": refused(f"{OWN}: distill-push uploads a student"),
 }  # fmt: skip
-OURS = ("_target_", "compile")  # of the group, and not Lightning's
+OURS = ("compile", "graph")  # keys of the group `trainer` that are not Lightning's
 
 LOGGERS: dict[str, Verdict] = {
     "CSVLogger": works("beside metrics.csv, which every run has; in a folder of its own"),

@@ -14,6 +14,7 @@ from distill.data.batch import Batch
 from distill.data.condition.image_corruptions import ImageCorruption
 from distill.data.sources.splits import Resident, Split
 from distill.data.views.order import endless_order, epoch_order
+from distill.data.views.resident import class_probabilities
 from distill.data.views.views import CLEAN, ResidentView, StreamedView
 from distill.utils.sharing import Sharing, Streams
 
@@ -237,17 +238,3 @@ class KeyedSplit(Dataset[Any]):
         mixed, share = view.mixing.mixed(own, partners, *key)
         labels = split.labels[positions], split.labels[others]
         return mixed, class_probabilities(*labels, share, self.classes)
-
-
-def class_probabilities(target: Tensor, other: Tensor, share: Tensor, classes: int) -> Tensor:
-    """Return `share·[target = k] + (1 − share)·[other = k]`, float32 `[N, K]`.
-
-    Args:
-        target: the samples' labels, int64 `[N]`.
-        other: their partners' labels, int64 `[N]`.
-        share: the samples' shares in [0, 1], float64 `[N]`.
-        classes: K.
-    """
-    names = torch.arange(classes, device=target.device)
-    own, partners = ((labels[:, None] == names).double() for labels in (target, other))
-    return (own * share[:, None] + partners * (1 - share)[:, None]).float()

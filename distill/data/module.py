@@ -27,7 +27,7 @@ from distill.data.checks import (
 from distill.data.condition.corrupt import CUT, OWN, CorruptedSplit, build_condition, corrupt_split
 from distill.data.condition.image_corruptions import ImageCorruption
 from distill.data.cutting import apart, clamped, cut_splits
-from distill.data.loading import KeyedSplit, KeyLoader, KeySampler, class_probabilities
+from distill.data.loading import KeyedSplit, KeyLoader, KeySampler
 from distill.data.sources.judged import Judged, opened, with_validation
 from distill.data.sources.sizes import (
     ModelSize,
@@ -41,6 +41,7 @@ from distill.data.sources.sizes import (
 from distill.data.sources.splits import Resident, Source, Split, Streamed
 from distill.data.sources.unlabeled import Reading, check_share, joined, per_batch, read, without
 from distill.data.views.build import CLEAN_VIEW, build_view
+from distill.data.views.resident import ResidentViews
 from distill.data.views.views import CLEAN, ResidentView, StreamedView
 from distill.utils.sharing import Recent, Sharing, Streams
 
@@ -143,6 +144,7 @@ class DataModule(pl.LightningDataModule):
         )
         check_mixing(self.view, self.unlabeled)
         self._copies: dict[torch.device, Resident] = {}
+        self.views_by_step = False  # whether the training step makes them, as a captured one does
         self.sharing = Sharing()  # with nobody: whoever runs several at a time gives them theirs
         self._streams, self._recent = Streams(), Recent()
         if len(self.train):
@@ -333,7 +335,7 @@ class DataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> KeyLoader:
         """Return shuffled batches of augmented views, without a ragged last batch."""
-        loader = self._loader("train", self.pool, shuffle=True, fetch=not self._on_gpu())
+        loader = self._loader("train", self.pool, shuffle=True, fetch=not self._by_position())
         loader.position = self._batches_done
         return loader
 
@@ -391,7 +393,7 @@ class DataModule(pl.LightningDataModule):
             num_workers=self.num_workers if isinstance(split, Streamed) else 0,
         )
         for batch in loader:
-            yield self._with_views(batch.to(device))
+            yield self.with_views(batch.to(device))
 
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int
@@ -405,12 +407,15 @@ class DataModule(pl.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Make the views, on the device."""
-        return self._made_once(batch, "shown", lambda: self._with_views(batch))
+        if self.views_by_step and batch.split == "train":
+            return batch
+        return self._made_once(batch, "shown", lambda: self.with_views(batch))
 
     def _made_once(self, batch: Batch, what: str, make: Callable[[], Batch]) -> Batch:
         return self._recent.answer(batch.index, what, make) if self.sharing.active else make()
 
-    def _with_views(self, batch: Batch) -> Batch:
+    def with_views(self, batch: Batch) -> Batch:
+        """Return a batch with its views made, float32 in [0, 1], and their targets."""
         view, target = self._shown(batch)
         return replace(batch, view=view.float().div_(255), target=target)
 
@@ -422,40 +427,31 @@ class DataModule(pl.LightningDataModule):
         if number == CLEAN or not isinstance(self.view, ResidentView):
             return images, target
         index = batch.index.to(images.device, non_blocking=True)
-        if images.ndim == 1:
-            images = self._train_on(images.device).images.index_select(0, images)
-        if self.view.mixes:
-            return self._mixed(self.view, images, target, index, number)
+        if images.ndim == 1 or self.view.mixes:
+            resident = self.resident_on(images.device)
+            words = resident.words(number)
+            if images.ndim == 1:
+                return resident(images, words)
+            return resident.mixed(images, target, index, words)
         return self.view(images, self.seed, number, index), target
 
-    def _mixed(
-        self, view: ResidentView, images: Tensor, target: Tensor, index: Tensor, number: int
-    ) -> tuple[Tensor, Tensor]:
-        train = self._train_on(images.device)
-        others = view.partners(self.seed, number, index, len(train))
-        # One call for both halves: a view is the same in any batch.
-        images = torch.cat([images, train.images.index_select(0, others)])
-        views = view(images, self.seed, number, torch.cat([index, train.index[others]]))
-        own, partners = views.chunk(2)
-        mixed, share = view.mixed(own, partners, self.seed, number, index)
-        return mixed, class_probabilities(target, train.labels[others], share, self.num_classes)
-
-    def _train_on(self, device: torch.device) -> Resident:
-        """Return what training shows on a device, to which it is sent once."""
+    def resident_on(self, device: torch.device) -> ResidentViews:
+        """Return what training shows of images on a device, to which they are sent once."""
         pool = self.pool
         assert isinstance(pool, Resident)
-        if pool.images.device == device:
-            return pool
-        if device not in self._copies:
-            parts = (pool.images, pool.labels, pool.index)
-            self._copies[device] = Resident(*(part.to(device) for part in parts))
-        return self._copies[device]
+        assert isinstance(self.view, ResidentView)
+        if pool.images.device != device:
+            if device not in self._copies:
+                parts = (pool.images, pool.labels, pool.index)
+                self._copies[device] = Resident(*(part.to(device) for part in parts))
+            pool = self._copies[device]
+        return ResidentViews(pool, self.view, self.seed, self.num_classes)
 
-    def _on_gpu(self) -> bool:
-        """Whether training images lie on a GPU, so that batches need only say which they are."""
+    def _by_position(self) -> bool:
+        """Whether training images lie where it trains, so that batches need only say which."""
         if not isinstance(self.trainer, pl.Trainer) or not isinstance(self.train, Resident):
             return False
-        return self.trainer.strategy.root_device.type == "cuda"
+        return self.views_by_step or self.trainer.strategy.root_device.type == "cuda"
 
     def _keys(self, split: Split, shuffle: bool) -> KeySampler:
         rank = self.trainer.global_rank if self.trainer else 0

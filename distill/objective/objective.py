@@ -17,6 +17,7 @@ from distill.objective.term import build_term, checked_weight
 from distill.utils.inputs import as_labels, check_targets
 from distill.utils.numbers import is_number, is_real
 
+Number = float | Tensor
 SMALLEST = 1e-12  # divides zeros where no sample is kept
 TOLD = ("loss", "kept")  # what an objective returns beside its terms
 
@@ -139,6 +140,11 @@ class Objective(nn.Module):
         return compares or self.sample_selection.agreement is not None
 
     @property
+    def reads_no_labels(self) -> bool:
+        """Whether the terms on labels are left out, as the teacher alone has a share."""
+        return self.alpha == 1 and any(term.uses_teacher for term in self.terms.values())
+
+    @property
     def needs_features(self) -> bool:
         """Whether any term compares feature maps."""
         return any("teacher_maps" in term.loss.inputs for term in self.terms.values())
@@ -185,6 +191,13 @@ class Objective(nn.Module):
         else:
             setattr(owner, attribute, value)
 
+    def numbers(self) -> dict[str, Number]:
+        """Return what the loss is computed with now: τ, each term's factor, the curriculum's λ."""
+        own = {f"terms.{name}": self._factor(name) for name in self.terms}
+        if self.curriculum is not None:
+            own["curriculum.strength"] = self.curriculum.strength
+        return {"temperature": self._temperature, **own}
+
     def state(self) -> dict[str, float]:
         """Return what annealing has moved, in plain values, for a checkpoint."""
         return {"temperature": self.temperature, **{name: self.get(name) for name in self.annealed}}
@@ -219,6 +232,7 @@ class Objective(nn.Module):
         target: Tensor,
         maps: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
         labelled: int | None = None,
+        numbers: Mapping[str, Number] | None = None,
     ) -> dict[str, Tensor]:
         """Return `loss`, each term's unweighted mean, and of a selection the share `kept`.
 
@@ -229,6 +243,7 @@ class Objective(nn.Module):
             maps: the student's and the teacher's feature maps of `stages`, for the terms on them.
             labelled: how many samples, the first ones, have a label; None is all. The targets of
                 the others are not read.
+            numbers: in the place of `numbers()`: those of a captured step lie on its device.
 
         Raises:
             ValueError: if there is no teacher where one is asked, or for targets that are neither
@@ -242,9 +257,11 @@ class Objective(nn.Module):
         if teacher is None and self.needs_teacher:
             raise ValueError("this objective asks a teacher, and there is none")
         given: dict[str, Any] = {"student": student, "teacher": teacher, "target": target}
-        given |= {"temperature": self._temperature, "class_counts": self.class_counts}
+        numbers = numbers or self.numbers()
+        given |= {"temperature": numbers["temperature"], "class_counts": self.class_counts}
         if self.curriculum is not None and teacher is not None:
-            given["temperature"] = self.curriculum(student, teacher)
+            strength = numbers["curriculum.strength"]
+            given["temperature"] = self.curriculum(student, teacher, strength)
         if maps is not None:
             given["student_maps"], given["teacher_maps"] = maps
             pairs = zip(self.projections, maps[0], strict=False)
@@ -256,7 +273,7 @@ class Objective(nn.Module):
         }
         kept = self._select(values, known) if self.sample_selection and self.training else {}
         means = {name: value.mean() for name, value in values.items()}
-        return {"loss": self._weighted(means), **means, **kept}
+        return {"loss": self._weighted(means, numbers), **means, **kept}
 
     def values(self, name: str, given: Mapping[str, Any]) -> Tensor:
         """Return a term's loss of each sample, `[N]`.
@@ -283,11 +300,11 @@ class Objective(nn.Module):
             values[name] = torch.where(kept, values[name], 0.0) / share.clamp(min=SMALLEST)
         return {"kept": share}
 
-    def _weighted(self, means: Mapping[str, Tensor]) -> Tensor:
+    def _weighted(self, means: Mapping[str, Tensor], numbers: Mapping[str, Number]) -> Tensor:
         # A label must not reach the student through what has no weight, not even as 0·∞.
-        unread = self.alpha == 1 and any(term.uses_teacher for term in self.terms.values())
+        unread = self.reads_no_labels
         total = sum(
-            self._factor(name) * mean
+            as_type(numbers[f"terms.{name}"], mean) * mean
             for name, mean in means.items()
             if self.terms[name].uses_teacher or not unread
         )
@@ -310,6 +327,11 @@ class Objective(nn.Module):
             return self.sample_selection, "small_loss"
         term = name.removeprefix("terms.").removesuffix(".weight")
         return (self, name) if name in ("temperature", "alpha") else (self.weights, term)
+
+
+def as_type(number: Number, of: Tensor) -> Number:
+    """Return a number as one of Python's would act on a tensor: without widening it."""
+    return number.to(of.dtype) if isinstance(number, Tensor) else number
 
 
 def first(given: Mapping[str, Any], count: int) -> dict[str, Any]:

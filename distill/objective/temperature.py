@@ -70,16 +70,20 @@ class LearnedTemperature(nn.Module):
         """The mean temperature of the last batch (reading it waits for the device)."""
         return self.last_mean.item()
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def forward(
+        self, student: Tensor, teacher: Tensor, strength: float | Tensor | None = None
+    ) -> Tensor:
         """Return the temperature, `[]` for the run or `[N, 1]` for instances.
 
         Args:
             student: logits `[N, K]`, whose gradient is not followed.
             teacher: logits `[N, K]`.
+            strength: λ, in the place of the module's own.
         """
+        strength = self.strength if strength is None else strength
         with torch.autocast(student.device.type, enabled=False):
             raw = self.raw if self.scope == "run" else self._of_instances(student, teacher)
-            raw = _Reversed.apply(raw, self.strength)
+            raw = _Reversed.apply(raw, strength)
             temperature = self.low + (self.high - self.low) * raw.sigmoid()
         self.last_mean.copy_(temperature.detach().mean())
         return temperature
@@ -93,7 +97,7 @@ class LearnedTemperature(nn.Module):
 
 class _Reversed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, raw: Tensor, strength: float) -> Tensor:
+    def forward(ctx: Any, raw: Tensor, strength: float | Tensor) -> Tensor:
         ctx.strength = strength
         return raw.view_as(raw)
 

@@ -4,17 +4,42 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from distill.data.batch import Batch
-from distill.teacher.records import topk_error
+from distill.teacher.records import Fields, Layout, topk_error
 from distill.teacher.store import TeacherStore
 from distill.teacher.teacher import Teacher
 
 log = logging.getLogger(__name__)
 TEMPERATURES = (1, 4, 16)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A view's answers on the device that trains, so that a batch needs only say which it shows.
+
+    Args:
+        layout: of the records.
+        fields: of all samples, `[samples, …]` each.
+        there: which samples have an answer, bool `[samples]`, on the CPU.
+    """
+
+    layout: Layout
+    fields: Fields
+    there: Tensor
+
+    def __call__(self, index: Tensor) -> Tensor:
+        """Return the logits `[N, K]` of samples `[N]`, on the answers' device."""
+        return self.layout.decode({name: field[index] for name, field in self.fields.items()})
+
+    def has(self, index: Tensor) -> bool:
+        """Return whether all of these samples, on the CPU, have one."""
+        return bool(self.there[index].all())
 
 
 class CachedTeacher:
@@ -23,11 +48,21 @@ class CachedTeacher:
     Args:
         teacher: what is asked for the answers that are missing.
         stores: split → the store of its answers; samples of other splits are always asked for.
+        device_gb: the most that the answers to one training view may take on the device, in 10⁹
+            bytes; those that take more are read batch by batch.
     """
 
-    def __init__(self, teacher: Teacher, stores: Mapping[str, TeacherStore] | None = None) -> None:
+    def __init__(
+        self,
+        teacher: Teacher,
+        stores: Mapping[str, TeacherStore] | None = None,
+        device_gb: float = 0.0,
+    ) -> None:
         self.teacher = teacher
         self.stores = dict(stores or {})
+        self.device_gb = device_gb
+        self._resident: tuple[int, Answers | None] = (-1, None)  # the last view and its answers
+        self._fields: Fields = {}  # where a captured step finds them
         self._topk_reported = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CachedTeacher:
@@ -49,17 +84,54 @@ class CachedTeacher:
         store = self.stores.get(batch.split or "")
         if store is None or batch.index is None:
             return self.teacher(batch.view, step)
+        if (answers := self.resident(batch, batch.view.device)) is not None:
+            return answers(batch.index.to(batch.view.device, non_blocking=True))
         logits, there = read(store, batch.view_number, batch.index)
-        logits = logits.to(batch.view.device, non_blocking=True)
+        logits = sent(logits, batch.view.device)
         missing = (~there).nonzero().squeeze(1)
         if not len(missing):
             return logits
         places = missing.to(logits.device)
-        answers = self.teacher(batch.view, step)[places]
+        asked = self.teacher(batch.view, step)[places]
         index = batch.index.cpu()[missing]
-        written = store.write(stored_view(batch.view_number), index, answers)
-        self._report_topk(store, answers)
+        written = store.write(stored_view(batch.view_number), index, asked)
+        self._report_topk(store, asked)
         return logits.index_copy(0, places, written)
+
+    def resident(self, batch: Batch, device: torch.device) -> Answers | None:
+        """Return the answers to a training batch's view on a device, if its samples all have one.
+
+        The view's are sent there with its first batch, to the place of the view's before.
+        """
+        store = self.stores.get("train")
+        if store is None or batch.split != "train" or batch.index is None:
+            return None
+        if store.layout.record.itemsize * store.samples > self.device_gb * 1e9:
+            return None
+        view = stored_view(batch.view_number)
+        if self._resident[0] != view:
+            fields, there = store.read_fields(view, torch.arange(store.samples))
+            whole = bool(there[batch.index].all())
+            answers = Answers(store.layout, self._placed(fields, device), there) if whole else None
+            self._resident = view, answers
+        answers = self._resident[1]
+        return answers if answers is not None and answers.has(batch.index) else None
+
+    def _placed(self, fields: Fields, device: torch.device) -> Fields:
+        """Return fields on a device, in the place of those before them."""
+        for name, field in fields.items():
+            # Unsigned numbers can be looked up on few devices; no class has a number as large.
+            field = field.view(torch.int32) if field.dtype is torch.uint32 else field
+            if name in self._fields and self._fields[name].device == device:
+                self._fields[name].copy_(field)
+            else:
+                self._fields[name] = field.to(device, copy=True)
+        return self._fields
+
+    @property
+    def answers(self) -> Answers | None:
+        """The answers that lie on the device; those of the next view will be in their place."""
+        return self._resident[1]
 
     def has(self, split: str, view_number: int, index: Tensor) -> bool:
         """Return whether every answer to one view of these samples of a split is kept."""
@@ -67,6 +139,7 @@ class CachedTeacher:
 
     def close(self) -> None:
         """Let another process write."""
+        self._resident, self._fields = (-1, None), {}
         for store in self.stores.values():
             store.close()
 
@@ -74,6 +147,13 @@ class CachedTeacher:
         if store.layout.topk and store.writes and not self._topk_reported:
             self._topk_reported = True
             log.info("teacher store: %s", topk_text(answers, store.layout.topk))
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """Return values on a device, on their way there where the host need not wait for them."""
+    if device.type == "cuda":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
 
 
 def read(store: TeacherStore, view_number: int | None, index: Tensor) -> tuple[Tensor, Tensor]:

@@ -107,6 +107,10 @@ class Layout:
             records[name] = field.cpu().numpy()
         return records[:, None].view(np.uint8)
 
+    def blank(self, count: int) -> Fields:
+        """Return the fields of so many records that are not there."""
+        return self.unpack(np.zeros((count, self.record.itemsize), np.uint8))
+
     def unpack(self, records: Array) -> Fields:
         """Return the fields of records given as bytes `[N, size]`."""
         fields = records.view(self.record)[:, 0]

@@ -25,7 +25,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from distill.teacher.records import Array, Layout, ViewFile
+from distill.teacher.records import Array, Fields, Layout, ViewFile
 from distill.utils.files import write_whole
 
 log = logging.getLogger(__name__)
@@ -131,18 +131,20 @@ class TeacherStore:
         Raises:
             ValueError: if there is no such view or row.
         """
+        fields, there = self.read_fields(view, rows)
+        return self.layout.decode(fields), there
+
+    def read_fields(self, view: int, rows: Tensor) -> tuple[Fields, Tensor]:
+        """Return what `read` decodes: fields by name, blank for what is not there, and what is."""
         places = self._places(view, rows)
         there = self._there(view, places)
         file = self._file(view)
         if file is None:
-            # Under bf16-true, what is made without a type is narrower than what is kept.
-            blank = torch.zeros(len(places), self.layout.classes, dtype=torch.float32)
-            return blank, torch.from_numpy(there)
+            return self.layout.blank(len(places)), torch.from_numpy(there)
         records = file.take(places, there)
         sound = self.layout.sound(self.layout.unpack(records)).numpy()
         records[~sound] = 0
-        there = there & sound
-        return self.layout.decode(self.layout.unpack(records)), torch.from_numpy(there)
+        return self.layout.unpack(records), torch.from_numpy(there & sound)
 
     def write(self, view: int, rows: Tensor, logits: Tensor) -> Tensor:
         """Keep the logits of a view's rows that are not there yet, if this process is the writer.

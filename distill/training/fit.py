@@ -36,6 +36,7 @@ from distill.training.cache import identity_of, keep_history, open_cached, train
 from distill.training.callbacks.checkpoints import LatestCheckpoint
 from distill.training.callbacks.loggers import begin
 from distill.training.callbacks.speed import Speed
+from distill.training.capture import build_graph
 from distill.training.module import Distiller
 from distill.training.pruning import pruned
 from distill.training.trainer import compile_model, explained_batch_of_one
@@ -78,6 +79,7 @@ def fit(
         student.cached_teacher = open_cached(
             cfg, data, teacher, student.objective, trainer.global_rank
         )
+    student.graph = build_graph(cfg, student, data, trainer)
     if not over:
         log.info("%s: training %s, %s parameters, for %s under %s", role, cfg.student.name,
                  f"{parameters(student.student):,}", counted(cfg.trainer.max_epochs),

@@ -15,7 +15,8 @@ class EpochMeans:
     """Add up what batches give, weighted by their samples, and divide once an epoch.
 
     A batch costs two small operations on its device, however many values it has, and no look at
-    their numbers; Lightning's `log` of each value would take longer than a small step.
+    their numbers; Lightning's `log` of each value would take longer than a small step. The sums
+    stay in their place, where a captured step adds to them.
     """
 
     def __init__(self) -> None:
@@ -24,27 +25,37 @@ class EpochMeans:
 
     def add(self, values: Mapping[str, Tensor], samples: int) -> None:
         """Add a batch's means, scalars on one device, over so many samples."""
+        self.add_on_device(values, samples)
+        self.count(tuple(values), samples)
+
+    def add_on_device(self, values: Mapping[str, Tensor], samples: int) -> None:
+        """Do what a device has to do of `add`."""
         names = tuple(values)
         added = torch.stack(list(values.values())) * samples
-        if names in self.sums:
-            self.sums[names] += added.to(self.sums[names].dtype)
-        else:
-            self.sums[names] = added.to(torch.promote_types(added.dtype, torch.float32))
+        if names not in self.sums:
+            self.sums[names] = torch.zeros_like(
+                added, dtype=torch.promote_types(added.dtype, torch.float32)
+            )
+        self.sums[names] += added
+
+    def count(self, names: Names, samples: int) -> None:
+        """Do what the host has to do of `add`."""
         self.samples[names] = self.samples.get(names, 0) + samples
 
     def take(self) -> dict[str, tuple[Tensor, int]]:
         """Return name → the sum and over how many samples, and begin again."""
         taken: dict[str, tuple[Tensor, int]] = {}
-        for names, sums in self.sums.items():
-            for name, value in zip(names, sums, strict=True):
-                total, samples = taken.get(name, (0, 0))
-                taken[name] = total + value, samples + self.samples[names]
-        self.sums, self.samples = {}, {}
+        for names, samples in self.samples.items():
+            for name, value in zip(names, self.sums[names].clone(), strict=True):
+                total, before = taken.get(name, (0, 0))
+                taken[name] = total + value, before + samples
+            self.sums[names].zero_()
+        self.samples = {}
         return taken
 
     def state_dict(self) -> dict[str, Any]:
         """Return what an epoch that is interrupted has added up."""
-        sums = {names: value.detach().cpu() for names, value in self.sums.items()}
+        sums = {names: self.sums[names].detach().cpu() for names in self.samples}
         return {"sums": sums, "samples": dict(self.samples)}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:

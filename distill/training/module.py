@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -34,6 +34,7 @@ from distill.objective.objective import Objective
 from distill.teacher.cached import CachedTeacher
 from distill.teacher.teacher import Teacher
 from distill.training import horizon
+from distill.training.graph import GraphedStep
 from distill.training.means import EpochMeans
 from distill.utils.inputs import (
     as_float,
@@ -46,6 +47,15 @@ from distill.utils.inputs import (
 log = logging.getLogger(__name__)
 
 DEFAULT_TOPK = (1, 5)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What one batch gave: losses by name, with gradients; what is logged of it; the teacher's."""
+
+    losses: dict[str, Tensor]
+    values: dict[str, Tensor]
+    teacher: Tensor | None
 
 
 class Distiller(pl.LightningModule):
@@ -103,6 +113,7 @@ class Distiller(pl.LightningModule):
         self.cached_teacher = CachedTeacher(self.teacher) if self.teacher else None
         self.metadata: dict[str, Any] = {}  # plain values that checkpoints carry as they are
         self.means = EpochMeans()
+        self.graph: GraphedStep | None = None  # whoever trains may let steps be captured
         self._said_scaled = False
         self.counted_updates: int | None = None  # of an epoch, where its loader did not say so
 
@@ -132,18 +143,54 @@ class Distiller(pl.LightningModule):
             `loss`, which is minimised; `losses`, it and the terms by name, and `teacher_logits`
             `[N, K]` or None, detached: callbacks are handed all of it as `outputs`.
         """
+        if self.graph is not None:
+            if (outputs := self.graph.step(batch)) is not None:
+                return outputs
+            batch = self.graph.shown(batch)
         batch = self._taken(batch, batch_idx)
-        student, teacher, target, *maps = self._answers(batch, self.global_step)
-        losses = self.objective(student, teacher, target, *maps, labelled=batch.labeled)
-        found = {name: value.detach() for name, value in losses.items()}
-        values = dict(found)
+        learned = self.learned(batch, step=self.global_step)
+        self.means.add(learned.values, len(batch))
+        found = {name: value.detach() for name, value in learned.losses.items()}
+        outputs = {
+            "loss": learned.losses["loss"],
+            "losses": found,
+            "teacher_logits": learned.teacher,
+        }
+        if self.graph is not None:
+            self.graph.taken(outputs)
+        return outputs
+
+    def learned(
+        self,
+        batch: Batch,
+        numbers: Mapping[str, Tensor] | None = None,
+        answers: Tensor | None = None,
+        step: int | None = None,
+    ) -> Learned:
+        """Return the losses of a batch whose views are made, and what else is logged of it.
+
+        Args:
+            batch: the samples.
+            numbers: what the objective is computed with; None is what it says itself.
+            answers: the teacher's logits `[N, K]`, if they are known; None asks for them.
+            step: the optimiser step, for teachers that answer by it.
+        """
+        student, teacher, target, *maps = self._answers(batch, step, answers)
+        losses = self.objective(
+            student, teacher, target, *maps, labelled=batch.labeled, numbers=numbers
+        )
+        values = {name: value.detach() for name, value in losses.items()}
         if self.objective.curriculum is not None:
             values["temperature"] = self.objective.curriculum.last_mean
         if target.ndim == 1:  # of mixed views no class is the right one
             right = student[: batch.labeled].argmax(dim=1) == target[: batch.labeled]
             values["top1"] = right.float().mean()
-        self.means.add(values, len(batch))
-        return {"loss": losses["loss"], "losses": found, "teacher_logits": teacher}
+        return Learned(losses, values, teacher)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Compute the gradients, unless a captured step has done all that follows from them."""
+        if self.graph is None or not self.graph.replayed:
+            super().backward(loss, *args, **kwargs)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Update the validation metrics."""
@@ -271,8 +318,12 @@ class Distiller(pl.LightningModule):
             log.info("images are bytes: they are scaled from 0 … 255 to 0 … 1")
         return replace(batch, view=view, target=as_labels(batch.target))
 
-    def _answers(self, batch: Batch, step: int | None = None) -> tuple[Any, ...]:
+    def _answers(
+        self, batch: Batch, step: int | None = None, answers: Tensor | None = None
+    ) -> tuple[Any, ...]:
         """Return what the objective is called with."""
+        if answers is not None:
+            return self(batch.view), answers, batch.target
         if self.teacher is None or self.cached_teacher is None:
             return self(batch.view), None, batch.target
         if not self.objective.needs_features:

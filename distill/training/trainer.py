@@ -169,7 +169,7 @@ def build_trainer(
             raise ValueError(f"{label} would write over the run's metrics.csv: give it a name")
     loggers += others.values()
     return make(
-        OmegaConf.masked_copy(cfg.trainer, [key for key in cfg.trainer if key != "compile"]),
+        OmegaConf.masked_copy(cfg.trainer, [key for key in cfg.trainer if key not in library.OURS]),
         "trainer",
         callbacks=callbacks,
         logger=loggers,

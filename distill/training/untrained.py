@@ -21,6 +21,7 @@ from distill.objective.objective import Objective
 from distill.training import auxiliary
 from distill.training.cache import check_store
 from distill.training.callbacks.head_first import classifier_parameters
+from distill.training.capture import check_graph
 from distill.training.trainer import (
     build_trainer,
     check_callbacks,
@@ -92,6 +93,7 @@ def prepare(cfg: DictConfig, data: DataModule) -> Untrained:
     if objective.needs_features:
         check_features(model, (data.in_chans, *data.image_size), objective.stages, "student")
     trainer = build_trainer(cfg, objective, callbacks, data.sharing)
+    check_graph(cfg, objective, data, trainer)
     check_teacher(cfg, data)
     if objective.needs_teacher and not read.teacher_name(cfg):
         raise ValueError(

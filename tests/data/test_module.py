@@ -21,12 +21,13 @@ from PIL import Image
 from distill.cli import CONF
 from distill.config.build import build_data
 from distill.data import DataModule
-from distill.data.loading import KeySampler, class_probabilities
+from distill.data.loading import KeySampler
 from distill.data.module import configured
 from distill.data.sources.folder import folder
 from distill.data.sources.splits import Resident, Source, Streamed
 from distill.data.sources.timm_data import timm_dataset
 from distill.data.views.build import build_view
+from distill.data.views.resident import class_probabilities
 from distill.data.views.views import CLEAN, ResidentView, StreamedView
 from distill.sweep.lockstep import in_turns
 from tests.data.conftest import fields, write_folder, write_tar
@@ -557,7 +558,7 @@ def test_a_trainer_hands_on_views_targets_indices_and_the_number_of_the_view(mak
 @pytest.mark.parametrize("make", [module, mixing])
 def test_batches_of_positions_become_the_same_views(make, monkeypatch):
     expected = shown(make())
-    monkeypatch.setattr(DataModule, "_on_gpu", lambda self: True)
+    monkeypatch.setattr(DataModule, "_by_position", lambda self: True)
     data = make()
     positions = batches(data.train_dataloader(), 2)[0].view
     assert (positions.ndim, positions.dtype) == (1, torch.int64)  # all that travels
@@ -566,10 +567,10 @@ def test_batches_of_positions_become_the_same_views(make, monkeypatch):
 
 def test_the_training_split_is_sent_to_a_device_once_and_shared_with_twins():
     data = mixing()
-    assert data._train_on(torch.device("cpu")) is data.train
-    meta = data._train_on(torch.device("meta"))
+    assert data.resident_on(torch.device("cpu")).pool is data.train
+    meta = data.resident_on(torch.device("meta")).pool
     assert meta.images.device.type == meta.index.device.type == "meta"
-    assert data.with_options(seed=1, batch_size=4)._train_on(torch.device("meta")) is meta
+    assert data.with_options(seed=1, batch_size=4).resident_on(torch.device("meta")).pool is meta
 
 
 # Streamed data and workers

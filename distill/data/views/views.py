@@ -18,7 +18,6 @@ from distill.data.views.draws import (
     Draws,
     beta,
     between,
-    keyed_integers,
     keyed_words,
     log_uniform,
 )
@@ -119,17 +118,24 @@ class ResidentView:
         """Return the unmixed views `[N, C, H, W]` of uint8 images `[N, C, H, W]`, uint8 too."""
         if epoch == CLEAN:
             return images
-        draws = Draws.of(seed, epoch, index)
+        return self.shown(images, Draws.of(seed, epoch, index))
+
+    def shown(self, images: Tensor, draws: Draws) -> Tensor:
+        """Return the unmixed views of uint8 images `[N, C, H, W]` for these draws, uint8 too."""
         placed = self._resampled(images, draws) if self.resamples else self._shifted(images, draws)
         return self._erased(self._coloured(placed, draws), draws)
 
     def partners(self, seed: int, epoch: int, index: Tensor, count: int) -> Tensor:
         """Return with which of `count` samples each is mixed, positions `[N]`."""
-        return keyed_integers(seed, epoch, index, Draw.MIX_PARTNER, count)
+        return Draws.of(seed, epoch, index).integers(Draw.MIX_PARTNER, count)
 
     def mixed(
         self, views: Tensor, others: Tensor, seed: int, epoch: int, index: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """Return what `blended` does for the draws of a key."""
+        return self.blended(views, others, Draws.of(seed, epoch, index))
+
+    def blended(self, views: Tensor, others: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """Return views mixed with their partners' views, and each sample's share of its view.
 
         The share is that of the pixels really kept: a box is cut off at the image's edge.
@@ -137,15 +143,13 @@ class ResidentView:
         Args:
             views: the samples' own views, uint8 `[N, C, H, W]`.
             others: the partners' own views, uint8 `[N, C, H, W]`.
-            seed: the run's seed.
-            epoch: the epoch.
-            index: the samples' indices, int64 `[N]`.
+            draws: those of the samples.
 
         Returns:
             Views, uint8 `[N, C, H, W]`, and shares in [0, 1], float64 `[N]`.
         """
         height, width = views.shape[-2:]
-        kept = self._kept(Draws.of(seed, epoch, index), height, width)
+        kept = self._kept(draws, height, width)
         pixels = weighted(views.int(), others.int(), kept)
         total = kept.expand(-1, 1, height, width).sum((1, 2, 3), dtype=torch.int64)
         return pixels.to(torch.uint8), total.double() * (1 / (ONE * height * width))
