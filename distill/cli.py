@@ -58,7 +58,7 @@ ADVICE = (  # of the libraries below; a user of this one cannot act on it
     ".*is smaller than the logging interval",
     "Experiment logs directory",
     "The dirpath has changed",
-    "The `srun` command is available",  # one process is all that was asked for
+    "The `srun` command is available",  # one process is all that was requested
 )
 
 # Our presets of other launchers have the names of the plugins' own, on purpose.
@@ -167,7 +167,7 @@ def push() -> None:
 
 
 def add_imports(parser: argparse.ArgumentParser) -> None:
-    """Let a command be told of modules that register the architecture of its student with timm."""
+    """Let a command import modules that register the architecture of its student with timm."""
     parser.add_argument(
         "--imports", action="append", default=[], metavar="MODULE",
         help="of yours, which registers the student's architecture with timm",
@@ -217,8 +217,8 @@ def run_command(config_name: str, task: str) -> None:
     """Run a task under Hydra, ending mistakes in one line and exit code 2."""
     with explained_in_one_line(PROGRAMS[task]):
         sys.argv[1:] = in_hydras_order(Parser(PROGRAMS[task], add_help=False), sys.argv[1:])
-    # Hydra is told to raise, so that the explaining is ours. The second variable tells the
-    # processes that a run starts (one per device) that no user asked for tracebacks.
+    # Hydra is set to raise, so that the explaining is ours. The second variable tells the
+    # processes that a run starts (one per device) that no user requested tracebacks.
     if os.environ.get("HYDRA_FULL_ERROR") == "1" and "DISTILL_EXPLAIN" not in os.environ:
         return hydra_main(config_name, task, explain=False)
     os.environ["HYDRA_FULL_ERROR"] = os.environ["DISTILL_EXPLAIN"] = "1"
@@ -304,13 +304,13 @@ def noted(function: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     for mark in (ENDED, FAILED):
         (folder / mark).unlink(missing_ok=True)
     try:
-        found = function(cfg)
+        outcome = function(cfg)
     except Exception:
         note(folder / FAILED)
         raise
     if not (folder / SUMMARY).is_file():
         note(folder / ENDED)
-    return found
+    return outcome
 
 
 def note(mark: Path) -> None:
@@ -390,9 +390,9 @@ def one_line(error: BaseException) -> str:
     """Return an error as one line that says what, where and, for a misspelt key, what instead."""
     cause = error.__cause__
     if isinstance(error, MissingConfigException) and "/" in str(error.missing_cfg_file):
-        group, _, asked = str(error.missing_cfg_file).rpartition("/")
-        known = error.options or sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-        return f"there is no {group}={asked}{nearest(asked, known)}"
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        options = error.options or sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+        return f"there is no {group}={name}{nearest(name, options)}"
     if isinstance(error, MissingMandatoryValue):
         return f"give {error.full_key}=…: it has no value of its own"
     if isinstance(error, HydraException) and isinstance(cause, OmegaConfBaseException):
@@ -436,17 +436,17 @@ def first_sentence(text: str) -> str:
 
 def nearest_key(message: str, cause: OmegaConfBaseException) -> str:
     """Return a hint at the key that was probably meant, for a key that does not exist."""
-    asked = re.search(r"override '([^']+)'", message)
-    known = [str(key) for key in getattr(cause, "parent_node", None) or {}]
-    if not asked or not known:
+    match = re.search(r"override '([^']+)'", message)
+    candidates = [str(key) for key in getattr(cause, "parent_node", None) or {}]
+    if not match or not candidates:
         return f": {first_sentence(str(cause))}"
-    prefix, _, key = asked.group(1).rpartition(".")
+    prefix, _, key = match.group(1).rpartition(".")
     if str(inside := getattr(cause, "key", key)) != key:  # of a whole dictionary
-        prefix, key = asked.group(1), str(inside)
-    return nearest(key, known, f"{prefix}." if prefix else "")
+        prefix, key = match.group(1), str(inside)
+    return nearest(key, candidates, f"{prefix}." if prefix else "")
 
 
-def nearest(asked: str, known: Sequence[str], prefix: str = "") -> str:
+def nearest(name: str, candidates: Sequence[str], prefix: str = "") -> str:
     """Return a hint at the name that was probably meant, or all the names there are."""
-    near = difflib.get_close_matches(asked, known, n=1, cutoff=0.5)
-    return f"; did you mean {prefix}{near[0]}?" if near else f"; there are {', '.join(known)}"
+    near = difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
+    return f"; did you mean {prefix}{near[0]}?" if near else f"; there are {', '.join(candidates)}"

@@ -77,7 +77,7 @@ def predict(cfg: DictConfig, module: Distiller, data: DataModule) -> Predictions
     assert batches is not None
     if not len(data.val):  # of a single loader Lightning gives no list
         return Predictions({"test": joined(batches)}, trainer.strategy.root_device)
-    answers = {split: joined(found) for split, found in zip(SPLITS, batches, strict=True)}
+    answers = {split: joined(part) for split, part in zip(SPLITS, batches, strict=True)}
     return Predictions(answers, trainer.strategy.root_device)
 
 
@@ -110,30 +110,30 @@ def summary(
     measured = costs_of(cfg, data, models, answers.device)
     topk = reported_topk(cfg, data)
     intervals, comparisons = uncertain(answers, models, topk)
-    found: dict[str, Any] = dict.fromkeys(ROLES)
+    results: dict[str, Any] = dict.fromkeys(ROLES)
     for role, model in models.items():
         own = None if kept is None else kept.get(role, {})
         numbers = numbers_on_test(cfg, data, answers, role, costs, own)
-        found[role] = numbers | {"params": parameters(model)}
+        results[role] = numbers | {"params": parameters(model)}
         for more in (*further, measured, {role: {"intervals": intervals[role]}}):
-            found[role] |= more.get(role, {})
+            results[role] |= more.get(role, {})
     if "teacher" in models:
-        found["teacher"] = {"name": direct_teacher(cfg), **found["teacher"]}
-    found["chain"] = [found.pop(role) for role in list(found) if role.startswith("teacher_")]
+        results["teacher"] = {"name": direct_teacher(cfg), **results["teacher"]}
+    results["chain"] = [results.pop(role) for role in list(results) if role.startswith("teacher_")]
     vector = vector_of(answers, kept)
     if vector is not None:
-        found["student"] |= vector_numbers(vector, *answers.of("student", "test"))
+        results["student"] |= vector_numbers(vector, *answers.of("student", "test"))
     validation = None
     if "val" in answers.splits:
         held_out = answers.of("student", "val")
         validation = evaluate(*held_out, topk=topk) | classes_on_validation(*held_out)
     return {
-        **found,
+        **results,
         "comparisons": comparisons,
         "majority": majority(answers.splits["test"]["target"], data.classes),
         "validation": validation,
         "vector_scaling": vector and asdict(vector),
-        "evidence": report.diagnostics(answers.splits["test"], found),
+        "evidence": report.diagnostics(answers.splits["test"], results),
     }
 
 
@@ -173,8 +173,8 @@ def majority(target: Tensor, classes: Sequence[str]) -> dict[str, Any]:
 def classes_on_validation(logits: Tensor, target: Tensor) -> dict[str, float]:
     """Return the numbers of validation in which each class counts the same."""
     answers, classes = logits.argmax(dim=1), logits.shape[1]
-    found = {"balanced_accuracy": metrics.balanced_accuracy, "macro_f1": metrics.macro_f1}
-    return {name: float(of(answers, target, classes)) for name, of in found.items()}
+    measures = {"balanced_accuracy": metrics.balanced_accuracy, "macro_f1": metrics.macro_f1}
+    return {name: float(of(answers, target, classes)) for name, of in measures.items()}
 
 
 def costs_of(
@@ -186,8 +186,8 @@ def costs_of(
         if role != "student_best":  # the same model as the student
             shape = (data.in_chans, *size_for(cfg, data, role))
             by_shape.setdefault(shape, {})[role] = model
-    found = [costs_of_models(own, shape, device) for shape, own in by_shape.items()]
-    return {role: costs for one in found for role, costs in one.items()}
+    measured = [costs_of_models(own, shape, device) for shape, own in by_shape.items()]
+    return {role: costs for one in measured for role, costs in one.items()}
 
 
 def size_for(cfg: DictConfig, data: DataModule, role: str) -> tuple[int, int]:
@@ -202,8 +202,8 @@ def vector_of(
     """Return the student's vector scaling: fitted on validation, or its bundle's, if it has one."""
     if kept is None:
         return fit_vector_scaling(*answers.of("student", "val"))
-    known = kept.get("student", {}).get("vector_scaling")
-    return VectorScaling(known["scale"], known["bias"], "ok", nan, nan) if known else None
+    scaling = kept.get("student", {}).get("vector_scaling")
+    return VectorScaling(scaling["scale"], scaling["bias"], "ok", nan, nan) if scaling else None
 
 
 def numbers_on_test(
@@ -238,7 +238,7 @@ def numbers_on_test(
 
 
 @torch.inference_mode()
-def named_classes(
+def predicted_classes(
     modules: Mapping[str, Distiller],
     data: DataModule,
     split: Split,
@@ -249,11 +249,11 @@ def named_classes(
     for module in modules.values():
         module.to(device).eval()
     positions = torch.arange(len(split)).split(data.batch_size)
-    found: dict[str, list[Tensor]] = {role: [] for role in modules}
+    predicted: dict[str, list[Tensor]] = {role: [] for role in modules}
     for batch in data.in_order(split, CLEAN, positions, device, corruption):
         for role, module in modules.items():
-            found[role].append(module(batch.view).argmax(dim=1).cpu())
-    return {role: torch.cat(answers) for role, answers in found.items()}
+            predicted[role].append(module(batch.view).argmax(dim=1).cpu())
+    return {role: torch.cat(answers) for role, answers in predicted.items()}
 
 
 def learned_labels(
@@ -263,11 +263,11 @@ def learned_labels(
     change = data.corrupted.get("train")
     if change is None or not bool(change.wrong.any()):
         return {}
-    found = {}
-    for role, answers in named_classes(modules, data, change.split, device).items():
+    learned = {}
+    for role, answers in predicted_classes(modules, data, change.split, device).items():
         shares = metrics.learned_labels(answers, change.split.labels, change.true)
-        found[role] = finite({name: float(share) for name, share in shares.items()})
-    return found
+        learned[role] = finite({name: float(share) for name, share in shares.items()})
+    return learned
 
 
 def robustness(
@@ -291,7 +291,7 @@ def robustness(
     for row, name in enumerate(names):
         for column, severity in enumerate(SEVERITIES):
             corruption = ImageCorruption(name, severity)
-            answers = named_classes(modules, data, data.test, device, corruption)
+            answers = predicted_classes(modules, data, data.test, device, corruption)
             for role, answer in answers.items():
                 table[role][row, column] = (answer != data.test.labels).double().mean()
     mean, reference = metrics.mean_corruption_error, table.get("baseline")

@@ -85,13 +85,13 @@ def train(cfg: DictConfig, sharing: Sharing | None = None) -> float | list[float
             refused_in(Path(cfg.paths.output_dir))
         raise
     with lock_run_directory(Path(cfg.paths.output_dir)):
-        found = result_of_finished(cfg)
-        if found is None:
+        result = result_of_finished(cfg)
+        if result is None:
             cfg = resume.with_checkpoint(cfg)
             if first_of_run():
                 set_aside(Path(cfg.paths.output_dir), cfg.ckpt_path)
-            found = trained(cfg, sharing or Sharing())
-    return None if found is None else read.finite_or_none(found)
+            result = trained(cfg, sharing or Sharing())
+    return None if result is None else read.finite_or_none(result)
 
 
 def trained(cfg: DictConfig, sharing: Sharing) -> float | list[float] | None:
@@ -148,7 +148,7 @@ def evaluate(cfg: DictConfig, sharing: Sharing | None = None) -> None:
         raise ValueError("give student.checkpoint=PATH: a student bundle or a checkpoint")
     checks.check_models(cfg)
     data = build.build_data(cfg, build.to_judge(cfg), sharing)
-    build.note_known_pictures(cfg, data)
+    build.note_training_pictures(cfg, data)
     note_data(cfg, data)
     costs = checks.check_decision(cfg, data)
     checks.check_classes(cfg, data)
@@ -222,12 +222,12 @@ def predictions_of(
         for k, one in enumerate(chain, start=1)
         if one is not None
     }
-    known = {role: module for role, module in {**before, **students}.items() if module is not None}
-    models = {role: module.student for role, module in known.items()}
+    modules = {role: one for role, one in {**before, **students}.items() if one is not None}
+    models = {role: module.student for role, module in modules.items()}
     if teacher is not None:
         models["teacher"] = teacher.model
-    predictions = evaluation.predict(cfg, known.pop("student"), data)
-    for role, module in known.items():
+    predictions = evaluation.predict(cfg, modules.pop("student"), data)
+    for role, module in modules.items():
         predictions.add(role, evaluation.predict(cfg, module, data))
     return predictions, models
 
@@ -249,13 +249,13 @@ def result_of_finished(cfg: DictConfig) -> float | list[float] | None:
         ValueError: if another job has ended in its folder.
     """
     folder = Path(cfg.paths.output_dir)
-    found = resume.finished(cfg)
-    if isinstance(found, str):
-        raise ValueError(found)
+    result = resume.finished(cfg)
+    if isinstance(result, str):
+        raise ValueError(result)
     page = folder / "report.html"
-    if found is not None and cfg.report and not page.is_file():  # killed while it was written
+    if result is not None and cfg.report and not page.is_file():  # killed while it was written
         report.write_run_page(folder)
-    return found
+    return result
 
 
 def refused_in(folder: Path) -> None:
@@ -294,13 +294,13 @@ def last_logged(folder: Path, logged: Mapping[str, Tensor]) -> Callable[[str], f
     def value(name: str) -> float:
         if name in logged:
             return logged[name].item()
-        found = by_epoch(read_history(folder / METRICS), name)[1]
-        if not found:
+        values = by_epoch(read_history(folder / METRICS), name)[1]
+        if not values:
             raise ValueError(
                 f"training ended before {name} was known, at trainer.max_time or by a callback: "
                 "give it the time of an epoch"
             )
-        return found[-1]
+        return values[-1]
 
     return value
 

@@ -103,9 +103,9 @@ def to_judge(cfg: DictConfig, whole: bool = True) -> Judged:
     """
     label = f"student.checkpoint={cfg.student.checkpoint}"
     facts = kept_facts(cfg.student.checkpoint)
-    known = read_checkpoint(cfg.student.checkpoint) if cfg.student.checkpoint else None
+    checkpoint = read_checkpoint(cfg.student.checkpoint) if cfg.student.checkpoint else None
     refit = cfg.get("calibration") == "refit"
-    shown = known.preprocessing if known else {}
+    shown = checkpoint.preprocessing if checkpoint else {}
     return Judged(label, facts.get("classes") or (), shown, whole, refit)
 
 
@@ -115,10 +115,10 @@ def kept_facts(path: str | None) -> dict[str, Any]:
     return read_facts(folder) if path and (folder / FACTS).is_file() else {}
 
 
-def note_known_pictures(cfg: DictConfig, data: DataModule) -> None:
+def note_training_pictures(cfg: DictConfig, data: DataModule) -> None:
     """Note that the pictures which are all judged are those that the student was trained on."""
-    known = kept_facts(cfg.student.checkpoint).get("pictures")
-    if known and not len(data.train) and known == data.pictures:
+    pictures = kept_facts(cfg.student.checkpoint).get("pictures")
+    if pictures and not len(data.train) and pictures == data.pictures:
         data.notes.append(
             "these are the pictures that the student was trained on: most numbers below are of "
             "training pictures, and say little of new ones"
@@ -129,21 +129,21 @@ def calibrations(cfg: DictConfig, data: DataModule) -> dict[str, dict[str, Any]]
     """Return role → what its bundle says of its calibration, or None to fit it on validation.
 
     Raises:
-        ValueError: if the one that is asked for is not there.
+        ValueError: if the requested one is not there.
     """
-    there, asked = bool(len(data.val)), cfg.calibration
-    if asked == "refit" or (asked is None and there):
+    there, requested = bool(len(data.val)), cfg.calibration
+    if requested == "refit" or (requested is None and there):
         return None
     paths = {"student": cfg.student.checkpoint, "teacher": cfg.teacher.checkpoint}
     kept = {role: kept_facts(path) for role, path in {**paths, "baseline": cfg.baseline}.items()}
-    if asked == "bundle" and not kept["student"]:
+    if requested == "bundle" and not kept["student"]:
         raise ValueError(
             f"calibration=bundle: student.checkpoint={cfg.student.checkpoint} is no student bundle "
             "that knows one"
         )
     temperature = kept["student"].get("temperature")
-    told = "none is known" if temperature is None else f"the bundle's {temperature:.4g} is applied"
-    log.info("temperature: %s, nothing is fitted on %s", told, data.source.name)
+    text = "none is known" if temperature is None else f"the bundle's {temperature:.4g} is applied"
+    log.info("temperature: %s, nothing is fitted on %s", text, data.source.name)
     return kept
 
 
@@ -195,6 +195,6 @@ def data_shape(data: DataModule) -> DataShape:
 
 
 def model_shape(node: DictConfig, data: DataModule) -> DataShape:
-    """Return what is asked of a teacher or student: the data's shape, or its own image size."""
+    """Return the shape a teacher or student is built for: the data's, or its own image size."""
     shape = data_shape(data)
     return replace(shape, image_size=own_size(node) or shape.image_size)

@@ -1,4 +1,4 @@
-"""What can be refused before any teacher trains, and what a person is told of it."""
+"""What can be refused before any teacher trains, and the message that a person gets."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def with_checked_values(cfg: DictConfig) -> DictConfig:
 
 def check_trainer_keys(cfg: DictConfig) -> None:
     """Refuse what is no option of Lightning's trainer, before anything is read."""
-    known = [*signature(pl.Trainer.__init__).parameters, *OURS]
+    options = [*signature(pl.Trainer.__init__).parameters, *OURS]
     for name in cfg.get("trainer") or {}:
-        if name not in (*known, "_target_"):
-            raise ValueError(f"trainer has no option {name}{closest(name, known, 'trainer.')}")
+        if name not in (*options, "_target_"):
+            raise ValueError(f"trainer has no option {name}{closest(name, options, 'trainer.')}")
 
 
 def check_multirun(cfg: DictConfig) -> None:
@@ -137,10 +137,10 @@ def check_classes(cfg: DictConfig, data: DataModule) -> None:
     bundle = resolved_path(cfg.student.checkpoint or "")
     if not cfg.student.checkpoint or not (bundle.is_file() or (bundle / FACTS).is_file()):
         return
-    known = read_facts(bundle).get("classes")
-    if known and known != data.classes:  # of data that are not read by names of classes
+    names = read_facts(bundle).get("classes")
+    if names and names != data.classes:  # of data that are not read by names of classes
         raise ValueError(
-            f"student.checkpoint={bundle} knows the classes {named(known)} and {data.source.name} "
+            f"student.checkpoint={bundle} knows the classes {named(names)} and {data.source.name} "
             f"has {named(data.classes)}: give the data it was trained on (data=…)"
         )
 
@@ -152,22 +152,22 @@ def differing_views(cfg: DictConfig, data: DataModule) -> str | None:
     """
     if not cfg.student.checkpoint:
         return None
-    known = read_checkpoint(cfg.student.checkpoint).preprocessing
-    if "input_size" not in known:  # weights alone, or a Lightning checkpoint
+    preprocessing = read_checkpoint(cfg.student.checkpoint).preprocessing
+    if "input_size" not in preprocessing:  # weights alone, or a Lightning checkpoint
         return None
-    wanted = {"image_size": written_size(known["input_size"][1:])}
+    wanted = {"image_size": written_size(preprocessing["input_size"][1:])}
     shown: dict[str, Any] = {"image_size": written_size(data.image_size)}
     if isinstance(data.view, StreamedView):
-        wanted |= {key: known[key] for key in CLEAN_VIEW if key in known}
+        wanted |= {key: preprocessing[key] for key in CLEAN_VIEW if key in preprocessing}
         shown |= data.preprocessing
     differing = [key for key, value in wanted.items() if value != shown[key]]
     if not differing:
         return None
-    trained, found = (", ".join(f"{k}={v[k]}" for k in differing) for v in (wanted, shown))
+    trained, actual = (", ".join(f"{k}={v[k]}" for k in differing) for v in (wanted, shown))
     missing = " ".join(f"{override_of(cfg, key)}={wanted[key]}" for key in differing)
     return (
         f"student.checkpoint={cfg.student.checkpoint} was trained for {trained} and "
-        f"{data.source.name} is shown at {found}: add {missing}"
+        f"{data.source.name} is shown at {actual}: add {missing}"
     )
 
 

@@ -290,7 +290,7 @@ def check_averages(parts: Mapping[str, object], precision: str, epochs: int, upd
         updates: of the optimiser, in all of training.
 
     Raises:
-        ValueError: if one never begins, begins when it was not told to, or cannot move.
+        ValueError: if one never begins, begins when it was not set to, or cannot move.
     """
     for label, part in parts.items():
         if not isinstance(part, WeightAveraging):
@@ -342,34 +342,32 @@ def trainer_flags() -> list[str]:
 
 
 def check_optimizer(options: Mapping[str, Any]) -> None:
-    """Refuse an optimiser that would not be what was asked for.
+    """Refuse an optimiser that would not be the requested one.
 
     Raises:
         ValueError: saying what timm would drop, or what the optimiser needs, and what to use.
     """
-    asked = str(options.get("opt", ""))
-    prefix, _, name = asked.lower().rpartition("_")
-    for known in (name, asked.lower().replace("_", "")):
-        if known in NO_OPTIMIZERS:
-            raise ValueError(f"optimizer.opt={asked} is refused: {NO_OPTIMIZERS[known]}")
+    opt = str(options.get("opt", ""))
+    prefix, _, name = opt.lower().rpartition("_")
+    for spelling in (name, opt.lower().replace("_", "")):
+        if spelling in NO_OPTIMIZERS:
+            raise ValueError(f"optimizer.opt={opt} is refused: {NO_OPTIMIZERS[spelling]}")
     if name not in list_optimizers():
-        near = difflib.get_close_matches(asked.lower(), sorted(OPTIMIZERS), n=3)
+        near = difflib.get_close_matches(opt.lower(), sorted(OPTIMIZERS), n=3)
         hint = (
             f"; did you mean {' or '.join(near)}?" if near else "; see timm.optim.list_optimizers()"
         )
-        raise ValueError(
-            f"optimizer {dict(options)} was refused: Optimizer {asked} not found{hint}"
-        )
+        raise ValueError(f"optimizer {dict(options)} was refused: Optimizer {opt} not found{hint}")
     if prefix not in ("", "lookahead"):
         raise ValueError(
-            f"optimizer.opt={asked}: timm would drop {prefix!r} and train with {name}; give "
+            f"optimizer.opt={opt}: timm would drop {prefix!r} and train with {name}; give "
             f"{name}, or lookahead_{name}"
         )
     info = get_optimizer_info(name)
     if info.second_order:
-        raise ValueError(f"optimizer.opt={asked} is refused: {SECOND_ORDER}")
+        raise ValueError(f"optimizer.opt={opt} is refused: {SECOND_ORDER}")
     if name not in OPTIMIZERS:
-        log.warning("optimizer.opt=%s: nobody has tried this optimiser of timm's here", asked)
+        log.warning("optimizer.opt=%s: nobody has tried this optimiser of timm's here", opt)
     for option, reads in HANDED_ON.items():
         if options.get(option) is not None and not reads(info):
             raise ValueError(
@@ -388,7 +386,7 @@ def completed(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return an optimiser's options, with those that a run needs to go on as it was.
 
     PSGD draws when to renew its preconditioner, by a generator that no checkpoint keeps unless it
-    is told to be deterministic.
+    is set to be deterministic.
     """
     draws = "kron" in str(options.get("opt", "")).lower()
     return {"deterministic": True, **options} if draws else dict(options)
@@ -407,8 +405,8 @@ def check_steps(name: str, optimizer: torch.optim.Optimizer) -> None:
         CLOSURE: closure is not None and closure.default is inspect.Parameter.empty,
         MODES: callable(getattr(optimizer, "train", None)),
     }
-    for why, found in needs.items():
-        if found:
+    for why, needed in needs.items():
+        if needed:
             raise ValueError(f"optimizer.opt={name} is refused: {why}")
 
 
@@ -484,7 +482,7 @@ def unread(options: Mapping[str, Any], epochs: int) -> list[str]:
         return []
     quiet = {"warmup_epochs", "warmup_lr", "min_lr"}  # every configuration has them
     ignored = [key for key, value in options.items() if value and key not in schedule.reads]
-    told = [
+    notes = [
         f"scheduler.{key} changes nothing: sched={name} does not read it"
         for key in ignored
         if not (key in quiet and name == "none")
@@ -493,6 +491,6 @@ def unread(options: Mapping[str, Any], epochs: int) -> list[str]:
     first = {"step": options.get("decay_epochs") or 90, "multistep": min(milestones)}
     if first.get(name, 0) >= epochs:
         key = "decay_epochs" if name == "step" else "decay_milestones"
-        told.append(f"scheduler.sched={name} never lowers the rate: its first step is at epoch "
+        notes.append(f"scheduler.sched={name} never lowers the rate: its first step is at epoch "
                     f"{first[name]:g} of {epochs}; give +scheduler.{key}")  # fmt: skip
-    return told
+    return notes

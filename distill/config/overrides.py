@@ -220,16 +220,16 @@ def hint(key: str, value: str, cfg: DictConfig) -> str:
     if key.rpartition(".")[2] in COUNTED:
         return ": the data decide it, and there is no key for it"
     parent, siblings = nearest_parent(key, cfg)
-    asked, *below = key.removeprefix(parent).split(".")
+    head, *below = key.removeprefix(parent).split(".")
     options = options_with(key) if parent else []
     if options:
         return f": it goes with {' or '.join(options)}"
-    of_another_command = below and asked in {name.partition(".")[0] for name in MEANT.values()}
-    found = [] if of_another_command else same_name(key, cfg)
-    if found:
-        typed_anew = [f"{name}={shlex.quote(value)}" for name in found]
-        return f"; did you mean {' or '.join(typed_anew)}?{with_option(found[0], cfg)}"
-    near = difflib.get_close_matches(asked, siblings, n=1, cutoff=0.5)
+    of_another_command = below and head in {name.partition(".")[0] for name in MEANT.values()}
+    candidates = [] if of_another_command else same_name(key, cfg)
+    if candidates:
+        typed_anew = [f"{name}={shlex.quote(value)}" for name in candidates]
+        return f"; did you mean {' or '.join(typed_anew)}?{with_option(candidates[0], cfg)}"
+    near = difflib.get_close_matches(head, siblings, n=1, cutoff=0.5)
     if near and not of_another_command:
         corrected = ".".join([parent + near[0], *below])
         if below and not holds(cfg, corrected):
@@ -252,10 +252,10 @@ def same_name(key: str, cfg: DictConfig) -> list[str]:
         return [there]
     ending = [name for name in keys(plain(cfg)) if name.rpartition(".")[2] == last]
     beside = [name for name in ending if name.partition(".")[0] == key.partition(".")[0]]
-    named = [meant(name) for name in (key, last) if name in MEANT]
-    named = beside + [name for name in named if name != key and present(cfg, name)]
-    if named:
-        return named[:1]
+    synonyms = [meant(name) for name in (key, last) if name in MEANT]
+    synonyms = beside + [name for name in synonyms if name != key and present(cfg, name)]
+    if synonyms:
+        return synonyms[:1]
     ending.sort(key=lambda name: name.count("."))
     return [name for name in ending if name.count(".") == ending[0].count(".")][:2]
 
@@ -306,11 +306,11 @@ def nearest_parent(key: str, cfg: DictConfig) -> tuple[str, list[str]]:
 def options_with(key: str) -> list[str]:
     """Return the options of a key's group, such as `data=folder`, whose files have the key."""
     group, _, rest = key.partition(".")
-    found = []
+    options = []
     for path in sorted((CONF / group).glob("*.yaml")) if rest else []:
         if any(holds(one, rest) for one in contents(path)):
-            found.append(f"{group}={path.stem}")
-    return [option for option in found if not option.endswith(("=base", "=resident"))]
+            options.append(f"{group}={path.stem}")
+    return [option for option in options if not option.endswith(("=base", "=resident"))]
 
 
 def contents(path: Path) -> Iterator[DictConfig]:
@@ -324,13 +324,13 @@ def contents(path: Path) -> Iterator[DictConfig]:
             yield from contents(path.parent / f"{name}.yaml")
 
 
-def closest(asked: str, known: Iterable[str], prefix: str = "") -> str:
+def closest(name: str, candidates: Iterable[str], prefix: str = "") -> str:
     """Return a hint at the keyword of a dictionary that was probably meant; or nothing."""
-    names = list(known)
-    there = meant(asked) if asked in MEANT else ""
+    names = list(candidates)
+    there = meant(name) if name in MEANT else ""
     if there.startswith(prefix) and there.removeprefix(prefix) in names:
         return f"; did you mean {there}?"
-    near = difflib.get_close_matches(asked, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
@@ -358,10 +358,10 @@ def quoted(text: str) -> str:
 def reads_as(text: str) -> bool:
     """Whether Hydra reads a bare value as this very text."""
     try:
-        found = OverridesParser.create().parse_override(f"key={text}")
+        parsed = OverridesParser.create().parse_override(f"key={text}")
     except HydraException:
         return False
-    return "${" not in text and not found.is_sweep_override() and found.value() == text
+    return "${" not in text and not parsed.is_sweep_override() and parsed.value() == text
 
 
 def requoted(override: str) -> str | None:

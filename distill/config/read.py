@@ -16,7 +16,7 @@ from distill.models.build import ModelSpec
 
 
 def for_sweeper(cfg: DictConfig, value: Callable[[str], float]) -> float | list[float]:
-    """Return what a sweeper is told of a run: `optimized_metric`, or each of `sweep.metrics`.
+    """Return what a run reports to a sweeper: `optimized_metric`, or each of `sweep.metrics`.
 
     Args:
         cfg: the run's configuration.
@@ -27,7 +27,7 @@ def for_sweeper(cfg: DictConfig, value: Callable[[str], float]) -> float | list[
 
 
 def finite_or_none(value: float | list[float]) -> float | list[float] | None:
-    """Return what a sweeper is told, or None, a failed trial, where it is not finite.
+    """Return what is reported to a sweeper, or None, a failed trial, where it is not finite.
 
     At NaN, Optuna's sweeper ends the search.
     """
@@ -40,7 +40,7 @@ def numbers_for_sweeper(
 ) -> dict[str, Any]:
     """Return the validation metrics, and the one that is optimised where it is another.
 
-    Of `sweep.metrics` they are what the sweeper is told, so that its front is the table's.
+    Of `sweep.metrics` they are what is reported to the sweeper, so that its front is the table's.
     """
     decides = {cfg.optimized_metric.removeprefix("val/"): value(cfg.optimized_metric)}
     several = plain(cfg.sweep.metrics) or []

@@ -236,7 +236,7 @@ def resolved_paths(cfg: DictConfig, base: str | None = None) -> DictConfig:
         cfg: whose values have been checked.
         base: the folder that relative paths count from, where it is not the current one.
     """
-    found: dict[str, Any] = {}
+    resolved: dict[str, Any] = {}
     for key in (key for key, kind in kinds_of(cfg).items() if kind.is_path):
         given = OmegaConf.select(cfg, key)
         if isinstance(given, str) and given:
@@ -246,8 +246,8 @@ def resolved_paths(cfg: DictConfig, base: str | None = None) -> DictConfig:
         else:
             continue
         if path != given:
-            found[key] = path
-    return with_values(cfg, found)
+            resolved[key] = path
+    return with_values(cfg, resolved)
 
 
 def check_folder(key: str, path: str) -> None:

@@ -95,20 +95,20 @@ class Predictor:
     def answer(self, paths: Sequence[str], read: Sequence[Tensor | str]) -> list[Prediction]:
         """Return what is said of a batch of images, in their order."""
         views = [view for view in read if isinstance(view, Tensor)]
-        found: Iterator[Prediction] = iter(())
+        predictions: Iterator[Prediction] = iter(())
         if views:
             # mps has no float64
             logits = self.model(torch.stack(views).to(self.device)).cpu().double()
             likeliest = logits.softmax(dim=1).topk(self.topk, dim=1)
             good = [p for p, view in zip(paths, read, strict=True) if isinstance(view, Tensor)]
-            found = (
+            predictions = (
                 Prediction(path, [self.classes[k] for k in classes], probabilities)
                 for path, classes, probabilities in zip(
                     good, likeliest.indices.tolist(), likeliest.values.tolist(), strict=True
                 )
             )
         return [
-            Prediction(path, error=view) if isinstance(view, str) else next(found)
+            Prediction(path, error=view) if isinstance(view, str) else next(predictions)
             for path, view in zip(paths, read, strict=True)
         ]
 
@@ -158,8 +158,8 @@ def images_in(folder: Path) -> list[str]:
     if not shown:
         raise FileNotFoundError(f"there are no images in {folder}")
     if left := len(inside) - len(shown):
-        told = f"{folder}: {left} image{'s' * (left != 1)} in hidden files or folders not read"
-        print(printable(f"distill-predict: {told}"), file=sys.stderr)
+        message = f"{folder}: {left} image{'s' * (left != 1)} in hidden files or folders not read"
+        print(printable(f"distill-predict: {message}"), file=sys.stderr)
     return shown
 
 

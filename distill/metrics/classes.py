@@ -147,8 +147,8 @@ def favourite(answers: Tensor, target: Tensor, classes: int) -> Favourite:
     """
     check_target(target, len(answers), classes)
     label = int(torch.bincount(answers, minlength=classes).argmax())
-    named = answers == label
-    return Favourite(label, float(_share(named)), float(_share(named[target != label])))
+    predicted = answers == label
+    return Favourite(label, float(_share(predicted)), float(_share(predicted[target != label])))
 
 
 class BalancedAccuracy(SumMetric):
@@ -290,8 +290,8 @@ def _class_counts(answers: Tensor, target: Tensor, classes: int) -> Tensor:
 
 
 def _f1(counts: Tensor) -> Tensor:
-    right, there, named = counts
-    return (2 * right / (there + named)).masked_fill(there == 0, torch.nan)
+    right, there, predicted = counts
+    return (2 * right / (there + predicted)).masked_fill(there == 0, torch.nan)
 
 
 def _share(events: Tensor) -> Tensor:

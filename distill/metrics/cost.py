@@ -48,7 +48,7 @@ def costs_of_models(
 ) -> dict[str, Costs]:
     """Return what models cost to store and to run, the same for models of one architecture.
 
-    An architecture is measured once in a process; those that are not known yet are measured in
+    An architecture is measured once in a process; those that are not cached yet are measured in
     turns, so that whatever else the machine does meanwhile slows all of them alike.
 
     Args:
@@ -74,8 +74,8 @@ def costs_of_models(
 def architecture(model: nn.Module, shape: tuple[int, ...], device: torch.device) -> str:
     """Return a name for what decides how long a model takes, but for its weights' values."""
     tensors = [(name, *value.shape, value.dtype) for name, value in model.state_dict().items()]
-    told = (type(model).__qualname__, repr(model), tensors, shape, device, torch.get_num_threads())
-    return hashlib.sha256(repr(told).encode()).hexdigest()
+    parts = (type(model).__qualname__, repr(model), tensors, shape, device, torch.get_num_threads())
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def measured(

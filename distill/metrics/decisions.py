@@ -55,7 +55,7 @@ def cost_optimal_decision(probs: Tensor, costs: Tensor) -> Tensor:
 
 
 def expected_cost(decision: Tensor, target: Tensor, costs: Tensor) -> Tensor:
-    """Mean cost of decisions once the labels are known.
+    """Mean cost of decisions once the labels are given.
 
     `1/N · Σ_i C[y_i, d_i]`, the estimate from these examples of the cost to expect.
 

@@ -206,11 +206,11 @@ def class_numbers(
     recall = per_class_recall(answers, target, classes)
     by_shots = recall_by_shots(recall, class_counts, *shots)
     label, *shares = favourite(answers, target, classes)
-    named = dict(zip(("share", "share_of_others"), map(_number, shares), strict=True))
+    fractions = dict(zip(("share", "share_of_others"), map(_number, shares), strict=True))
     return {
         "balanced_accuracy": _number(balanced_accuracy(answers, target, classes)),
         "macro_f1": _number(macro_f1(answers, target, classes)),
-        "favourite": {"label": label, **named},
+        "favourite": {"label": label, **fractions},
         "recall": [_number(value) for value in recall],
         **{f"recall_{name}": _number(value) for name, value in by_shots.items()},
     }
@@ -275,26 +275,26 @@ def uncertainty(
 
     def of(name: str) -> dict[str, Any]:
         hits = right[name]
-        found: dict[str, Any] = {
+        intervals: dict[str, Any] = {
             f"top{k}": wilson_interval(int(hits[k].sum()), examples, level) for k in ks
         }
-        found["balanced_accuracy"] = _balanced(hits[1], target, classes, level)
+        intervals["balanced_accuracy"] = _balanced(hits[1], target, classes, level)
         for key, largest in LARGEST.items():
             at = f"{name}/{key}"
             ends = bootstrap_interval(whole[at], drawn[at], examples, level)
-            found[key] = ends and Interval(max(ends.low, 0.0), min(ends.high, largest))
-        return found
+            intervals[key] = ends and Interval(max(ends.low, 0.0), min(ends.high, largest))
+        return intervals
 
     def against(other: str) -> dict[str, Any]:
         hits, theirs = right[first], right[other]
-        found = {f"top{k}": _paired(hits[k], theirs[k], level) for k in ks}
-        found["balanced_accuracy"] = _balanced_pair(hits[1], theirs[1], target, classes, level)
+        paired = {f"top{k}": _paired(hits[k], theirs[k], level) for k in ks}
+        paired["balanced_accuracy"] = _balanced_pair(hits[1], theirs[1], target, classes, level)
         for key in LARGEST:
             one, two = f"{first}/{key}", f"{other}/{key}"
             value = whole[one] - whole[two]
             ends = bootstrap_interval(value, drawn[one] - drawn[two], examples, level)
-            found[key] = {"value": value, "interval": ends}
-        return _compared(hits[1], theirs[1], found, level)
+            paired[key] = {"value": value, "interval": ends}
+        return _compared(hits[1], theirs[1], paired, level)
 
     return {name: of(name) for name in logits}, {name: against(name) for name in versus}
 
@@ -357,14 +357,14 @@ def _compared(
 ) -> dict[str, Any]:
     alone = _apart(first, second)
     p, (low, high) = mcnemar_p(*alone), differences["top1"]["interval"]
-    told_apart = p < 1 - level and not low <= 0 <= high
+    decided = p < 1 - level and not low <= 0 <= high
     return {
         "images": len(first),
         "only_first": alone[0],
         "only_second": alone[1],
         "mcnemar_p": p,
         "differences": differences,
-        "verdict": ("better" if alone[0] > alone[1] else "worse") if told_apart else "undecided",
+        "verdict": ("better" if alone[0] > alone[1] else "worse") if decided else "undecided",
     }
 
 

@@ -306,10 +306,10 @@ def bootstrap_interval(
         ValueError: If the level is not between 0 and 1.
     """
     _check_level(level)
-    known = resampled[resampled.isfinite()]
-    if examples < 2 or not len(known) or not math.isfinite(estimate):
+    finite = resampled[resampled.isfinite()]
+    if examples < 2 or not len(finite) or not math.isfinite(estimate):
         return None
-    spread = math.sqrt(examples / (examples - 1)) * (known - known.mean())
+    spread = math.sqrt(examples / (examples - 1)) * (finite - finite.mean())
     tail = (1 - level) / 2
     low, high = spread.quantile(torch.tensor([tail, 1 - tail], dtype=spread.dtype)).tolist()
     return Interval(estimate + low, estimate + high)

@@ -171,14 +171,14 @@ def fit_vector_scaling(logits: Tensor, target: Tensor, ridge: float = 1.0) -> Ve
         raise ValueError(f"ridge must be at least 0 and finite, not {ridge}.")
     start = fit_temperature(logits, target)
     problem = _Problem(logits.detach(), target, ridge, 1 / (start.temperature or 1.0))
-    found = torch.zeros(2, logits.shape[1], dtype=torch.float64)
+    point = torch.zeros(2, logits.shape[1], dtype=torch.float64)
     if ridge == 0:
         lacking = len(target.unique()) < logits.shape[1]
-        bounded = None if lacking or start.status == "zero" else problem.within_bounds(found)
+        bounded = None if lacking or start.status == "zero" else problem.within_bounds(point)
         if bounded is None:
             return VectorScaling(None, None, "unbounded", start.nll_before, start.nll_before)
-        found = bounded
-    w, b = problem.scale_and_bias(problem.minimise(found))
+        point = bounded
+    w, b = problem.scale_and_bias(problem.minimise(point))
     after = _mean_surprise(lambda s: s * w + b, logits, target)
     return VectorScaling(w.tolist(), b.tolist(), "ok", start.nll_before, after)
 
@@ -256,14 +256,14 @@ class _Problem:
             value, gradient = self.value_and_gradient(torch.from_numpy(scaled).view_as(x) * unit)
             return value, (gradient * unit).flatten().numpy()
 
-        found = minimize(
+        optimum = minimize(
             objective,
             (x / unit).flatten().numpy(),
             jac=True,
             method="L-BFGS-B",
             options={"gtol": _FLAT, "ftol": 0.0, "maxcor": 20},
         )
-        return torch.from_numpy(found.x).view_as(x) * unit
+        return torch.from_numpy(optimum.x).view_as(x) * unit
 
 
 def _mean_surprise(change: Callable[[Tensor], Tensor], logits: Tensor, target: Tensor) -> float:

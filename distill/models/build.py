@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 import distill.models.cifar
 import distill.models.slim  # noqa: F401  (both register their families with timm)
 from distill.models.checkpoint import TIMM_CONFIG, Checkpoint, as_object, read_checkpoint
-from distill.models.classes import KnownClasses, MappedClasses, imagenet_names, matched, shared_rows
+from distill.models.classes import LabelSet, MappedClasses, imagenet_names, matched, shared_rows
 from distill.models.weights import (
     DataShape,
     KeyMap,
@@ -85,8 +85,8 @@ class Normalize(nn.Module):
 
     def extra_repr(self) -> str:
         """Return what the state dict leaves out, for whoever tells models apart."""
-        told = f"mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"
-        return told if self.size is None else f"{told}, size={self.size}"
+        text = f"mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"
+        return text if self.size is None else f"{text}, size={self.size}"
 
     def forward(self, view: Tensor) -> Tensor:
         """Return the normalised view, of `size`."""
@@ -225,14 +225,14 @@ def adapted(
     }
     try:
         with torch.random.fork_rng(devices=[]):
-            found: Any = timm.create_model(
+            fitted: Any = timm.create_model(
                 name, pretrained=True, pretrained_cfg_overlay=overlay, **options
             )
     except Exception:  # as little says which tensors differ as there are ways to fail
         check_tensors_fit(model, weights, origin.label)
         raise
-    found.pretrained_cfg = found.default_cfg = settings
-    return found
+    fitted.pretrained_cfg = fitted.default_cfg = settings
+    return fitted
 
 
 def zero_head(model: Any) -> None:
@@ -296,25 +296,25 @@ def build_matched(
     Raises:
         ValueError: as `build_model`, and if a class of the data has none of the model's.
     """
-    known = known_classes(spec, shape, role) if shape.classes else None
-    if known is None:
+    label_set = read_label_set(spec, shape, role) if shape.classes else None
+    if label_set is None:
         if file is not None:
             raise ValueError(f"teacher.classes={file}: nothing says which classes the {role} has")
         return build_model(spec, shape, role, note=note)
-    groups = matched(known, shape.classes, role, file)
-    own = replace(shape, num_classes=known.count, classes=())
+    groups = matched(label_set, shape.classes, role, file)
+    own = replace(shape, num_classes=label_set.count, classes=())
     model = build_model(spec, own, role, note=note)
     return model if groups is None else MappedClasses(model, groups)
 
 
-def known_classes(spec: ModelSpec, shape: DataShape, role: str) -> KnownClasses | None:
-    """Return what is known of the classes of a model's weights; None where there are no weights.
+def read_label_set(spec: ModelSpec, shape: DataShape, role: str) -> LabelSet | None:
+    """Return the classes that a model's weights tell apart; None where there are no weights.
 
     Raises:
         ValueError: if there are more or fewer names than classes.
     """
     if not spec.checkpoint:
-        return published_known(spec, role)
+        return published_label_set(spec, role)
     checkpoint = read_checkpoint(spec.checkpoint)
     origin = f"{role}{'' if role == 'baseline' else '.checkpoint'}={spec.checkpoint}"
     name, args = architecture(spec, checkpoint)
@@ -329,21 +329,21 @@ def known_classes(spec: ModelSpec, shape: DataShape, role: str) -> KnownClasses 
         count = len(names) if names else shape.num_classes
     if names is None and count != shape.num_classes and (guess := imagenet_names(count)):
         taken = f"{origin} names no classes, and is taken for one of ImageNet's: it"
-        return KnownClasses(count, guess, taken, of_imagenet=True)
-    return KnownClasses(count, names, origin)
+        return LabelSet(count, guess, taken, of_imagenet=True)
+    return LabelSet(count, names, origin)
 
 
-def published_known(spec: ModelSpec, role: str) -> KnownClasses | None:
-    """Return what is known of the classes of timm's published weights."""
+def published_label_set(spec: ModelSpec, role: str) -> LabelSet | None:
+    """Return the classes that timm's published weights tell apart."""
     config = published_config(spec.name or "") if spec.pretrained else {}
     count, labels = config.get("num_classes"), config.get("label_names")
     if not isinstance(count, int) or not count:
         return None
     origin = f"{role} {spec.name} with its published weights"
     if isinstance(labels, list | tuple) and len(labels) == count:
-        return KnownClasses(count, [[str(label)] for label in labels], origin)
+        return LabelSet(count, [[str(label)] for label in labels], origin)
     names = imagenet_names(count)
-    return KnownClasses(count, names, origin, of_imagenet=names is not None)
+    return LabelSet(count, names, origin, of_imagenet=names is not None)
 
 
 def channels_last(model: nn.Module) -> nn.Module:
@@ -424,8 +424,8 @@ def call_timm(name: str, args: Mapping[str, Any], pretrained: bool = False) -> n
 def take_preprocessing(model: Any, checkpoint: Checkpoint) -> None:
     """Let a model declare the preprocessing that its checkpoint was trained under."""
     tested = dict.fromkeys(("test_input_size", "test_crop_pct"))  # of timm's own weights
-    known = {**tested, **checkpoint.preprocessing} if checkpoint.preprocessing else {}
-    model.pretrained_cfg = {**settings_of(model), **known}
+    preprocessing = {**tested, **checkpoint.preprocessing} if checkpoint.preprocessing else {}
+    model.pretrained_cfg = {**settings_of(model), **preprocessing}
 
 
 def resolved(spec: ModelSpec) -> ModelSpec:
@@ -483,14 +483,14 @@ def create(
 ) -> nn.Module:
     """Call `timm.create_model`, explaining what it refuses."""
     check_name(name, f"{role}.name")
-    asked = asked_by(shape, name)
+    decided = asked_by(shape, name)
     for key in ("num_classes", "in_chans"):
-        if args.get(key, asked[key]) != asked[key]:
+        if args.get(key, decided[key]) != decided[key]:
             raise ValueError(
-                f"{role}.args.{key}={args[key]}: the data decide it, and have {asked[key]}: "
+                f"{role}.args.{key}={args[key]}: the data decide it, and have {decided[key]}: "
                 "leave it out"
             )
-    options = {**asked, **args}
+    options = {**decided, **args}
     try:
         return call_timm(name, options, pretrained)
     except ValueError as error:
@@ -507,11 +507,11 @@ def check_name(name: str, key: str) -> None:
 
 def asked_by(shape: DataShape, name: str) -> dict[str, Any]:
     """Return the arguments that the data decide; the image size, where a model is made for one."""
-    asked: dict[str, Any] = {"num_classes": shape.num_classes, "in_chans": shape.in_chans}
+    decided: dict[str, Any] = {"num_classes": shape.num_classes, "in_chans": shape.in_chans}
     settings = published_config(name)
     if settings.get("fixed_input_size") and settings["input_size"][1:] != shape.image_size:
-        asked["img_size"] = shape.image_size
-    return asked
+        decided["img_size"] = shape.image_size
+    return decided
 
 
 def check_forward(model: nn.Module, shape: DataShape, label: str) -> None:

@@ -112,12 +112,12 @@ def save_student(
     given |= {"interpolation": interpolation, "crop_pct": crop_pct, "crop_mode": crop_mode}
     preprocessing = {key: value for key, value in given.items() if value is not None}
     try:
-        known = {"classes": list(classes), **(facts or {})}
+        content = {"classes": list(classes), **(facts or {})}
         if why := write_timm_files(model, building, classes, preprocessing):
             log.warning("%s: %s (%s)", target, WEIGHTS_ALONE, why)
             write_weights(model, building)
-            known |= {"note": WEIGHTS_ALONE, "preprocessing": preprocessing}
-        text = json.dumps(known, indent=2, ensure_ascii=False)
+            content |= {"note": WEIGHTS_ALONE, "preprocessing": preprocessing}
+        text = json.dumps(content, indent=2, ensure_ascii=False)
         (building / FACTS).write_text(text + "\n", encoding="utf-8")
         (building / CARD).write_text(card, encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)

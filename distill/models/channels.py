@@ -79,8 +79,8 @@ def channel_groups(model: nn.Module) -> list[ChannelGroup]:
         return filters(model)
     writers: dict[str, list[str]] = {}
     for layer in layers_of(model):
-        found = writers.setdefault(layer.writes, [])
-        found += [f"{layer.norm}.weight", f"{layer.norm}.bias"]
+        written = writers.setdefault(layer.writes, [])
+        written += [f"{layer.norm}.weight", f"{layer.norm}.bias"]
     return [ChannelGroup(name, tuple(tensors)) for name, tensors in writers.items()]
 
 
@@ -264,7 +264,7 @@ def narrowest(model: nn.Module, alive: Mapping[str, int]) -> tuple[int, list[int
 
 def stem_widths(model: Any, alive: Mapping[str, int]) -> Iterator[tuple[int, int]]:
     """Yield the widths that a stem can have, and its number of output channels, smallest first."""
-    if not is_deep(model):  # timm's plain stem has 64 channels, whatever it is told
+    if not is_deep(model):  # timm's plain stem has 64 channels, whatever its arguments
         yield stem_of(model), stem_of(model)
         return
     tiered = model.conv1[1].num_features != model.conv1[4].num_features

@@ -166,8 +166,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             return student_of(read_lightning(source))
         return Checkpoint(read_weights(source))
     except ValueError as error:
-        told = str(error)
-        raise ValueError(told if str(source) in told else f"{source}: {told}") from error
+        message = str(error)
+        raise ValueError(message if str(source) in message else f"{source}: {message}") from error
 
 
 def existing(path: str | Path) -> Path:
@@ -185,24 +185,24 @@ def checkpoint_of_bundle(folder: Path) -> Checkpoint:
         facts = read_json(folder / FACTS) if (folder / FACTS).exists() else {}
         preprocessing = preprocessing_in(facts.get("preprocessing"))
         return Checkpoint(read_weights(inside(folder, WEIGHTS)), preprocessing=preprocessing)
-    known = read_json(folder / TIMM_CONFIG)
-    settings = known.get("pretrained_cfg") or {}
+    config = read_json(folder / TIMM_CONFIG)
+    settings = config.get("pretrained_cfg") or {}
     if not isinstance(settings, dict):
         raise ValueError(f"{folder / TIMM_CONFIG}: pretrained_cfg is not an object")
-    if known.get("architecture") is None:
+    if config.get("architecture") is None:
         raise ValueError(f"{folder / TIMM_CONFIG} names no architecture")
     preprocessing = preprocessing_in(settings)
-    args = known.get("model_args") or {}
-    if isinstance(args, dict) and "num_classes" in known:
-        args = {"num_classes": known["num_classes"], **args}
+    args = config.get("model_args") or {}
+    if isinstance(args, dict) and "num_classes" in config:
+        args = {"num_classes": config["num_classes"], **args}
     weights = read_weights(inside(folder, WEIGHTS))
-    return Checkpoint(weights, known["architecture"], args, preprocessing, class_names(folder))
+    return Checkpoint(weights, config["architecture"], args, preprocessing, class_names(folder))
 
 
 def class_names(folder: Path) -> list[str]:
     """Return a bundle's class names; of one that is not this project's, timm's."""
-    known = read_json(folder / FACTS) if (folder / FACTS).exists() else {}
-    return known.get("classes") or read_json(folder / TIMM_CONFIG).get("label_names") or []
+    facts = read_json(folder / FACTS) if (folder / FACTS).exists() else {}
+    return facts.get("classes") or read_json(folder / TIMM_CONFIG).get("label_names") or []
 
 
 def read_lightning(path: Path) -> dict[str, Any]:
@@ -229,10 +229,10 @@ def epochs_done(content: Mapping[str, Any], path: str | Path = "the checkpoint")
 
 def student_of(content: Mapping[str, Any]) -> Checkpoint:
     """Return the student in a Lightning checkpoint's content."""
-    known = as_object(content.get("distill"))
-    spec = as_object(known.get("student_model"))
-    preprocessing = preprocessing_in(known.get("preprocessing"))
-    args, classes = spec.get("args") or {}, known.get("classes")
+    facts = as_object(content.get("distill"))
+    spec = as_object(facts.get("student_model"))
+    preprocessing = preprocessing_in(facts.get("preprocessing"))
+    args, classes = spec.get("args") or {}, facts.get("classes")
     if isinstance(args, dict):  # what the data decided, which the run's own arguments leave out
         counts = {"num_classes": classes, "in_chans": preprocessing.get("mean")}
         args = {key: len(v) for key, v in counts.items() if isinstance(v, list) and v} | args
@@ -246,8 +246,8 @@ def facts_of_lightning(path: Path) -> dict[str, Any]:
 
     Nothing was fitted on validation when it was written: there is no temperature in it.
     """
-    known = as_object(read_lightning(path).get("distill"))
-    return {"classes": known.get("classes") or []}
+    facts = as_object(read_lightning(path).get("distill"))
+    return {"classes": facts.get("classes") or []}
 
 
 def has_weights_alone(folder: Path) -> bool:
@@ -257,8 +257,8 @@ def has_weights_alone(folder: Path) -> bool:
 
 def preprocessing_in(settings: Any) -> dict[str, Any]:
     """Return of a configuration what says how images become a model's input."""
-    known = as_object(settings)
-    return {key: known[key] for key in PREPROCESSING if known.get(key) is not None}
+    values = as_object(settings)
+    return {key: values[key] for key in PREPROCESSING if values.get(key) is not None}
 
 
 def as_object(value: Any) -> dict[str, Any]:
@@ -302,12 +302,12 @@ def unwrapped(content: Any) -> dict[str, Tensor]:
         if any(isinstance(value, Tensor) for value in content.values()):
             return content
         boxes = [name for name, value in content.items() if isinstance(value, dict) and value]
-        known = [name for name in AVERAGED if name in boxes][:1]
-        known = known or [name for name in WRAPPERS if name in boxes]
-        chosen = known or [name for name in boxes if holds_tensors(content[name])]
+        recognised = [name for name in AVERAGED if name in boxes][:1]
+        recognised = recognised or [name for name in WRAPPERS if name in boxes]
+        chosen = recognised or [name for name in boxes if holds_tensors(content[name])]
         if len(chosen) != 1:
-            found = "several models" if chosen else "no weights"
-            raise ValueError(f"it holds {found}: {', '.join(map(str, chosen or content)):.80}")
+            what = "several models" if chosen else "no weights"
+            raise ValueError(f"it holds {what}: {', '.join(map(str, chosen or content)):.80}")
         content = content[chosen[0]]
     raise ValueError("it holds no weights")
 

@@ -28,10 +28,10 @@ def _taken_stages(count: int, indices: int | Sequence[int] | None) -> list[int]:
         if not 0 < indices <= count:
             raise ValueError(f"the last {indices} of {count} stages are asked for")
         return list(range(count - indices, count))
-    found = [i + count if i < 0 else i for i in (range(count) if indices is None else indices)]
-    if not found or min(found) < 0 or max(found) >= count:
+    stages = [i + count if i < 0 else i for i in (range(count) if indices is None else indices)]
+    if not stages or min(stages) < 0 or max(stages) >= count:
         raise ValueError(f"stages {indices} are asked for, of {count}")
-    return found
+    return stages
 
 
 def _conv3x3(in_chs: int, out_chs: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
@@ -296,12 +296,12 @@ def _literature_keys(
         return {**layers, r"^classifier\.": "head.fc."}
     inside = {r"(stages\.\d+\.\d+)\.bn": r"\1.norm", r"^fc\.": "head.fc."}
     if block is PreActBlock:
-        named = {rf"^block{i + 1}\.layer\.": f"stages.{i}." for i in stages}
+        trunk = {rf"^block{i + 1}\.layer\.": f"stages.{i}." for i in stages}
         ends = {r"^conv1\.": "stem.", r"^bn1\.": "norm.0.", r"\.convShortcut\.": ".shortcut."}
     else:
-        named = {rf"^layer{i + 1}\.": f"stages.{i}." for i in stages}
+        trunk = {rf"^layer{i + 1}\.": f"stages.{i}." for i in stages}
         ends = {r"^conv1\.": "stem.0.", r"^bn1\.": "stem.1.", r"\.downsample\.": ".shortcut."}
-    return {**named, **ends, **inside}
+    return {**trunk, **ends, **inside}
 
 
 _FIRST_CONV = {BasicBlock: "stem.0", PreActBlock: "stem", conv_block: "stages.0.0.0"}

@@ -25,14 +25,14 @@ SHOWN = 3  # pairs of classes that a message shows
 
 
 @dataclass(frozen=True)
-class KnownClasses:
+class LabelSet:
     """The classes that weights tell apart.
 
     Args:
         count: how many there are.
         names: what each of them is called, one name or several; None where nothing says.
         origin: where the weights come from, for messages.
-        of_imagenet: whether the names are ImageNet's, told from nothing but the count.
+        of_imagenet: whether the names are ImageNet's, inferred from nothing but the count.
     """
 
     count: int
@@ -94,12 +94,12 @@ class MappedClasses(nn.Module):
 
 
 def matched(
-    known: KnownClasses, classes: Sequence[str], role: str, file: str | None
+    label_set: LabelSet, classes: Sequence[str], role: str, file: str | None
 ) -> Groups | None:
     """Return which of a model's classes are the data's, saying how they were matched.
 
     Args:
-        known: the model's classes.
+        label_set: the model's classes.
         classes: the data's class names, in label order.
         role: `teacher`, … for messages.
         file: a table of own classes and the model's (`read_groups`), which then decides.
@@ -111,71 +111,71 @@ def matched(
         ValueError: if a class of the data has none of the model's, or it is not clear which.
     """
     if file is not None:
-        groups = read_groups(file, known, classes)
-        log.info("%s: classes by %s: %s", known.origin, file, pairs(known, groups, classes))
+        groups = read_groups(file, label_set, classes)
+        log.info("%s: classes by %s: %s", label_set.origin, file, pairs(label_set, groups, classes))
         return groups
-    if is_unnamed(known, classes):
-        take_in_order(known, classes, role)
+    if is_unnamed(label_set, classes):
+        take_in_order(label_set, classes, role)
         return None
-    groups = by_name(known, classes, role)
-    if groups == [[k] for k in range(known.count)]:
+    groups = by_name(label_set, classes, role)
+    if groups == [[k] for k in range(label_set.count)]:
         return None
-    if known.count == len(classes):
+    if label_set.count == len(classes):
         log.info("%s has the data's %d classes in another order: they are matched by name",
-                 known.origin, known.count)  # fmt: skip
+                 label_set.origin, label_set.count)  # fmt: skip
         return groups
-    log.info("%s has %d classes, of which the data's %d are taken by name: %s", known.origin,
-             known.count, len(classes), pairs(known, groups, classes))  # fmt: skip
+    log.info("%s has %d classes, of which the data's %d are taken by name: %s", label_set.origin,
+             label_set.count, len(classes), pairs(label_set, groups, classes))  # fmt: skip
     return groups
 
 
-def is_unnamed(known: KnownClasses, classes: Sequence[str]) -> bool:
+def is_unnamed(label_set: LabelSet, classes: Sequence[str]) -> bool:
     """Whether nothing says what a model's classes are, or a guess has proved wrong."""
-    if known.names is None:
+    if label_set.names is None:
         return True
-    guessed = known.of_imagenet and known.count == len(classes)
-    return guessed and not any(places(known.names, classes))
+    guessed = label_set.of_imagenet and label_set.count == len(classes)
+    return guessed and not any(places(label_set.names, classes))
 
 
-def take_in_order(known: KnownClasses, classes: Sequence[str], role: str) -> None:
+def take_in_order(label_set: LabelSet, classes: Sequence[str], role: str) -> None:
     """Take classes without names for the data's, saying so.
 
     Raises:
         ValueError: if there are more or fewer of them.
     """
-    if known.count != len(classes):
+    if label_set.count != len(classes):
         raise ValueError(
-            f"{known.origin} has {known.count} classes and the data have {len(classes)}, and it "
-            f"does not say what its are{remedy(role)}"
+            f"{label_set.origin} has {label_set.count} classes and the data have {len(classes)}, "
+            f"and it does not say what its are{remedy(role)}"
         )
     log.warning("%s does not say what its %d classes are: their order is taken for the data's (%s)",
-                known.origin, known.count, shown(classes))  # fmt: skip
+                label_set.origin, label_set.count, shown(classes))  # fmt: skip
 
 
-def by_name(known: KnownClasses, classes: Sequence[str], role: str) -> Groups:
+def by_name(label_set: LabelSet, classes: Sequence[str], role: str) -> Groups:
     """Return the one class of a model that has the name of each of the data's.
 
     Raises:
         ValueError: if there is none for one of them, or there are several.
     """
-    assert known.names is not None
-    groups = places(known.names, classes)
-    missing = [name for name, found in zip(classes, groups, strict=True) if not found]
-    counts = f"{known.origin} has {known.count} classes and the data have {len(classes)}"
+    assert label_set.names is not None
+    groups = places(label_set.names, classes)
+    missing = [name for name, group in zip(classes, groups, strict=True) if not group]
+    counts = f"{label_set.origin} has {label_set.count} classes and the data have {len(classes)}"
     if missing:
         raise ValueError(
             f"{counts}, and none of its is called {listed(missing)}: "
-            f"it knows {shown(['/'.join(names) for names in known.names])}{remedy(role)}"
+            f"it knows {shown(['/'.join(names) for names in label_set.names])}{remedy(role)}"
         )
-    unclear = next((k for k, found in enumerate(groups) if len(found) > 1), None)
+    unclear = next((k for k, group in enumerate(groups) if len(group) > 1), None)
     if unclear is not None:
-        several = " or ".join(described(known, j) for j in groups[unclear])
+        several = " or ".join(described(label_set, j) for j in groups[unclear])
         raise ValueError(f"{counts}: its {classes[unclear]!r} could be {several}{remedy(role)}")
-    check_shared(known, groups, classes, f"{counts}, and by name")
+    check_shared(label_set, groups, classes, f"{counts}, and by name")
     return groups
 
 
-def check_shared(known: KnownClasses, groups: Groups, classes: Sequence[str], what: str) -> None:
+def check_shared(label_set: LabelSet, groups: Groups, classes: Sequence[str], what: str) -> None:
     """Refuse to take one class of a model for two of the data's, or for one twice."""
     owner: dict[int, str] = {}
     for name, group in zip(classes, groups, strict=True):
@@ -183,7 +183,7 @@ def check_shared(known: KnownClasses, groups: Groups, classes: Sequence[str], wh
             if place in owner:
                 both = f"both {owner[place]!r} and {name!r}" if owner[place] != name else (
                     f"{name!r} twice")  # fmt: skip
-                raise ValueError(f"{what} its {described(known, place)} is {both}")
+                raise ValueError(f"{what} its {described(label_set, place)} is {both}")
             owner[place] = name
 
 
@@ -197,24 +197,24 @@ def remedy(role: str) -> str:
     )
 
 
-def places(known: Sequence[Sequence[str]], wanted: Sequence[str]) -> Groups:
-    """Return for each name the known classes that go by it: as it is written, or else as read."""
-    return list(map(finder(known), wanted))
+def places(aliases: Sequence[Sequence[str]], wanted: Sequence[str]) -> Groups:
+    """Return for each name the classes that go by it: as it is written, or else as read."""
+    return list(map(finder(aliases), wanted))
 
 
-def finder(known: Sequence[Sequence[str]]) -> Find:
+def finder(aliases: Sequence[Sequence[str]]) -> Find:
     """Return what finds the classes that go by a name."""
-    written, read = index_of(known, str), index_of(known, as_read)
+    written, read = index_of(aliases, str), index_of(aliases, as_read)
     return lambda name: written.get(name) or read.get(as_read(name), [])
 
 
-def index_of(known: Sequence[Sequence[str]], form: Callable[[str], str]) -> dict[str, list[int]]:
+def index_of(aliases: Sequence[Sequence[str]], form: Callable[[str], str]) -> dict[str, list[int]]:
     """Return name in a form → the classes that go by it."""
-    found: dict[str, list[int]] = {}
-    for place, names in enumerate(known):
+    index: dict[str, list[int]] = {}
+    for place, names in enumerate(aliases):
         for name in {form(name) for name in names}:
-            found.setdefault(name, []).append(place)
-    return found
+            index.setdefault(name, []).append(place)
+    return index
 
 
 def as_read(name: str) -> str:
@@ -222,14 +222,14 @@ def as_read(name: str) -> str:
     return re.sub(r"[\s_-]+", " ", name).strip().casefold()
 
 
-def shared_rows(known: Sequence[str], wanted: Sequence[str]) -> dict[int, int]:
-    """Return own class → known class for all classes of the same name, one of each."""
-    groups = places([[name] for name in known], wanted)
-    rows = {own: found[0] for own, found in enumerate(groups) if len(found) == 1}
+def shared_rows(theirs: Sequence[str], wanted: Sequence[str]) -> dict[int, int]:
+    """Return own class → their class for all classes of the same name, one of each."""
+    groups = places([[name] for name in theirs], wanted)
+    rows = {own: group[0] for own, group in enumerate(groups) if len(group) == 1}
     return rows if len(set(rows.values())) == len(rows) else {}
 
 
-def read_groups(path: str, known: KnownClasses, classes: Sequence[str]) -> Groups:
+def read_groups(path: str, label_set: LabelSet, classes: Sequence[str]) -> Groups:
     """Read which of a model's classes mean the data's.
 
     The file is UTF-8 text; each line holds a class of the data and one of the model's, by name or
@@ -244,62 +244,63 @@ def read_groups(path: str, known: KnownClasses, classes: Sequence[str]) -> Group
     except OSError as error:
         raise ValueError(f"teacher.classes={path}: {error.strerror}") from error
     table = {name: label for label, name in enumerate(classes)}
-    find = finder(known.names or [])
-    if lines and lines[0].cells[0] not in table and not place_of(lines[0].cells[-1], find, known):
-        lines = lines[1:]
+    find = finder(label_set.names or [])
+    if lines:
+        own, other = lines[0].cells[0], lines[0].cells[-1]
+        if own not in table and not place_of(other, find, label_set):
+            lines = lines[1:]
     groups: Groups = [[] for _ in classes]
     for line in lines:
-        label, place = entry(f"{path} line {line.number}", line, table, find, known)
+        label, place = entry(f"{path} line {line.number}", line, table, find, label_set)
         groups[label].append(place)
     missing = [name for name, group in zip(classes, groups, strict=True) if not group]
     if missing:
         raise ValueError(f"{path} has no line for {listed(missing)}: each class needs one")
-    check_shared(known, groups, classes, f"{path}:")
+    check_shared(label_set, groups, classes, f"{path}:")
     return groups
 
 
 def entry(
-    where: str, line: Line, table: Mapping[str, int], find: Find, known: KnownClasses
+    where: str, line: Line, table: Mapping[str, int], find: Find, label_set: LabelSet
 ) -> tuple[int, int]:
     """Return the class of the data and that of the model which a line names."""
     if len(line.cells) != 2:
         raise ValueError(
-            f"{where} has {len(line.cells)} cells, not two: own class, class of {known.origin}"
+            f"{where} has {len(line.cells)} cells, not two: own class, class of {label_set.origin}"
         )
     own, other = line.cells
     if own not in table:
         raise ValueError(f"{where}: {own!r} is not a class: name one of {listed(list(table))}")
-    found = place_of(other, find, known)
-    if len(found) != 1:
-        several = " and ".join(described(known, place) for place in found)
-        why = f"could be {several}: give a number" if found else (
-            f"is no class of {known.origin}: give a name of its, or a number from 0 to "
-            f"{known.count - 1}")  # fmt: skip
+    matches = place_of(other, find, label_set)
+    if len(matches) != 1:
+        several = " and ".join(described(label_set, place) for place in matches)
+        why = f"could be {several}: give a number" if matches else (
+            f"is no class of {label_set.origin}: give a name of its, or a number from 0 to "
+            f"{label_set.count - 1}")  # fmt: skip
         raise ValueError(f"{where}: {other!r} {why}")
-    return table[own], found[0]
+    return table[own], matches[0]
 
 
-def place_of(cell: str, find: Find, known: KnownClasses) -> list[int]:
+def place_of(cell: str, find: Find, label_set: LabelSet) -> list[int]:
     """Return the model's classes that a cell names, or the one whose number it is."""
-    if found := find(cell):
-        return found
-    return [int(cell)] if re.fullmatch(r"[0-9]{1,9}", cell) and int(cell) < known.count else []
+    if matches := find(cell):
+        return matches
+    return [int(cell)] if re.fullmatch(r"[0-9]{1,9}", cell) and int(cell) < label_set.count else []
 
 
-def pairs(known: KnownClasses, groups: Groups, classes: Sequence[str]) -> str:
+def pairs(label_set: LabelSet, groups: Groups, classes: Sequence[str]) -> str:
     """Return the first classes with those of the model that mean them, for people."""
-    told = [
-        f"{name} = {' + '.join(described(known, place) for place in group)}"
+    return shown([
+        f"{name} = {' + '.join(described(label_set, place) for place in group)}"
         for name, group in zip(classes, groups, strict=True)
-    ]
-    return shown(told)
+    ])  # fmt: skip
 
 
-def described(known: KnownClasses, place: int) -> str:
+def described(label_set: LabelSet, place: int) -> str:
     """Return what people call one of a model's classes: a stranger's names command no terminal."""
-    if known.names is None:
+    if label_set.names is None:
         return f"class {place}"
-    first, *others = map(printable, known.names[place])
+    first, *others = map(printable, label_set.names[place])
     return f"{first} ({', '.join(others)})" if others else first
 
 

@@ -40,7 +40,7 @@ def check_features(
     Args:
         model: any model of timm's.
         shape: `(C, H, W)` of an image.
-        stages: whose maps are asked for.
+        stages: whose maps are requested.
         role: `teacher` or `student`, for messages.
 
     Raises:
@@ -50,8 +50,8 @@ def check_features(
     try:
         with torch.inference_mode():
             _, maps = forward_with_features(model.eval(), torch.zeros(1, *shape), stages)
-        found = [m.shape[1] if m.ndim == 4 else 0 for m in maps]
-        why = "" if found == channels else f"maps of {found} channels, and it declares {channels}"
+        actual = [m.shape[1] if m.ndim == 4 else 0 for m in maps]
+        why = "" if actual == channels else f"maps of {actual} channels, and it declares {channels}"
     except Exception as error:  # a model fails in its own way
         why = first_line(error)
     finally:

@@ -23,5 +23,5 @@ def import_modules(names: Sequence[str]) -> None:
         try:
             importlib.import_module(name)
         except Exception as error:  # their code raises anything
-            told = f"{type(error).__name__}: {first_line(error)}"
-            raise ValueError(f"imports={name}: {told}") from error
+            message = f"{type(error).__name__}: {first_line(error)}"
+            raise ValueError(f"imports={name}: {message}") from error

@@ -22,8 +22,8 @@ def declared_size(spec: ModelSpec) -> ModelSize | None:
     name, args = architecture(spec, checkpoint)
     if args.get("img_size") is not None:
         return ModelSize(as_size(args["img_size"]), exact=True)
-    known = timm.models.get_pretrained_cfg(name, allow_unregistered=True) if name else None
-    if known is None:
+    config = timm.models.get_pretrained_cfg(name, allow_unregistered=True) if name else None
+    if config is None:
         return None
-    height, width = known.input_size[-2:]
-    return ModelSize((height, width), exact=bool(known.fixed_input_size))
+    height, width = config.input_size[-2:]
+    return ModelSize((height, width), exact=bool(config.fixed_input_size))

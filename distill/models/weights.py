@@ -79,7 +79,7 @@ def in_order(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[s
 
 def mapped(weights: Mapping[str, Tensor], rules: Mapping[str, str]) -> dict[str, Tensor]:
     """Return weights with each name changed by every `{regular expression: replacement}`."""
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, value in weights.items():
         new = name
         for pattern, replacement in rules.items():
@@ -87,10 +87,10 @@ def mapped(weights: Mapping[str, Tensor], rules: Mapping[str, str]) -> dict[str,
                 new = re.sub(pattern, replacement, new)
             except re.error as error:
                 raise ValueError(f"key_map: {pattern!r} → {replacement!r}: {error}") from error
-        if new in found:
+        if new in tensors:
             raise ValueError(f"key_map gives two tensors the name {new}, the second is {name}")
-        found[new] = value
-    return found
+        tensors[new] = value
+    return tensors
 
 
 def shared_prefix(weights: Mapping[str, Any], own: Mapping[str, Any]) -> str:
@@ -99,19 +99,19 @@ def shared_prefix(weights: Mapping[str, Any], own: Mapping[str, Any]) -> str:
     Raises:
         ValueError: if the file holds several models that would do.
     """
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for name in weights:
         parts = name.split(".")
         for cut in range(len(parts)):
             if ".".join(parts[cut:]) in own:
-                found["".join(f"{part}." for part in parts[:cut])] += 1
-    if not found:
+                counts["".join(f"{part}." for part in parts[:cut])] += 1
+    if not counts:
         return ""
-    most = max(found.values())
-    best = [prefix for prefix, count in found.items() if count == most]
+    most = max(counts.values())
+    best = [prefix for prefix, count in counts.items() if count == most]
     if len(best) > 1 and most > len(own) // 2:
         raise ValueError(f"it holds several such models: {', '.join(best)}")
-    return "" if found[""] == most or most <= len(own) // 4 else best[0]
+    return "" if counts[""] == most or most <= len(own) // 4 else best[0]
 
 
 def settings_of(model: Any) -> Mapping[str, Any]:
@@ -120,28 +120,28 @@ def settings_of(model: Any) -> Mapping[str, Any]:
 
 
 def with_own_head(
-    weights: Mapping[str, Tensor], model: Any, known: Sequence[str], wanted: Sequence[str]
+    weights: Mapping[str, Tensor], model: Any, names: Sequence[str], wanted: Sequence[str]
 ) -> dict[str, Tensor]:
     """Return weights with the model's own last layer, which takes over the rows of shared classes.
 
     Args:
         weights: name → tensor, under the model's own names.
         model: what they are for.
-        known: the class names of the weights, none where they have none.
+        names: the class names of the weights, none where they have none.
         wanted: the class names of the data.
     """
     head = prefixes(settings_of(model).get("classifier"))
-    rows = shared_rows(known, wanted)
+    rows = shared_rows(names, wanted)
     kept = {name: value for name, value in weights.items() if not name.startswith(head)}
     own = {name: value for name, value in model.state_dict().items() if name.startswith(head)}
     return kept | {
-        name: with_rows(value, weights.get(name), rows, len(known)) for name, value in own.items()
+        name: with_rows(value, weights.get(name), rows, len(names)) for name, value in own.items()
     }
 
 
-def with_rows(own: Tensor, theirs: Tensor | None, rows: Mapping[int, int], known: int) -> Tensor:
+def with_rows(own: Tensor, theirs: Tensor | None, rows: Mapping[int, int], count: int) -> Tensor:
     """Return a tensor whose rows are taken from another, own row → the other's."""
-    if theirs is None or not rows or theirs.shape != (known, *own.shape[1:]):
+    if theirs is None or not rows or theirs.shape != (count, *own.shape[1:]):
         return own
     mixed = own.clone()
     mixed[list(rows)] = theirs[list(rows.values())].to(own.dtype)
@@ -192,14 +192,14 @@ def check_tensors_fit(model: nn.Module, weights: Mapping[str, Tensor], origin: s
     ]
     if not differing:
         return
-    named = [f"{k} ({shape_in(weights, k)} for {shape_in(own, k)})" for k in differing[:SHOWN]]
+    examples = [f"{k} ({shape_in(weights, k)} for {shape_in(own, k)})" for k in differing[:SHOWN]]
     more = " …" if len(differing) > SHOWN else ""
     spare = sorted(weights.keys() - own.keys())
     near = difflib.get_close_matches(differing[0], spare, n=1, cutoff=0.3)
     nearest = f"; nearest to {differing[0]} is {near[0]} (see key_map)" if near else ""
     raise ValueError(
         f"{origin} does not fit the architecture: {len(differing)} of "
-        f"{len(own.keys() | weights.keys())} tensors differ: {', '.join(named)}{more}{nearest}"
+        f"{len(own.keys() | weights.keys())} tensors differ: {', '.join(examples)}{more}{nearest}"
     )
 
 

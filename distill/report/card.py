@@ -112,9 +112,9 @@ def model_card(facts: dict[str, Any], classes: Sequence[str]) -> str:
         f"**Initial weights**: {escape(facts['initial_weights'])}.",
         f"**Objective**: {described(facts['objective'], moved)}.",
         f"**Protocol**: {facts['epochs']['last']} epochs on {images['train']:,} images, seed "
-        f"{facts['seed']}; the numbers are {epoch_named(facts)} on {images['test']:,} test images "
+        f"{facts['seed']}; the numbers are {epoch_text(facts)} on {images['test']:,} test images "
         f"that no decision saw; what is fitted was fitted on {images['val']:,} validation images.",
-        *([f"**Unlabelled pictures**: {found}"] if (found := unlabeled_text(facts)) else []),
+        *([f"**Unlabelled pictures**: {text}"] if (text := unlabeled_text(facts)) else []),
         "| | student | same student without a teacher |\n|---|---|---|\n"
         + "\n".join(
             f"| {label} | {cell(student, key)} | {cell(baseline, key)} |"
@@ -132,7 +132,7 @@ def model_card(facts: dict[str, Any], classes: Sequence[str]) -> str:
     return "\n\n".join(paragraphs) + "\n"
 
 
-def epoch_named(facts: dict[str, Any]) -> str:
+def epoch_text(facts: dict[str, Any]) -> str:
     """Return whose numbers a card gives, for a sentence."""
     epoch = facts.get("epoch") or {}
     if epoch.get("chosen") != "best":
@@ -184,10 +184,10 @@ def movement(objective: dict[str, Any], node: dict[str, Any]) -> str:
 
 def own_value(objective: dict[str, Any], name: str) -> Any:
     """Return what an objective says of one of its values; what it leaves out is 1."""
-    found: Any = objective
+    value: Any = objective
     for key in name.split("."):
-        found = found.get(key) if isinstance(found, dict) else None
-    return 1.0 if found is None else found
+        value = value.get(key) if isinstance(value, dict) else None
+    return 1.0 if value is None else value
 
 
 def described(objective: dict[str, Any], moved: Mapping[str, str] | None = None) -> str:
@@ -212,21 +212,21 @@ def described(objective: dict[str, Any], moved: Mapping[str, str] | None = None)
     for name, value in (objective.get("sample_selection") or {}).items():
         kept = left.pop(f"sample_selection.{name}", value)
         shared[f"labels kept by {name.replace('_', ' ')}"] = kept or None
-    told = [f"{name} {value}" for name, value in (shared | left).items() if value is not None]
-    return escape("; ".join([" + ".join(terms), *told]))
+    settings = [f"{name} {value}" for name, value in (shared | left).items() if value is not None]
+    return escape("; ".join([" + ".join(terms), *settings]))
 
 
-def unlabeled_text(found: Mapping[str, Any]) -> str | None:
+def unlabeled_text(summary: Mapping[str, Any]) -> str | None:
     """Return what a run, by its summary or a bundle's facts, made of pictures without labels."""
-    told = found.get("unlabeled")
-    if not told:
+    counts = summary.get("unlabeled")
+    if not counts:
         return None
-    left_out = f", {told['left_out']:,} left out as held-out images" if told["left_out"] else ""
+    left_out = f", {counts['left_out']:,} left out as held-out images" if counts["left_out"] else ""
     return (
-        f"{told['images']:,} pictures without labels{left_out}; {told['per_batch']:,} of the "
-        f"{told['per_batch'] + told['labelled_per_batch']:,} in each batch of the student were of "
-        f"them, {told['views_shown']:,} views in all. The student without a teacher learned from "
-        "the same labelled batches."
+        f"{counts['images']:,} pictures without labels{left_out}; {counts['per_batch']:,} of the "
+        f"{counts['per_batch'] + counts['labelled_per_batch']:,} in each batch of the student "
+        f"were of them, {counts['views_shown']:,} views in all. The student without a teacher "
+        "learned from the same labelled batches."
     )
 
 
@@ -243,14 +243,16 @@ def scaling_sentence(facts: dict[str, Any]) -> str:
 
 def comparison(facts: Mapping[str, Any]) -> list[str]:
     """Return what the differences are worth, as a paragraph; none where nothing was compared."""
-    told = comparison_sentences(facts)
-    if not told:
+    sentences = comparison_sentences(facts)
+    if not sentences:
         return []
-    return [" ".join([*told, "Intervals are over which images happened to be in the test split."])]
+    return [
+        " ".join([*sentences, "Intervals are over which images happened to be in the test split."])
+    ]
 
 
 def cell(numbers: Mapping[str, Any], key: str) -> str:
-    """Return a table cell: a number and, where it is known, its interval."""
+    """Return a table cell: a number and, where there is one, its interval."""
     value, ends = numbers.get(key), (numbers.get("intervals") or {}).get(key)
     if value is None:
         return "–"

@@ -135,7 +135,7 @@ def disputed(split: Mapping[str, Tensor]) -> Tensor:
 
 def examples(split: Mapping[str, Tensor], rows: Tensor) -> list[dict[str, Any]]:
     """Return of each row its index, its true class, and each model's answer and confidence."""
-    found = []
+    records = []
     for row in rows.tolist():
         example: dict[str, Any] = {"row": row, "index": int(split["index"][row])}
         example["target"] = int(split["target"][row])
@@ -143,8 +143,8 @@ def examples(split: Mapping[str, Tensor], rows: Tensor) -> list[dict[str, Any]]:
             if role in split:
                 confidence, answer = softmax(split[role][row : row + 1], 1.0).max(dim=1)
                 example[role] = {"answer": int(answer), "confidence": short(confidence)}
-        found.append(example)
-    return found
+        records.append(example)
+    return records
 
 
 def save_thumbnails(path: Path, data: DataModule, summary: Mapping[str, Any]) -> None:

@@ -294,8 +294,8 @@ def over_cost(cost: str, kinds: Sequence[tuple[str, float, float, float, int]]) 
         axes = canvas.subplots()
         names = sorted({kind[0] for kind in kinds})  # so that each looks alike in all figures
         looks = dict(zip(names, zip(cycle(SERIES), cycle(SHAPES), strict=False), strict=False))
-        for name, value, *found, count in kinds:
-            (mean, spread), (colour, shape) = scaled(found, "top1"), looks[name]
+        for name, value, *top1, count in kinds:
+            (mean, spread), (colour, shape) = scaled(top1, "top1"), looks[name]
             look: Any = {"marker": shape, "linestyle": "", "color": COLOURS[colour]}
             axes.errorbar([value], [mean], [spread], capsize=3, label=name, **look)
             over = f" ± {spread:.2g} over {count} runs" if count > 1 else ""

@@ -1,4 +1,4 @@
-"""The jobs of a sweep as rows: what each was told, and what came of it."""
+"""The jobs of a sweep as rows: the overrides of each, and what came of it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from distill.utils.run_folder import (
 METRICS = ("top1", "nll", "ece", "ece_after_scaling", "agreement")
 AVERAGED = ("val_top1", "test_top1", "test_nll", "test_ece", "baseline_top1")
 TEMPERATURE, SEED = "objective.temperature", "seed"
-# What a student that is trained on labels alone is told.
+# The settings that bear on a student that is trained on labels alone.
 ON_LABELS = ("student.", "optimizer.", "scheduler.", "trainer.", "data.", "condition.", SEED)
 COSTS = ("params", "flops", "latency_ms")  # of a student, the last on the machine of the run
 UNSHOWN = ("folder", "config", "validation", "interval")  # of a row: no columns
@@ -43,8 +43,10 @@ def sweep_rows(folder: Path) -> list[Row]:
     going_on, jobs = held_elsewhere(folder), jobs_in(folder)
     names = [job.relative_to(folder).as_posix() for job in jobs]
     rows = [job_row(job, going_on) | {"job": name} for job, name in zip(jobs, names, strict=True)]
-    told = differences([r for j, r in zip(jobs, rows, strict=True) if not (j / RECORD).is_file()])
-    rows = [told.get(row["job"], {}) | row for row in rows]
+    overrides = differences(
+        [r for j, r in zip(jobs, rows, strict=True) if not (j / RECORD).is_file()]
+    )
+    rows = [overrides.get(row["job"], {}) | row for row in rows]
     return with_baselines(with_front(with_one_latency(rows)))
 
 
@@ -53,13 +55,13 @@ def with_one_latency(rows: list[Row]) -> list[Row]:
 
     Jobs of one process share a measurement, others measured while other things went on.
     """
-    found: dict[Any, list[float]] = {}
+    latencies: dict[Any, list[float]] = {}
     for row in rows:
         if row.get("latency_ms"):
-            found.setdefault((row["params"], row["flops"]), []).append(row["latency_ms"])
+            latencies.setdefault((row["params"], row["flops"]), []).append(row["latency_ms"])
     for row in rows:
         if row.get("latency_ms"):
-            row["latency_ms"] = statistics.median(found[row["params"], row["flops"]])
+            row["latency_ms"] = statistics.median(latencies[row["params"], row["flops"]])
     return rows
 
 
@@ -70,18 +72,18 @@ def by_cost(rows: Sequence[Row], cost: str) -> list[tuple[str, float, float, flo
         `(name, cost, mean top-1, standard deviation, number of runs)` in ascending cost; the
         deviation of a single run is NaN.
     """
-    told = [name for name in varied(rows) if name.startswith("student")]
+    settings = [name for name in varied(rows) if name.startswith("student")]
     kinds: dict[tuple[str, float], list[float]] = {}
     for row in rows:
         if row.get(cost) and row.get("test_top1") is not None:
-            values = [f"{name.removeprefix('student.')}={row[name]}" for name in told
+            values = [f"{name.removeprefix('student.')}={row[name]}" for name in settings
                       if row.get(name) is not None]  # fmt: skip
             name = ", ".join(values) or str(row["config"].get("student.name", "student"))
             kinds.setdefault((name, float(row[cost])), []).append(row["test_top1"])
-    found = [
+    points = [
         (name, value, *mean_and_deviation(top1), len(top1)) for (name, value), top1 in kinds.items()
     ]
-    return sorted(found, key=lambda kind: kind[1])
+    return sorted(points, key=lambda kind: kind[1])
 
 
 def job_row(job: Path, going_on: bool = False) -> Row:
@@ -112,8 +114,8 @@ def job_row(job: Path, going_on: bool = False) -> Row:
     row |= {name: student.get(name) for name in COSTS}
     row["seconds"] = summary.get("seconds")
     # As the configuration has it, so that 8e-3 and 0.008 are one setting; `none` leaves {} there.
-    known = {name: value for name, value in row["config"].items() if value != {}}
-    return row | {name: known[name] for name in overrides_of(job) if name in known}
+    values = {name: value for name, value in row["config"].items() if value != {}}
+    return row | {name: values[name] for name in overrides_of(job) if name in values}
 
 
 def unfinished(job: Path, going_on: bool) -> str:
@@ -125,7 +127,7 @@ def unfinished(job: Path, going_on: bool) -> str:
 
 
 def differences(rows: Sequence[Row]) -> dict[str, Row]:
-    """Return, of jobs without Hydra's record of what they were told, what tells them apart."""
+    """Return, of jobs without Hydra's record of their overrides, where they differ."""
     names = dict.fromkeys(name for row in rows for name in row["config"])
     differing = [
         name
@@ -143,9 +145,9 @@ def differences(rows: Sequence[Row]) -> dict[str, Row]:
 def with_baselines(rows: list[Row]) -> list[Row]:
     """Give runs that left out their baseline the one of another run, where it would be the same."""
     done = [row for row in rows if row["status"] == "done"]
-    known = {baseline_of(row): row for row in done if row["baseline_top1"] is not None}
+    baselines = {baseline_of(row): row for row in done if row["baseline_top1"] is not None}
     for row in done:
-        if row["baseline_top1"] is None and (other := known.get(baseline_of(row))):
+        if row["baseline_top1"] is None and (other := baselines.get(baseline_of(row))):
             row |= {name: other[name] for name in (f"baseline_{m}" for m in METRICS[:3])}
     return rows
 
@@ -186,8 +188,8 @@ def merits(row: Row) -> list[float]:
 
 def decider(rows: Sequence[Row]) -> str:
     """Return the metric of validation that ranks jobs: top-1 where `optimized_metric` differs."""
-    named = {str(row["config"].get("optimized_metric") or "val/top1") for row in rows}
-    return named.pop().removeprefix("val/") if len(named) == 1 else "top1"
+    metrics = {str(row["config"].get("optimized_metric") or "val/top1") for row in rows}
+    return metrics.pop().removeprefix("val/") if len(metrics) == 1 else "top1"
 
 
 def merit(value: Any, name: str) -> float:
@@ -198,10 +200,10 @@ def merit(value: Any, name: str) -> float:
 
 
 def overrides_of(job: Path) -> Row:
-    """Return what a job was told that may decide its numbers, by name."""
+    """Return the overrides of a job that may decide its numbers, by name."""
     pairs = [override.split("=", 1) for override in read_overrides(job)]
-    told = {name.lstrip("+~"): "".join(value) for name, *value in pairs}
-    return {name: value for name, value in told.items() if not is_bookkeeping(name)}
+    overrides = {name.lstrip("+~"): "".join(value) for name, *value in pairs}
+    return {name: value for name, value in overrides.items() if not is_bookkeeping(name)}
 
 
 def setting(row: Row, axis: str) -> str:
@@ -260,20 +262,20 @@ def series_over(rows: Sequence[Row], axis: str, metric: str) -> dict[str, Points
     """
     rest = [name for name in varied(rows) if name != axis and not is_seed(name)]
     titles: dict[str, str] = {}
-    found: dict[str, dict[float, dict[Any, float]]] = {}
+    series: dict[str, dict[float, dict[Any, float]]] = {}
     for row in rows:
         value, x = row.get(f"test_{metric}"), as_number(row.get(axis))
         if value is not None and x is not None:
             key = setting(row, axis)
             titles.setdefault(key, title_of(row, rest, titles.values()))
-            seeds = found.setdefault(titles[key], {}).setdefault(x, {})
+            seeds = series.setdefault(titles[key], {}).setdefault(x, {})
             seeds[seeds_of(row)] = value
     return {
         title: [
             (x, *mean_and_deviation(list(seeds.values())), len(seeds))
             for x, seeds in sorted(at.items())
         ]
-        for title, at in found.items()
+        for title, at in series.items()
     }
 
 
@@ -289,19 +291,19 @@ def over_seeds(rows: Sequence[Row]) -> list[Row]:
     runs: dict[str, dict[Any, Row]] = {}
     for row in rows:
         runs.setdefault(setting(row, SEED), {})[seeds_of(row)] = row
-    if not any(len(found) > 1 for found in runs.values()):
+    if not any(len(by_seed) > 1 for by_seed in runs.values()):
         return []
     metric = decider(rows)
     decisive = f"val_{metric}"
     averaged: list[Row] = []
-    for found in runs.values():
-        title = title_of(next(iter(found.values())), names, [row["setting"] for row in averaged])
-        averaged.append({"setting": title, "seeds": len(found)})
+    for by_seed in runs.values():
+        title = title_of(next(iter(by_seed.values())), names, [row["setting"] for row in averaged])
+        averaged.append({"setting": title, "seeds": len(by_seed)})
         for name in dict.fromkeys((decisive, *AVERAGED)):
-            values = [row.get(name) for row in found.values()]
-            known = [value for value in values if value is not None]
-            complete = len(known) == len(values)
-            averaged[-1][name] = mean_and_deviation(known) if complete else None
+            values = [row.get(name) for row in by_seed.values()]
+            present = [value for value in values if value is not None]
+            complete = len(present) == len(values)
+            averaged[-1][name] = mean_and_deviation(present) if complete else None
     return sorted(
         averaged, key=lambda row: merit((row[decisive] or (None,))[0], metric), reverse=True
     )
@@ -319,23 +321,23 @@ def gains(rows: Sequence[Row]) -> list[Row]:
     for row in rows:
         if row.get("baseline_top1") is not None and row.get("baseline_nll") is not None:
             runs.setdefault(setting(row, SEED), {})[seeds_of(row)] = row
-    found: list[Row] = []
+    averaged: list[Row] = []
     for several in runs.values():
-        told = list(several.values())
-        if len(told) > 1:
-            title = title_of(told[0], names, [one["setting"] for one in found])
-            found.append({"setting": title, "seeds": len(told)})
+        compared = list(several.values())
+        if len(compared) > 1:
+            title = title_of(compared[0], names, [one["setting"] for one in averaged])
+            averaged.append({"setting": title, "seeds": len(compared)})
             for metric in ("top1", "nll"):
-                apart = [row[f"test_{metric}"] - row[f"baseline_{metric}"] for row in told]
+                apart = [row[f"test_{metric}"] - row[f"baseline_{metric}"] for row in compared]
                 ends = mean_interval(apart)
-                found[-1][metric] = {"value": statistics.fmean(apart), "interval": ends}
-    return found
+                averaged[-1][metric] = {"value": statistics.fmean(apart), "interval": ends}
+    return averaged
 
 
 def title_of(row: Row, names: Sequence[str], taken: Collection[str]) -> str:
-    """Return what a setting was told, numbered where another was told the same."""
-    told = [f"{name}={row[name]}" for name in names if row.get(name) is not None]
-    title = ", ".join(told) or "student"
+    """Return a title for a setting, numbered where another has the same."""
+    settings = [f"{name}={row[name]}" for name in names if row.get(name) is not None]
+    title = ", ".join(settings) or "student"
     others = sum(one == title or one.startswith(f"{title} (") for one in taken)
     return f"{title} ({others + 1})" if others else title
 
@@ -357,23 +359,23 @@ def as_number(value: Any) -> float | None:
 def gathered(paths: Sequence[Path]) -> list[Row]:
     """Return the rows of several runs and sweeps, with their `folder` and, if several, `sweep`.
 
-    What one job was told and another was not is filled in from the other's configuration.
+    What only one job overrides is filled in from the configuration of the other.
     """
     rows = []
     for path in paths:
-        found = [job_row(path)] if (path / SUMMARY).is_file() else sweep_rows(path)
-        if not found:
+        jobs = [job_row(path)] if (path / SUMMARY).is_file() else sweep_rows(path)
+        if not jobs:
             raise FileNotFoundError(f"{path} holds neither a finished run nor a sweep")
         single = (path / SUMMARY).is_file()
-        named = {"sweep": path.name} if len(paths) > 1 and not single else {}
-        rows += [row | named | {"folder": path if single else path / row["job"]} for row in found]
-    told = {name for row in rows for name in overrides_of(row["folder"])}
-    return with_baselines(with_one_latency([configured(row, told) for row in rows]))
+        label = {"sweep": path.name} if len(paths) > 1 and not single else {}
+        rows += [row | label | {"folder": path if single else path / row["job"]} for row in jobs]
+    overridden = {name for row in rows for name in overrides_of(row["folder"])}
+    return with_baselines(with_one_latency([configured(row, overridden) for row in rows]))
 
 
-def configured(row: Row, told: set[str]) -> Row:
-    """Return a row with what its job was not told but had by default."""
-    missing = sorted(told - row.keys())
+def configured(row: Row, overridden: set[str]) -> Row:
+    """Return a row with what its job did not override but had by default."""
+    missing = sorted(overridden - row.keys())
     if not missing or row["status"] != "done":
         return row
     hydra = read_yaml(row["folder"] / ".hydra" / "hydra.yaml")

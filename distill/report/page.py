@@ -135,7 +135,7 @@ def run_content(run: Run) -> dict[str, Any]:
         "reliability": reliability_figures(summary),
         "scaling": scaling_figures(summary),
         "risk": figures.risk_coverage(
-            {role: found["risk_coverage"] for role, found in evidence["models"].items()}
+            {role: model["risk_coverage"] for role, model in evidence["models"].items()}
         ),
         "learning": learning_figures(run),
         "confusion": confusion_content(evidence["confusion"]["matrix"], summary["classes"]),
@@ -166,18 +166,17 @@ def difference_rows(comparisons: Mapping[str, Any]) -> dict[str, Any] | None:
     return {
         "others": [words.OTHERS[role] for role in roles],
         "rows": [
-            (heading, [difference_cell(found[key], scale, digits) for found in every])
+            (heading, [difference_cell(differences[key], scale, digits) for differences in every])
             for heading, key, scale, digits in names
         ],
     }
 
 
-def difference_cell(found: Mapping[str, Any], scale: float, digits: int) -> dict[str, Any]:
+def difference_cell(difference: Mapping[str, Any], scale: float, digits: int) -> dict[str, Any]:
     """Return a difference and its interval as they are shown, and whether it is clear of zero."""
-    ends: Sequence[float] = found["interval"] or ()
-    value, *shown = (
-        f"{scale * number:+z.{digits}f}".replace("-", "−") for number in (found["value"], *ends)
-    )
+    ends: Sequence[float] = difference["interval"] or ()
+    numbers = (difference["value"], *ends)
+    value, *shown = (f"{scale * number:+z.{digits}f}".replace("-", "−") for number in numbers)
     surely = bool(ends) and not ends[0] <= 0 <= ends[1]
     return {"value": value, "ends": " to ".join(shown), "surely": surely}
 
@@ -236,7 +235,7 @@ def sweep_content(paths: Sequence[Path], output: Path) -> dict[str, Any]:
     on_front = [row["job"] for row in done if row.get("front")]
     return {
         "title": ", ".join(path.resolve().name for path in paths),
-        "told": (["sweep"] if any("sweep" in row for row in rows) else []) + varied(done),
+        "columns": (["sweep"] if any("sweep" in row for row in rows) else []) + varied(done),
         "rows": [row | {"link": link_to(row["folder"], output.parent)} for row in ranked],
         "metric": metric,
         "order": "descending" if higher_is_better(f"val/{metric}") else "ascending",
@@ -258,9 +257,9 @@ def sweep_content(paths: Sequence[Path], output: Path) -> dict[str, Any]:
 
 def differing_costs(rows: Sequence[Row]) -> list[str]:
     """Return the costs to draw accuracy over: all of them where students differ, else none."""
-    known = [cost for cost in COSTS if any(row.get(cost) for row in rows)]
+    costs = [cost for cost in COSTS if any(row.get(cost) for row in rows)]
     sizes = {(row.get("params"), row.get("flops")) for row in rows if row.get("params")}
-    return known if len(sizes) > 1 else []
+    return costs if len(sizes) > 1 else []
 
 
 def validation_columns(metrics: Iterable[str]) -> list[tuple[str, str, int]]:
@@ -274,9 +273,9 @@ def sweep_figure(rows: Sequence[Row], axis: str, metric: str) -> figures.Figure:
     for row in rows:
         if (value := row[f"baseline_{metric}"]) is not None:
             by_seed.setdefault(seeds_of(row), set()).add(value)
-    known = [value for values in by_seed.values() for value in values]
-    shared = known and all(len(values) == 1 for values in by_seed.values())
-    reference = sum(known) / len(known) if shared else None
+    baselines = [value for values in by_seed.values() for value in values]
+    shared = baselines and all(len(values) == 1 for values in by_seed.values())
+    reference = sum(baselines) / len(baselines) if shared else None
     return figures.over_axis(metric, axis, series_over(rows, axis, metric), reference)
 
 
@@ -306,8 +305,8 @@ def top_ks(models: Mapping[str, Mapping[str, Any]]) -> list[int]:
 
 def reliability_figures(summary: Mapping[str, Any]) -> list[figures.Figure]:
     """Return a diagram of each model as it is, and of the student after scaling."""
-    found = summary["evidence"]["models"]
-    student, numbers = found["student"], summary["student"]
+    models = summary["evidence"]["models"]
+    student, numbers = models["student"], summary["student"]
     drawn = [
         figures.reliability(
             "student", "student", student["reliability"], numbers["ece"], "reliability-student"
@@ -318,8 +317,8 @@ def reliability_figures(summary: Mapping[str, Any]) -> list[figures.Figure]:
         bins, ece = student["reliability_after_scaling"], numbers["ece_after_scaling"]
         drawn.append(figures.reliability("student", title, bins, ece, "reliability-scaled"))
     for role in ("teacher", "baseline"):
-        if role in found:
-            bins, ece = found[role]["reliability"], summary[role]["ece"]
+        if role in models:
+            bins, ece = models[role]["reliability"], summary[role]["ece"]
             name = f"reliability-{role}"
             drawn.append(figures.reliability(role, ROLES[role], bins, ece, name))
     return drawn
@@ -327,9 +326,9 @@ def reliability_figures(summary: Mapping[str, Any]) -> list[figures.Figure]:
 
 def scaling_figures(summary: Mapping[str, Any]) -> list[figures.Figure]:
     """Return NLL and ECE over the scaling temperature."""
-    found = summary["evidence"]["models"]
-    curves = {role: found[role]["scaling"] for role in found}
-    chosen = {role: summary[role]["temperature_star"] for role in found}
+    models = summary["evidence"]["models"]
+    curves = {role: models[role]["scaling"] for role in models}
+    chosen = {role: summary[role]["temperature_star"] for role in models}
     return [figures.curve_over_temperature(curves, metric, chosen) for metric in ("nll", "ece")]
 
 
@@ -374,8 +373,8 @@ def with_images(
     examples: Sequence[Any], images: Sequence[np.ndarray]
 ) -> list[tuple[Any, str | None]]:
     """Return each example with its image, or with none where the images are not these."""
-    known = len(images) == len(examples)
-    uris = [data_uri(image) for image in images] if known else [None] * len(examples)
+    matched = len(images) == len(examples)
+    uris = [data_uri(image) for image in images] if matched else [None] * len(examples)
     return list(zip(examples, uris, strict=True))
 
 

@@ -13,8 +13,11 @@ BLIND = 0.95  # of the images of other classes that are given one label
 
 def sentences(summary: Mapping[str, Any]) -> list[str]:
     """Return what a reader of the headline should know: differences, and models of one answer."""
-    found = [*blind_sentences(summary), *comparison_sentences(summary)]
-    return found + scaling_sentences(summary.get("student") or {})
+    return [
+        *blind_sentences(summary),
+        *comparison_sentences(summary),
+        *scaling_sentences(summary.get("student") or {}),
+    ]
 
 
 def scaling_sentences(student: Mapping[str, Any]) -> list[str]:
@@ -31,38 +34,38 @@ def scaling_sentences(student: Mapping[str, Any]) -> list[str]:
 
 def comparison_sentences(summary: Mapping[str, Any]) -> list[str]:
     """Return how the student compares with the baseline and its teacher; nothing where unknown."""
-    found = summary.get("comparisons") or {}
-    present = [(found[role], name) for role, name in OTHERS.items() if role in found]
+    comparisons = summary.get("comparisons") or {}
+    present = [(comparisons[role], name) for role, name in OTHERS.items() if role in comparisons]
     return [comparison_sentence(*one) + confidence_sentence(one[0]) for one in present]
 
 
-def comparison_sentence(found: Mapping[str, Any], other: str) -> str:
+def comparison_sentence(comparison: Mapping[str, Any], other: str) -> str:
     """Return in words whether the student is better than another model, and how surely.
 
     Args:
-        found: see `distill.metrics.uncertainty`.
+        comparison: see `distill.metrics.uncertainty`.
         other: what the other model is called.
     """
-    value, ends = found["differences"]["top1"]["value"], found["differences"]["top1"]["interval"]
-    if found["verdict"] == "worse":
+    difference = comparison["differences"]["top1"]
+    value, ends = difference["value"], difference["interval"]
+    if comparison["verdict"] == "worse":
         value, ends = -value, [-end for end in reversed(ends)]
-    surely = (
-        f"95 %: {points(ends[0])} to {points(ends[1])}; McNemar p {p_value(found['mcnemar_p'])}"
-    )
-    if found["verdict"] == "undecided":
+    p = p_value(comparison["mcnemar_p"])
+    surely = f"95 %: {points(ends[0])} to {points(ends[1])}; McNemar p {p}"
+    if comparison["verdict"] == "undecided":
         return (
-            f"The student and {other} cannot be told apart on {found['images']:,} images "
+            f"The student and {other} cannot be told apart on {comparison['images']:,} images "
             f"(difference {points(value, sign=True)} points of top-1, {surely})."
         )
     return (
-        f"The student is {found['verdict']} than {other} by {points(value)} points of top-1 "
+        f"The student is {comparison['verdict']} than {other} by {points(value)} points of top-1 "
         f"({surely})."
     )
 
 
-def confidence_sentence(found: Mapping[str, Any]) -> str:
+def confidence_sentence(comparison: Mapping[str, Any]) -> str:
     """Return how the NLL differs, after a space, where it clearly does."""
-    difference = found["differences"]["nll"]
+    difference = comparison["differences"]["nll"]
     low, high = difference["interval"] or (0.0, 0.0)
     if low <= 0 <= high:
         return ""

@@ -63,12 +63,12 @@ def hold(config: DictConfig, kind: str) -> Path:
         if chosen:
             COMMAND.enter_context(only_run_in(folder))
             return folder
-        found = first_free(folder)
+        free = first_free(folder)
     except (ValueError, OSError) as error:
         refuse(error)
-    if found != folder:
-        name_it(config, f"hydra.{kind}.dir", found)
-    return found
+    if free != folder:
+        name_it(config, f"hydra.{kind}.dir", free)
+    return free
 
 
 def first_free(folder: Path) -> Path:
@@ -79,7 +79,7 @@ def first_free(folder: Path) -> Path:
             try:
                 COMMAND.enter_context(only_run_in(name))
                 return name
-            except ValueError:  # taken since it was asked
+            except ValueError:  # taken in the meantime
                 continue
     COMMAND.enter_context(only_run_in(names[-1]))
     return names[-1]

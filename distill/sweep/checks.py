@@ -27,7 +27,7 @@ def check_sweep(config: DictConfig) -> None:
 
 
 def check_record(config: DictConfig) -> None:
-    """Refuse jobs without Hydra's record of what they were told, and jobs out of the folder."""
+    """Refuse jobs without Hydra's record of their overrides, and jobs out of the folder."""
     subdir = str(OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"])  # type: ignore[index, call-overload]
     if subdir.startswith(("/", ".")) or "/." in subdir:
         refuse(ValueError(
@@ -43,14 +43,16 @@ def check_record(config: DictConfig) -> None:
 
 
 def check_direction(config: DictConfig) -> None:
-    """Refuse a direction that does not follow from what a search is told of each trial."""
+    """Refuse a direction that does not follow from what is reported to a search of each trial."""
     given, goals = config.hydra.sweeper.direction, config.sweep.metrics
-    told = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
-    names = [getattr(way, "name", way) for way in told]  # Optuna's own preset has an enumeration
+    ways = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    names = [getattr(way, "name", way) for way in ways]  # Optuna's own preset has an enumeration
     right = [direction(goal) for goal in goals or [config.optimized_metric]]
     if names != right:
-        asked = f"sweep.metrics={goals}" if goals else f"optimized_metric={config.optimized_metric}"
+        setting = (
+            f"sweep.metrics={goals}" if goals else f"optimized_metric={config.optimized_metric}"
+        )
         refuse(ValueError(
-            f"hydra.sweeper.direction={', '.join(map(str, names))} is not that of {asked}, which "
+            f"hydra.sweeper.direction={', '.join(map(str, names))} is not that of {setting}, which "
             f"is {', '.join(right)}: leave it out, or give that"
         ))  # fmt: skip

@@ -122,16 +122,16 @@ def run_together(
             job_dir_key="hydra.sweep.dir",
             job_subdir_key="hydra.sweep.subdir",
         )
-        if signals.pending():  # whoever asked for it has stopped listening
+        if signals.pending():  # whoever requested it has stopped listening
             return
-        found = returned(done)
-        if not out_of_memory(found):
+        outcome = returned(done)
+        if not out_of_memory(outcome):
             report(job.number, done)
         elif among_others:
             crowded.append(job)
-            release(found)
+            release(outcome)
         else:
-            print(f"distill: job {job.name}: {one_line(found)}", file=sys.stderr)
+            print(f"distill: job {job.name}: {one_line(outcome)}", file=sys.stderr)
             report(job.number, nothing())
 
     in_turns([partial(run, job, len(chunk) > 1) for job in chunk])

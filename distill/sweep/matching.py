@@ -1,4 +1,4 @@
-"""Which folder each job of a resumed sweep has: by what it was told, not by its place in it.
+"""Which folder each job of a resumed sweep has: by its overrides, not by its place in it.
 
 Hydra numbers the jobs of a command. Here they are compared with those that are in the sweep's
 folder: the same job has its own folder again, a new one gets a number that none has. What was found
@@ -29,7 +29,7 @@ from distill.utils.run_folder import RECORD, SUMMARY, jobs_in, read_overrides
 
 NUMBER = "${hydra.job.num}"  # `hydra.sweep.subdir` as it is, of which the names are known at once
 CONFIG = RECORD.with_name("config.yaml")
-Told = frozenset[tuple[str, str]]
+Pairs = frozenset[tuple[str, str]]
 Settings = dict[str, Any]
 
 
@@ -70,19 +70,19 @@ def match(config: DictConfig, folder: Path) -> Match:
     Raises:
         ValueError: if two jobs would have one folder.
     """
-    asked = asked_for(config)
+    overrides = job_overrides(config)
     there = {job.relative_to(folder).as_posix(): job for job in jobs_in(folder)}
-    compose = cache(partial(composed, config, asked))
-    known = same(asked, there, compose)
-    named = [known.get(k) for k in range(len(asked))]
-    folders = with_new_names(named, there, names_of(config, compose))
-    taken = [there[name] for name in known.values()]
+    compose = cache(partial(composed, config, overrides))
+    matched = same(overrides, there, compose)
+    names = [matched.get(k) for k in range(len(overrides))]
+    folders = with_new_names(names, there, names_of(config, compose))
+    taken = [there[name] for name in matched.values()]
     finished = [job for job in taken if (job / SUMMARY).is_file()]
     begun = [job for job in taken if job not in finished and any(job.glob("checkpoints/*.ckpt"))]
-    return Match(folders, len(finished), len(begun), len(there) - len(known))
+    return Match(folders, len(finished), len(begun), len(there) - len(matched))
 
 
-def asked_for(config: DictConfig) -> list[list[str]]:
+def job_overrides(config: DictConfig) -> list[list[str]]:
     """Return the overrides of each job, in the order of Hydra's own sweeper.
 
     Raises:
@@ -104,43 +104,43 @@ def choices(override: Override) -> list[str]:
     return [f"{override.get_key_element()}={value}" for value in values]
 
 
-def composed(config: DictConfig, asked: Sequence[list[str]], number: int) -> DictConfig:
+def composed(config: DictConfig, overrides: Sequence[list[str]], number: int) -> DictConfig:
     """Return the whole configuration of a job, as its launcher will compose it."""
     loader: Any = GlobalHydra.instance().config_loader()
-    job: DictConfig = loader.load_sweep_config(config, list(asked[number]))
+    job: DictConfig = loader.load_sweep_config(config, list(overrides[number]))
     with read_write(job.hydra), open_dict(job.hydra):
         job.hydra.job.num = job.hydra.job.id = number
     return job
 
 
 def same(
-    asked: Sequence[Sequence[str]], there: dict[str, Path], compose: Callable[[int], DictConfig]
+    jobs: Sequence[Sequence[str]], there: dict[str, Path], compose: Callable[[int], DictConfig]
 ) -> dict[int, str]:
     """Return which job of the command is which in the folder: first by words, then by meaning.
 
     `objective.temperature=4 seed=0` and `objective.temperature=4` are two texts of one
     configuration. Composing it takes time, which only those take that no text has matched.
     """
-    left: dict[Told, list[str]] = {}
+    left: dict[Pairs, list[str]] = {}
     for name, job in there.items():
-        left.setdefault(told(tuple(read_overrides(job))), []).append(name)
-    found: dict[int, str] = {}
-    for number, overrides in enumerate(asked):
-        if names := left.get(told(tuple(overrides))):
-            found[number] = names.pop(0)
+        left.setdefault(canonical_pairs(tuple(read_overrides(job))), []).append(name)
+    matched: dict[int, str] = {}
+    for number, overrides in enumerate(jobs):
+        if names := left.get(canonical_pairs(tuple(overrides))):
+            matched[number] = names.pop(0)
     configs = {name: settings_in(there[name]) for names in left.values() for name in names}
-    for number in range(len(asked)):
-        if number not in found and configs:
+    for number in range(len(jobs)):
+        if number not in matched and configs:
             own = settings_of(compose(number))
             equal = next((name for name, config in configs.items() if config == own), None)
             if equal is not None:
-                found[number] = equal
+                matched[number] = equal
                 del configs[equal]
-    return found
+    return matched
 
 
 @cache
-def told(overrides: tuple[str, ...]) -> Told:
+def canonical_pairs(overrides: tuple[str, ...]) -> Pairs:
     """Return what overrides say of a job's numbers, however they are written and in any order."""
     pairs = map(pair, overrides)
     return frozenset((name, value) for name, value in pairs if not is_bookkeeping(name))
@@ -208,14 +208,14 @@ def names_of(config: DictConfig, compose: Callable[[int], DictConfig]) -> Callab
 
 
 def with_new_names(
-    named: Sequence[str | None], there: Iterable[str], name: Callable[[int, int], str]
+    names: Sequence[str | None], there: Iterable[str], name: Callable[[int, int], str]
 ) -> list[str]:
     """Return a folder for each job: its own, or a new one of a number after the largest."""
-    taken = {*there, *filter(None, named)}
+    taken = {*there, *filter(None, names)}
     number = 1 + max((number_in(one) for one in taken), default=-1)
-    found: list[str] = []
-    for job, known in enumerate(named):
-        own = known
+    folders: list[str] = []
+    for job, existing in enumerate(names):
+        own = existing
         if own is None:
             own = name(job, number)
             if own in taken:
@@ -225,8 +225,8 @@ def with_new_names(
                 )
             number += 1
         taken.add(own)
-        found.append(own)
-    return found
+        folders.append(own)
+    return folders
 
 
 def number_in(name: str) -> int:

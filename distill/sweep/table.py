@@ -28,14 +28,14 @@ TO_DROP = ("test_agreement", "flops", "baseline_top1", "test_ece", "latency_ms",
 class SweepTable(Callback):
     """End a multirun with its table and page; exit with code 2 if a job failed."""
 
-    asked: set[str] | None = None  # the jobs of this command, where others may be in its folder
+    own_jobs: set[str] | None = None  # the jobs of this command, where others may be in its folder
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Give the jobs of a resumed sweep their folders, or say what becomes of others there."""
         if "sweep" not in config:  # of an evaluation
             return
         if config.sweep.resume:
-            self.asked = take_up(config)
+            self.own_jobs = take_up(config)
         else:
             say_what_becomes_of_others(config)
 
@@ -51,12 +51,12 @@ class SweepTable(Callback):
         statuses = {row["status"] for row in rows}
         if "done" in statuses or "ended" not in statuses:  # not of a task without numbers
             tell(rows, folder, config.get("report", False))
-        if any(failed(row, folder) for row in rows if self.is_asked(row["job"])):
+        if any(failed(row, folder) for row in rows if self.is_own(row["job"])):
             raise SystemExit(2)
 
-    def is_asked(self, job: str) -> bool:
+    def is_own(self, job: str) -> bool:
         """Whether a job is one of this command, and not only in its folder."""
-        return self.asked is None or job in self.asked
+        return self.own_jobs is None or job in self.own_jobs
 
 
 def failed(row: dict[str, Any], folder: Path) -> bool:
@@ -87,13 +87,13 @@ def take_up(config: DictConfig) -> set[str] | None:
     from distill.sweep import matching
 
     try:
-        found = matching.match(config, folder)
+        matched = matching.match(config, folder)
     except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
         refuse(error)
-    print(f"{folder}: {found}")
-    if list(found.folders) != [str(number) for number in range(len(found.folders))]:
-        name_it(config, "hydra.sweep.subdir", matching.subdir_of(found.folders))
-    return set(found.folders)
+    print(f"{folder}: {matched}")
+    if list(matched.folders) != [str(number) for number in range(len(matched.folders))]:
+        name_it(config, "hydra.sweep.subdir", matching.subdir_of(matched.folders))
+    return set(matched.folders)
 
 
 def tell(rows: list[dict[str, Any]], folder: Path, page: bool) -> None:
@@ -195,11 +195,11 @@ def print_winner(rows: list[dict[str, Any]], folder: Path) -> None:
     if best == -math.inf:
         return
     first, *others = [row for row in rows if worth[row["job"]] == best]
-    told = ", ".join(f"{name}={first[name]}" for name in varied(rows) if name in first)
+    settings = ", ".join(f"{name}={first[name]}" for name in varied(rows) if name in first)
     jobs = ", ".join(row["job"] for row in others)
     tied = ["", f"; job {jobs} ties with it", f"; jobs {jobs} tie with it"][min(len(others), 2)]
     print(
-        f"best on validation: job {first['job']}{f' ({told})' if told else ''}, "
+        f"best on validation: job {first['job']}{f' ({settings})' if settings else ''}, "
         f"val {metric} {shown(first['validation'][metric])}, "
         f"test top1 {shown(first['test_top1'])}{tied}"
     )

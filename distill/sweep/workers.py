@@ -66,29 +66,29 @@ def places(devices: Any, on_gpus: bool = True) -> list[Place]:
     Raises:
         ValueError: if there are not so many GPUs, or it is none of these.
     """
-    found = gpus() if on_gpus else []
+    names = gpus() if on_gpus else []
     if isinstance(devices, Sequence) and not isinstance(devices, str):
-        return [{GPU: named(device, found) if on_gpus else str(device)} for device in devices]
-    count = len(found) if devices == "auto" else devices
+        return [{GPU: gpu_name(device, names) if on_gpus else str(device)} for device in devices]
+    count = len(names) if devices == "auto" else devices
     if not isinstance(count, int) or isinstance(count, bool) or count < (devices != "auto"):
         raise ValueError(f"hydra.launcher.devices={devices}: give auto, a number or a list of GPUs")
-    if found and count > len(found):
-        raise ValueError(f"hydra.launcher.devices={devices}, and there are {len(found)} GPUs")
+    if names and count > len(names):
+        raise ValueError(f"hydra.launcher.devices={devices}, and there are {len(names)} GPUs")
     if count < 2:
         return []
-    if found:
-        return [{GPU: device} for device in found[:count]]
+    if names:
+        return [{GPU: device} for device in names[:count]]
     share = str(max(1, cores() // count))
     return [{"OMP_NUM_THREADS": share, "MKL_NUM_THREADS": share}] * count
 
 
-def named(device: Any, found: Sequence[str]) -> str:
+def gpu_name(device: Any, names: Sequence[str]) -> str:
     """Return the name of one of the GPUs that were found, given its name or its index."""
-    if isinstance(device, int) and 0 <= device < len(found):
-        return found[device]
-    if str(device) in found:
+    if isinstance(device, int) and 0 <= device < len(names):
+        return names[device]
+    if str(device) in names:
         return str(device)
-    raise ValueError(f"hydra.launcher.devices names GPU {device}, and there are {len(found)} GPUs")
+    raise ValueError(f"hydra.launcher.devices names GPU {device}, and there are {len(names)} GPUs")
 
 
 def gpus() -> list[str]:
@@ -96,8 +96,8 @@ def gpus() -> list[str]:
     import torch
 
     count = torch.cuda.device_count()
-    named = [name.strip() for name in os.environ.get(GPU, "").split(",") if name.strip()]
-    return named[:count] if named else [str(k) for k in range(count)]
+    visible = [name.strip() for name in os.environ.get(GPU, "").split(",") if name.strip()]
+    return visible[:count] if visible else [str(k) for k in range(count)]
 
 
 def cores() -> int:
@@ -106,7 +106,7 @@ def cores() -> int:
 
 
 def nothing() -> JobReturn:
-    """Return what a sweeper is told of a job that came to nothing: it goes on with the others."""
+    """Return what is reported of a job that came to nothing: it goes on with the others."""
     done = JobReturn(status=JobStatus.COMPLETED)
     done.return_value = None  # not NaN, at which Optuna's sweeper ends the search
     return done

@@ -34,9 +34,9 @@ def epoch_row(trainer: Any) -> dict[str, float]:
     `trainer.logged_metrics` changes only when it is logged, and the row's step is counted in
     batches whose optimiser stepped, for which there is no public name.
     """
-    found = {name: float(value) for name, value in trainer._logger_connector.metrics["log"].items()}
+    row = {name: float(value) for name, value in trainer._logger_connector.metrics["log"].items()}
     step = trainer.fit_loop.epoch_loop._batches_that_stepped - 1
-    return {**found, "epoch": trainer.current_epoch, "step": step}
+    return {**row, "epoch": trainer.current_epoch, "step": step}
 
 
 def averaged_model(callback: Any) -> Any:

@@ -21,7 +21,7 @@ LOCK = ".lock"
 TRIES, PAUSE = 5, 0.05  # seconds: whoever only asks (`held_elsewhere`) holds a lock for a moment
 COMMAND = ExitStack()  # what a command holds until its end
 _locks: dict[Path, IO[str]] = {}  # folders that this process holds → their open locks
-_holders: Counter[Path] = Counter()  # how often it has asked for each
+_holders: Counter[Path] = Counter()  # how often it has requested each
 
 
 def resolved_path(path: str | Path, base: str | Path | None = None) -> Path:
@@ -37,10 +37,10 @@ def resolved_path(path: str | Path, base: str | Path | None = None) -> Path:
         ValueError: if `~` stands for a home that nobody knows.
     """
     try:
-        found = Path(os.path.expandvars(path)).expanduser()
+        expanded = Path(os.path.expandvars(path)).expanduser()
     except RuntimeError as error:
         raise ValueError(f"{path}: there is no home folder: set HOME, or write it out") from error
-    return found if base is None else Path(base, found)
+    return expanded if base is None else Path(base, expanded)
 
 
 def under_construction(path: Path) -> Path:
@@ -66,7 +66,7 @@ def only_run_in(folder: Path) -> Iterator[None]:
 
     The lock is the process's own (`fcntl`): the system releases it at its end, whatever end that
     is, and data workers that outlive it for a moment do not keep it, as they would `flock`. A
-    process may ask again for what it holds: it is let go with the last that asked.
+    process may request again what it holds: it is let go with the last request.
 
     Raises:
         ValueError: if another process holds it.
@@ -120,7 +120,7 @@ def taken(file: IO[str], exclusive: bool) -> bool:
 
 
 def held_elsewhere(folder: Path) -> bool:
-    """Whether another process holds a folder; it is asked without changing anything there."""
+    """Whether another process holds a folder; checked without changing anything there."""
     if folder.resolve() in _locks:
         return False
     try:
@@ -138,7 +138,7 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
     try:
         try:
             file = building.open("wb")
-        except OSError as error:  # of which a person knows the name that was asked for
+        except OSError as error:  # of which a person knows the name that was requested
             raise type(error)(error.errno, error.strerror, str(path)) from None
         with file:
             yield file

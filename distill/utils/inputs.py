@@ -87,9 +87,11 @@ def logits_of(answer: Any, who: str) -> Tensor:
     """
     if isinstance(answer, Tensor):
         return answer
-    named = answer.get("logits") if isinstance(answer, Mapping) else getattr(answer, "logits", None)
-    if isinstance(named, Tensor):
-        return named
+    logits = (
+        answer.get("logits") if isinstance(answer, Mapping) else getattr(answer, "logits", None)
+    )
+    if isinstance(logits, Tensor):
+        return logits
     what = type(answer).__name__
     if isinstance(answer, Mapping):
         what += f" of {', '.join(map(str, answer))}"

@@ -15,7 +15,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file, whole or not at all; a number that is not finite becomes null."""
     text = json.dumps(finite(content), indent=2, ensure_ascii=False, allow_nan=False)
     # A list of numbers is one line; strings hold no line breaks, so nothing else can match.
-    text = re.sub(r"\[\n[^\[\]{}\"]+\]", lambda found: one_line(found.group()), text)
+    text = re.sub(r"\[\n[^\[\]{}\"]+\]", lambda match: one_line(match.group()), text)
     write_whole(path, text + "\n")
 
 

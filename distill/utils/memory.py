@@ -9,7 +9,7 @@ LARGEST_BLOCK, LARGEST_REST = 2**30, 2**31 - 1  # bytes
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep freed blocks for the next batch, where it can be told to.
+    """Let the C library keep freed blocks for the next batch, where it has that option.
 
     glibc gives a block of more than 32 MB back to the system as soon as it is freed, and smaller
     ones where they lie at the end of the heap. A training step on a CPU then spends up to a third

@@ -23,14 +23,14 @@ def inside(folder: Path, name: str) -> Path:
     """
     path = folder / name
     try:
-        found = path.resolve(strict=True)
+        target = path.resolve(strict=True)
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(missing(folder, name)) from None
     except (OSError, RuntimeError) as error:  # a circle of links
         raise ValueError(f"{path} leads nowhere: {error}") from error
-    if not found.is_relative_to(folder.resolve()):
+    if not target.is_relative_to(folder.resolve()):
         raise ValueError(f"{path} is a link out of its folder: copy the file there")
-    if not found.is_file():
+    if not target.is_file():
         raise ValueError(f"{path} is not an ordinary file")
     return path
 

@@ -11,7 +11,7 @@ from distill.utils.reading import read_json, read_yaml, there
 
 SUMMARY = "summary.json"
 METRICS = "metrics.csv"
-RECORD = Path(".hydra", "overrides.yaml")  # of what a job was told
+RECORD = Path(".hydra", "overrides.yaml")  # of a job's overrides
 ENDED = Path(".hydra", "ended")  # of a sweep's job that ended well and leaves no numbers
 FAILED = Path(".hydra", "failed")  # of one that did not, since it was last begun
 SWEEP = "multirun.yaml"  # Hydra's, in a sweep's folder
@@ -32,14 +32,14 @@ def jobs_in(folder: Path, depth: int = DEEPEST) -> list[Path]:
     """
     if not depth or not folder.is_dir():
         return []
-    found: list[Path] = []
+    jobs: list[Path] = []
     inside = (path for path in folder.iterdir() if not path.name.startswith("."))
     for path in sorted(inside, key=lambda path: numbered(path.name)):
         if is_run(path):
-            found.append(path)
+            jobs.append(path)
         elif path.is_dir() and not path.is_symlink() and not (path / SWEEP).is_file():
-            found += jobs_in(path, depth - 1)
-    return found
+            jobs += jobs_in(path, depth - 1)
+    return jobs
 
 
 def numbered(name: str) -> tuple[int, str]:
@@ -58,7 +58,7 @@ def read_summary(path: Path) -> dict[str, Any]:
 
 
 def read_overrides(job: Path) -> list[str]:
-    """Read what a job was told, as it was told."""
+    """Read a job's overrides, as they were typed."""
     file = job / RECORD
     listed = read_yaml(file) or []
     if not isinstance(listed, list):

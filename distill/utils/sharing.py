@@ -31,7 +31,7 @@ class Sharing:
     ) -> None:
         self.switch = switch
         self.made = {} if made is None else made
-        self.held = 0  # how many have asked that the turn does not end
+        self.held = 0  # how many have requested that the turn does not end
         self.away = 0.0  # seconds spent waiting for the other runs
 
     @property
@@ -73,20 +73,20 @@ class Sharing:
 class Recent:
     """The last few answers to objects that runs which share ask about one after the other.
 
-    An object is known by what it is, not by what it equals: comparing two batches would cost more
-    than it saves, and on a GPU would wait for it.
+    An object is identified by what it is, not by what it equals: comparing two batches would cost
+    more than it saves, and on a GPU would wait for it.
     """
 
     def __init__(self) -> None:
         self.kept: deque[tuple[object, Hashable, Any]] = deque(maxlen=WINDOW)
 
-    def answer(self, asked: object, detail: Hashable, make: Callable[[], T]) -> T:
+    def answer(self, subject: object, detail: Hashable, make: Callable[[], T]) -> T:
         """Return what `make` returns, or has returned for this object and detail."""
-        for known, extra, answer in self.kept:
-            if known is asked and extra == detail:
+        for other, extra, answer in self.kept:
+            if other is subject and extra == detail:
                 return answer
         answer = make()
-        self.kept.append((asked, detail, answer))
+        self.kept.append((subject, detail, answer))
         return answer
 
 

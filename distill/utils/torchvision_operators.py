@@ -18,7 +18,7 @@ _declared: list[object] = []  # torch withdraws a declaration when its Library i
 
 
 class _BeforeTorchvision:
-    """An import finder that finds nothing, but prepares torch when torchvision is asked for."""
+    """An import finder that finds nothing, but prepares torch when torchvision is imported."""
 
     @classmethod
     def find_spec(cls, name: str, path: object = None, target: object = None) -> ModuleSpec | None:

@@ -8,10 +8,10 @@ import pytest
 import timm
 import torch
 
-from distill.models.build import ModelSpec, build_matched, build_model, published_known
+from distill.models.build import ModelSpec, build_matched, build_model, published_label_set
 from distill.models.bundle import save_student
 from distill.models.checkpoint import Checkpoint, read_checkpoint
-from distill.models.classes import KnownClasses, MappedClasses, imagenet_names, matched, read_groups
+from distill.models.classes import LabelSet, MappedClasses, imagenet_names, matched, read_groups
 from distill.models.features import feature_channels, forward_with_features
 from distill.models.weights import DataShape
 from distill.training.cache import identity
@@ -138,18 +138,18 @@ def test_a_table_maps_several_classes_to_one_as_probabilities(bundles, images, t
 def test_what_is_wrong_in_a_table_is_said(tmp_path, text, message):
     path = tmp_path / "t.csv"
     path.write_text(text, encoding="utf-8")
-    known = KnownClasses(4, [["a", "crane"], ["b", "crane"], ["c"], ["d"]], "teacher")
+    known = LabelSet(4, [["a", "crane"], ["b", "crane"], ["c"], ["d"]], "teacher")
     with pytest.raises(ValueError, match=message):
         read_groups(str(path), known, ["x", "y"])
 
 
 def test_a_table_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"teacher\.classes=.*No such file"):
-        read_groups(str(tmp_path / "none.csv"), KnownClasses(1, None, "teacher"), ["x"])
+        read_groups(str(tmp_path / "none.csv"), LabelSet(1, None, "teacher"), ["x"])
 
 
 def test_imagenets_classes_are_found_by_synset_or_by_any_one_name():
-    known = published_known(ModelSpec("resnet18.a1_in1k", pretrained=True), "teacher")
+    known = published_label_set(ModelSpec("resnet18.a1_in1k", pretrained=True), "teacher")
     classes = ["golden_retriever", "n01440764", "Toilet-Paper", "Tinca tinca"]
     assert matched(known, classes[:3], "teacher", None) == [[207], [0], [999]]
     with pytest.raises(ValueError, match="'n01440764' and 'Tinca tinca'"):
@@ -166,7 +166,7 @@ def test_other_imagenets_are_known_by_their_count_and_any_other_is_not():
 
 
 def test_a_thousand_classes_that_are_not_imagenets_keep_their_order(caplog):
-    known = KnownClasses(1000, imagenet_names(1000), "teacher", of_imagenet=True)
+    known = LabelSet(1000, imagenet_names(1000), "teacher", of_imagenet=True)
     assert matched(known, [str(k) for k in range(1000)], "teacher", None) is None
     assert "their order is taken for the data's" in caplog.text
     assert matched(known, [names[0] for names in known.names], "teacher", None) is None
@@ -253,7 +253,7 @@ def test_a_model_of_imagenet_teaches_the_classes_it_has(tmp_path, caplog, publis
 
 def test_a_strangers_names_command_no_terminal(caplog):
     caplog.set_level(logging.INFO, "distill")
-    known = KnownClasses(3, [["a\x1b[2J"], ["b"], ["c"]], "teacher")
+    known = LabelSet(3, [["a\x1b[2J"], ["b"], ["c"]], "teacher")
     matched(known, ["a\x1b[2J", "b"], "teacher", None)
     with pytest.raises(ValueError, match="none of its is called") as caught:
         matched(known, ["z\x1b"], "teacher", None)

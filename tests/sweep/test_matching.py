@@ -53,7 +53,7 @@ def test_the_jobs_are_those_that_hydras_own_sweeper_makes(hydra, tmp_path, overr
         [f"sweep.resume={tmp_path}", *overrides]
     )
     (expected,) = BasicSweeper.split_arguments(told, None)
-    assert matching.asked_for(config) == expected
+    assert matching.job_overrides(config) == expected
 
 
 def test_jobs_keep_their_folders_in_any_order_and_new_ones_get_new_numbers(hydra, tmp_path):
@@ -66,7 +66,8 @@ def test_jobs_keep_their_folders_in_any_order_and_new_ones_get_new_numbers(hydra
     assert str(found) == "8 jobs: 3 finished before, 5 new; 1 more there, not asked for now, kept"
 
     name_it(config, "hydra.sweep.subdir", matching.subdir_of(found.folders))
-    for number, own in enumerate(matching.asked_for(config)):  # as every launcher composes a job
+    jobs = matching.job_overrides(config)
+    for number, own in enumerate(jobs):  # as every launcher composes a job
         job = hydra.config_loader.load_sweep_config(config, own)
         job.hydra.job.num = number
         assert job.hydra.sweep.subdir == found.folders[number]
@@ -124,4 +125,5 @@ def test_a_pattern_that_names_one_folder_for_two_jobs_is_refused(hydra, tmp_path
     ],
 )
 def test_how_a_value_is_written_does_not_matter(one, other, same):
-    assert (matching.told((one,)) == matching.told((other, "resume=auto"))) == same
+    pairs = matching.canonical_pairs
+    assert (pairs((one,)) == pairs((other, "resume=auto"))) == same

@@ -326,10 +326,10 @@ def kept(labels: Tensor, index: Tensor, sizes: Tensor, seed: int, where: int = C
 
 def build_condition(options: Mapping[str, Any] | None) -> Condition | None:
     """Return the condition of these options, or None where nothing is made hard."""
-    known = [one.name for one in fields(Condition)]
+    names = [one.name for one in fields(Condition)]
     for name in options or {}:
-        if name not in known:
-            raise ValueError(f"condition has no option {name}; there are {', '.join(known)}")
+        if name not in names:
+            raise ValueError(f"condition has no option {name}; there are {', '.join(names)}")
     condition = Condition(**(options or {}))
     return condition if condition.active else None
 
@@ -390,8 +390,8 @@ def check_sizes(
 
 def check_given(given: Tensor, sizes: Tensor, classes: Sequence[str]) -> None:
     """Refuse labels of which none names a class that has images."""
-    found = torch.bincount(given, minlength=len(classes))
-    for label in torch.nonzero((found == 0) & (sizes > 0)).flatten().tolist():
+    counts = torch.bincount(given, minlength=len(classes))
+    for label in torch.nonzero((counts == 0) & (sizes > 0)).flatten().tolist():
         raise ValueError(
             f"condition.noise leaves no training image with the label {classes[label]}: "
             "there are too few for this rate"

@@ -58,8 +58,8 @@ def read_costs(
             "separate the cells by commas"
         )
     if _is_number(lines[0].cells[0]):
-        return _unnamed(path, lines, classes, what)
-    return _named(path, lines, classes, what)
+        return _without_header(path, lines, classes, what)
+    return _with_header(path, lines, classes, what)
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def read_lines(path: Path) -> list[Line]:
     return [line for line in lines if any(line.cells)]
 
 
-def _unnamed(
+def _without_header(
     path: Path, lines: list[Line], classes: Sequence[str], what: str
 ) -> tuple[Tensor, list[str]]:
     _check_rows(path, len(lines), classes, what)
@@ -102,7 +102,7 @@ def _unnamed(
     return torch.tensor(rows, dtype=torch.float64), [*classes, *actions]
 
 
-def _named(
+def _with_header(
     path: Path, lines: list[Line], classes: Sequence[str], what: str
 ) -> tuple[Tensor, list[str]]:
     header, body = lines[0], lines[1:]

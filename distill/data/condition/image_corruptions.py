@@ -171,15 +171,15 @@ CORRUPTIONS: dict[str, tuple[Corrupt, Sequence[float]]] = {
 }
 
 
-def chosen(asked: bool | str | Sequence[str]) -> list[str]:
+def chosen(corruptions: bool | str | Sequence[str]) -> list[str]:
     """Return the corruptions that `corruptions=` asks for: true is all of them, false none.
 
     Raises:
         ValueError: if there is none of that name.
     """
-    if not isinstance(asked, bool | str | list | None):
-        raise ValueError(f"corruptions must be true, false or a list of names, got {asked!r}")
-    names = [asked] if isinstance(asked, str) else asked or []
+    if not isinstance(corruptions, bool | str | list | None):
+        raise ValueError(f"corruptions must be true, false or a list of names, got {corruptions!r}")
+    names = [corruptions] if isinstance(corruptions, str) else corruptions or []
     names = list(CORRUPTIONS) if names is True else list(names)
     for name in names:
         if name not in CORRUPTIONS:

@@ -98,26 +98,26 @@ def read_contents(
         cache: the folder for what is kept; None keeps nothing.
     """
     kept = Kept(cache, root) if cache is not None else None
-    known = kept.load() if kept else {}
+    cached = kept.load() if kept else {}
     names, stamps = [piece.name(root) for piece in pieces], stamps_of(pieces)
-    found = [
-        valid(known.get(name), stamp, decode) for name, stamp in zip(names, stamps, strict=True)
+    contents = [
+        valid(cached.get(name), stamp, decode) for name, stamp in zip(names, stamps, strict=True)
     ]
-    lacking = [place for place, one in enumerate(found) if one is None]
+    lacking = [place for place, one in enumerate(contents) if one is None]
     announce(root, [stamps[place] for place in lacking], [pieces[place] for place in lacking])
     fresh: dict[str, list[Any]] = {}
     for place, one, settled in examined(pieces, lacking, decode):
-        found[place] = one
+        contents[place] = one
         if settled is not None and settled == stamps[place] and one.digest:
             fresh[names[place]] = [*settled, one.digest, one.fault]
     if kept and fresh:
         kept.add(fresh)
-    assert all(one is not None for one in found)
-    return [one for one in found if one is not None]
+    assert all(one is not None for one in contents)
+    return [one for one in contents if one is not None]
 
 
 def valid(entry: list[Any] | None, stamp: Stamp | None, decode: bool) -> Content | None:
-    """Return what is known of a piece, unless its file has changed or more is asked now."""
+    """Return what is cached of a piece, unless its file has changed or more is requested now."""
     if entry is None or stamp is None or tuple(entry[:4]) != stamp:
         return None
     content = Content(entry[4], entry[5])
@@ -133,10 +133,10 @@ def stamps_of(pieces: Iterable[Piece]) -> list[Stamp | None]:
 def stamp_of(path: Path) -> Stamp | None:
     """Return what tells that a file has changed."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def examined(
@@ -156,7 +156,7 @@ def examined(
 
 
 def examine(piece: Piece, decode: bool) -> Content:
-    """Read a piece and, if that is asked, decode it as training will."""
+    """Read a piece and, if that is requested, decode it as training will."""
     try:
         content = piece.read()
     except OSError as error:
@@ -209,11 +209,11 @@ class Kept:
     def load(self) -> dict[str, list[Any]]:
         """Return what is kept, by name; nothing of a file that is damaged or of another form."""
         try:
-            told = json.loads(self.path.read_bytes())
-            if told["form"] != FORM:
+            saved = json.loads(self.path.read_bytes())
+            if saved["form"] != FORM:
                 return {}
-            entries = {name: entry for name, entry in told["images"].items() if well_formed(entry)}
-            same = told["pillow"] == PIL.__version__
+            entries = {name: entry for name, entry in saved["images"].items() if well_formed(entry)}
+            same = saved["pillow"] == PIL.__version__
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return {}
         # Another Pillow may read what this one does not, and the other way about.
@@ -226,8 +226,8 @@ class Kept:
             with FileLock(f"{self.path}.lock"):
                 remove_stale(self.path.parent, self.path.name)
                 before = {n: e for n, e in self.load().items() if n not in fresh and self.there(n)}
-                told = {"form": FORM, "pillow": PIL.__version__, "images": before | fresh}
-                write_whole(self.path, json.dumps(told))
+                saved = {"form": FORM, "pillow": PIL.__version__, "images": before | fresh}
+                write_whole(self.path, json.dumps(saved))
         except OSError as error:
             log.info("what images hold is not kept: %s: %s", self.path, reason(error))
 
@@ -278,7 +278,7 @@ def read_splits(
     Args:
         root: the folder that images are named from.
         listed: part → its images.
-        classes: the class names, where they are known.
+        classes: the class names, where there are any.
         verify: whether to decode each image once to find broken ones.
         broken: `refuse` or `skip` these.
         cache: see `read_contents`.
@@ -290,7 +290,9 @@ def read_splits(
     pieces = [piece for one in listed.values() for piece in one.pieces]
     contents = read_contents(root, pieces, verify, cache)
     bad = [
-        (piece, found.fault) for piece, found in zip(pieces, contents, strict=True) if found.fault
+        (piece, content.fault)
+        for piece, content in zip(pieces, contents, strict=True)
+        if content.fault
     ]
     if bad and broken == "refuse":
         raise ValueError(refusal(root, bad))
@@ -332,5 +334,5 @@ def refusal(root: Path, bad: Sequence[tuple[Piece, str | None]]) -> str:
     remedy = "data.broken=skip leaves them out"
     if len(bad) == 1:
         return f"broken image {root / bad[0][0].shown(root)}: {bad[0][1]} ({remedy})"
-    named = some((f"{piece.shown(root)} ({fault})" for piece, fault in bad), 10)
-    return f"{len(bad)} broken images in {root}: {named}; {remedy}"
+    faults = some((f"{piece.shown(root)} ({fault})" for piece, fault in bad), 10)
+    return f"{len(bad)} broken images in {root}: {faults}; {remedy}"

@@ -61,7 +61,7 @@ def folder(
     check_channels(channels)
     base = existing_folder(root)
     seen = Seen(base)
-    layout = found_layout(base, seen)
+    layout = layout_of(base, seen)
     classes = [path.name for path in layout.classes["train"]]
     seen.walked |= real_paths([*layout.places.values(), *chain(*layout.classes.values())])
     listed = {part: listed_split(layout, part, classes, channels, seen) for part in layout.places}
@@ -80,7 +80,7 @@ class Layout:
     notes: list[str]
 
 
-def found_layout(base: Path, seen: Seen) -> Layout:
+def layout_of(base: Path, seen: Seen) -> Layout:
     """Return the layout of a folder: of splits, or flat class folders.
 
     Raises:
@@ -112,7 +112,7 @@ def found_layout(base: Path, seen: Seen) -> Layout:
 def split_notes(places: Mapping[str, Path], others: Sequence[Path]) -> list[str]:
     """Return what is to be said of folders of splits, and of those beside them."""
     renamed = [f"{path.name} is {part}" for part, path in places.items() if path.name != part]
-    notes = [f"by its name, {told}" for told in renamed]
+    notes = [f"by its name, {text}" for text in renamed]
     if others:
         names = some((path.name for path in others), 10)
         notes.append(f"beside the splits, and not used: {names}")
@@ -123,13 +123,13 @@ def check_not_classes(
     base: Path, parts: Mapping[str, Sequence[Path]], others: Sequence[Path]
 ) -> None:
     """Refuse folders that are called like splits where they look like classes among others."""
-    named = [path for paths in parts.values() for path in paths]
-    if any(has_folders(path) for path in named):
+    paths = [path for group in parts.values() for path in group]
+    if any(has_folders(path) for path in paths):
         return
     beside = [path.name for path in others if holds_images(path)]
-    if beside and any(holds_images(path) for path in named):
+    if beside and any(holds_images(path) for path in paths):
         raise ValueError(
-            f"{base}: {some(path.name for path in named)} may be a split without class folders, or "
+            f"{base}: {some(path.name for path in paths)} may be a split without class folders, or "
             f"a class beside {some(beside)}: rename it, or give the labels in a table (data=csv)"
         )
 
@@ -264,9 +264,9 @@ def files_of(
     files: list[Path] = []
     labels: list[int] = []
     for folder in folders:
-        found = image_files(folder, seen)
-        files += found
-        labels += [numbers[folder.name]] * len(found)
+        images = image_files(folder, seen)
+        files += images
+        labels += [numbers[folder.name]] * len(images)
     return files, torch.tensor(labels, dtype=torch.long)
 
 

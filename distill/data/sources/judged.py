@@ -52,11 +52,11 @@ def opened(source: Callable[..., Source], group: Mapping[str, Any], judged: Judg
         ValueError: if it has a class that the model does not know.
     """
     whole = WHOLE.get(getattr(source, "func", source)) if judged.whole else None
-    found = (whole and whole(group)) or source(**group)
-    return known_as(found, judged) if judged.classes else found
+    data = (whole and whole(group)) or source(**group)
+    return with_model_classes(data, judged) if judged.classes else data
 
 
-def known_as(source: Source, judged: Judged) -> Source:
+def with_model_classes(source: Source, judged: Judged) -> Source:
     """Return a source whose labels are a trained model's, by the names of the classes.
 
     Names are matched as they are written, and those that are not found without regard to case.
@@ -92,7 +92,7 @@ def place_of(name: str, classes: Sequence[str]) -> int | None:
     """Return a class's label by its name, or None where it is not known."""
     if name in classes:
         return classes.index(name)
-    folded = [known.casefold() for known in classes]
+    folded = [one.casefold() for one in classes]
     return folded.index(name.casefold()) if folded.count(name.casefold()) == 1 else None
 
 
@@ -147,17 +147,17 @@ def timm_to_judge(group: Mapping[str, Any]) -> Source | None:
     judged = splits.get("test") or splits.get("val")
     if splits.get("train") or not judged:
         return None
-    found = timm_dataset(**{**group, "splits": {"train": judged}})
-    return only_judged(found.name, found.classes, found.channels, found.train)
+    source = timm_dataset(**{**group, "splits": {"train": judged}})
+    return only_judged(source.name, source.classes, source.channels, source.train)
 
 
 def table_to_judge(group: Mapping[str, Any]) -> Source | None:
     """Return a table, whose images are all to be judged where it names no splits."""
-    found = table(**group)
-    if found.val is not None or found.test is not None:
-        return found
-    source = only_judged(found.name, found.classes, found.channels, found.train)
-    return replace(source, notes=[*source.notes, *found.notes])
+    source = table(**group)
+    if source.val is not None or source.test is not None:
+        return source
+    judged = only_judged(source.name, source.classes, source.channels, source.train)
+    return replace(judged, notes=[*judged.notes, *source.notes])
 
 
 # How sources are read of which there is nothing to train on.

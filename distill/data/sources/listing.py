@@ -34,7 +34,7 @@ class Seen:
 
     def notes(self) -> list[str]:
         """Return a line for each kind of thing that was met."""
-        found = []
+        lines = []
         if self.hidden:
             what = (
                 "hidden file or folder is"
@@ -42,7 +42,7 @@ class Seen:
                 else "hidden files or folders are"
             )
             names = dict.fromkeys(path.name for path in self.hidden)
-            found.append(f"{len(self.hidden)} {what} not read ({some(names)})")
+            lines.append(f"{len(self.hidden)} {what} not read ({some(names)})")
         if self.endings:
             kinds = [f"{ending or 'none'} {n}" for ending, n in self.endings.most_common()]
             what = (
@@ -50,24 +50,24 @@ class Seen:
                 if self.endings.total() == 1
                 else ("files with other endings are")
             )
-            found.append(f"{self.endings.total()} {what} not read ({some(kinds, 5)})")
+            lines.append(f"{self.endings.total()} {what} not read ({some(kinds, 5)})")
         if self.links:
             what = "link leads" if len(self.links) == 1 else "links lead"
-            found.append(
+            lines.append(
                 f"{len(self.links)} {what} to folders that are read already, and so not followed "
                 f"({self._some(self.links)})"
             )
         if self.nested:
-            found.append(
+            lines.append(
                 f"images in sub-folders of a class count as that class ({self._some(self.nested)})"
             )
         if self.loose:
             what = "image lies" if len(self.loose) == 1 else "images lie"
-            found.append(
+            lines.append(
                 f"{len(self.loose)} {what} in no class folder, and not used "
                 f"({self._some(self.loose)})"
             )
-        return found
+        return lines
 
     def _some(self, paths: Iterable[Path]) -> str:
         return some(relative(path, self.root) for path in paths)
@@ -120,7 +120,7 @@ def holds_images(folder: Path) -> bool:
 
 def subfolders(folder: Path, seen: Seen) -> list[Path]:
     """Return the folders in a folder, sorted by name; hidden ones and loops are left out."""
-    found = []
+    folders = []
     around = {os.path.realpath(folder)}
     for path in sorted(folder.iterdir()):
         if hidden(path.name):
@@ -128,8 +128,8 @@ def subfolders(folder: Path, seen: Seen) -> list[Path]:
         elif path.is_dir() and path.is_symlink() and encloses(os.path.realpath(path), around):
             seen.links.append(path)
         elif path.is_dir():
-            found.append(path)
-    return found
+            folders.append(path)
+    return folders
 
 
 def image_files(folder: Path, seen: Seen) -> list[Path]:
@@ -139,14 +139,14 @@ def image_files(folder: Path, seen: Seen) -> list[Path]:
     anyway (`seen.walked`): else a loop would multiply images, or show them as another class.
     """
     wanted = endings()
-    found: list[Path] = []
+    paths: list[Path] = []
     for inside, files in walked(folder, seen):
         images = [file for file in files if file.suffix.lower() in wanted]
         seen.endings.update(f.suffix.lower() for f in files if f.suffix.lower() not in wanted)
         if images and inside != folder:
             seen.nested.append(inside)
-        found += images
-    return sorted(found, key=lambda file: (str(file.parent), file.name))
+        paths += images
+    return sorted(paths, key=lambda file: (str(file.parent), file.name))
 
 
 def walked(folder: Path, seen: Seen) -> Iterator[tuple[Path, list[Path]]]:

@@ -68,7 +68,7 @@ def chosen_size(image_size: Any, model: ModelSize | None, headers: Sequence[Head
     Args:
         image_size: pixels, one number or height and width; None lets the model decide.
         model: what the model says.
-        headers: of some of the pictures; none where they are not known.
+        headers: of some of the pictures; none where they cannot be read.
     """
     if image_size is not None:
         return as_size(image_size)
@@ -90,7 +90,7 @@ def bounded(side: int, share: float) -> int:
 def sampled_headers(split: Split) -> list[Header]:
     """Return the headers of up to `SAMPLED` pictures, evenly spread over a streamed split.
 
-    None are known of data in memory, or of what cannot be opened: decoding names it.
+    There are none of data in memory, or of what cannot be opened: decoding names it.
     """
     if not isinstance(split, Streamed) or not len(split):
         return []
@@ -99,8 +99,8 @@ def sampled_headers(split: Split) -> list[Header]:
     if not hasattr(split.load, "open"):
         return []
     places = torch.linspace(0, len(split) - 1, min(SAMPLED, len(split))).round().long()
-    found = (opened_header(split.load, i) for i in split.index[places].tolist())
-    return [header for header in found if header is not None]
+    headers = (opened_header(split.load, i) for i in split.index[places].tolist())
+    return [header for header in headers if header is not None]
 
 
 def opened_header(load: Any, position: int) -> Header | None:
@@ -117,8 +117,8 @@ def header_of(file: IO[bytes] | Image.Image) -> Header:
     image = file if isinstance(file, Image.Image) else Image.open(file)
     width, height = image.size
     # Of a PNG without EXIF before its pixels, Pillow would decode them to look behind.
-    known = image.format != "PNG" or "exif" in image.info
-    turned = known and image.getexif().get(ORIENTATION) in TURNED
+    readable = image.format != "PNG" or "exif" in image.info
+    turned = readable and image.getexif().get(ORIENTATION) in TURNED
     return Header((width, height) if turned else (height, width), is_grey(image.mode))
 
 

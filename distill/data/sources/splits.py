@@ -57,7 +57,7 @@ class Resident:
 
 
 class Streamed:
-    """A split whose images are decoded when they are asked for.
+    """A split whose images are decoded when they are requested.
 
     Args:
         load: position in the source → PIL image.

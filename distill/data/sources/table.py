@@ -23,7 +23,7 @@ COLUMNS = {
     "split": ("split", "set", "partition"),
 }
 DELIMITERS = ",;\t"
-TRIED = 20  # rows by which the delimiter is told
+TRIED = 20  # rows by which the delimiter is inferred
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def table(
     check_channels(channels)
     check_broken(broken)
     base = existing_folder(root)
-    place = found_table(base, file)
+    place = table_path(base, file)
     rows, again = distinct(place, read_rows(place, base))
     rows, missing = present(place, rows, broken)
     classes = class_order({row.label for row in rows})
@@ -84,7 +84,7 @@ def table(
     return source
 
 
-def found_table(base: Path, file: str) -> Path:
+def table_path(base: Path, file: str) -> Path:
     """Return where a table lies: in the folder of images or, if not there, where it is named."""
     place = resolved_path(file)
     for path in (base / place, place):
@@ -105,15 +105,15 @@ def read_rows(place: Path, base: Path) -> list[Row]:
     for number, cells in body:
         if len(cells) <= max(columns.values()):
             raise ValueError(f"{place}, line {number}: {len(cells)} values are too few")
-        found = {name: cells[column].strip() for name, column in columns.items()}
-        if not found["path"] or not found["label"]:
+        values = {name: cells[column].strip() for name, column in columns.items()}
+        if not values["path"] or not values["label"]:
             raise ValueError(f"{place}, line {number}: path or label is empty")
-        split = meaning(found.get("split", "train"))
+        split = meaning(values.get("split", "train"))
         if split is None:
             raise ValueError(
-                f"{place}, line {number}: the split {found['split']!r} is none of train, val, test"
+                f"{place}, line {number}: the split {values['split']!r} is none of train, val, test"
             )
-        rows.append(Row(number, file_of(base, found["path"]), found["label"], split))
+        rows.append(Row(number, file_of(base, values["path"]), values["label"], split))
     if not rows:
         raise ValueError(f"{place} has no rows")
     return rows
@@ -158,22 +158,22 @@ def columns_of(
 ) -> tuple[dict[str, int], Sequence[tuple[int, list[str]]]]:
     """Return the columns' places, and the lines below the header, if there is one."""
     head = [cell.strip().lower() for cell in lines[0][1]]
-    found: dict[str, list[int]] = {
+    matches: dict[str, list[int]] = {
         name: [column for column, cell in enumerate(head) if cell in names]
         for name, names in COLUMNS.items()
     }
-    if not any(found.values()):
+    if not any(matches.values()):
         width = min(len(head), len(COLUMNS))
-        named = width == 3 and all(len(c) > 2 and meaning(c[2]) for _, c in lines)
-        return {"path": 0, "label": 1} | ({"split": 2} if named else {}), lines
-    for name, columns in found.items():
+        has_split = width == 3 and all(len(c) > 2 and meaning(c[2]) for _, c in lines)
+        return {"path": 0, "label": 1} | ({"split": 2} if has_split else {}), lines
+    for name, columns in matches.items():
         if len(columns) > 1 or (not columns and name != "split"):
             *names, last = COLUMNS[name]
             raise ValueError(
                 f"{place}: of the columns {', '.join(lines[0][1])} one should be the {name}, and "
                 f"called {', '.join(names)} or {last}"
             )
-    return {name: columns[0] for name, columns in found.items() if columns}, lines[1:]
+    return {name: columns[0] for name, columns in matches.items() if columns}, lines[1:]
 
 
 def file_of(base: Path, name: str) -> Path:
@@ -215,10 +215,10 @@ def present(place: Path, rows: Sequence[Row], broken: str) -> tuple[list[Row], l
         return list(rows), []
     names = some(str(row.path) for row in missing)
     what = "file is" if len(missing) == 1 else "files are"
-    told = f"{place}: {len(missing)} {what} missing ({names})"
+    message = f"{place}: {len(missing)} {what} missing ({names})"
     if broken == "refuse" or len(missing) == len(rows):
-        raise ValueError(f"{told}{why_missing(rows, missing)}; data.broken=skip leaves them out")
-    return [row for row in rows if row.path.is_file()], [f"{told}, and left out"]
+        raise ValueError(f"{message}{why_missing(rows, missing)}; data.broken=skip leaves them out")
+    return [row for row in rows if row.path.is_file()], [f"{message}, and left out"]
 
 
 def why_missing(rows: Sequence[Row], missing: Sequence[Row]) -> str:

@@ -83,8 +83,8 @@ def timm_dataset(
     """
     check_channels(channels)
     check_place(name, root)
-    label, named = name or str(root), requested(splits or {"train": "train"})
-    opened = {part: open_timm(name, root, split, options or {}) for part, split in named.items()}
+    label, chosen = name or str(root), requested(splits or {"train": "train"})
+    opened = {part: open_timm(name, root, split, options or {}) for part, split in chosen.items()}
     check_apart(name, label, opened)
     place = resolved_path(root or ".")
     seen = Seen(place)
@@ -99,7 +99,7 @@ def timm_dataset(
     listed: dict[str, Listed] = {}
     size: Size | None = None  # of what is held: that of train
     for part, dataset in opened.items():  # train first: it names the classes
-        with explained(f"{label}, split {named[part]!r}"):
+        with explained(f"{label}, split {chosen[part]!r}"):
             if isinstance(dataset, IterableDataset):
                 headers = first_headers(dataset)
                 size = size or chosen_size(image_size, model_size, headers)
@@ -107,11 +107,11 @@ def timm_dataset(
                 continue
             labels, names = numbered(sample_labels(dataset), names)
             labels = labels if name else renumbered(labels, class_names(dataset), own)
-            found = opened_split(dataset, labels, channels)
-            if isinstance(found, Listed):
-                listed[part] = found
+            split = opened_split(dataset, labels, channels)
+            if isinstance(split, Listed):
+                listed[part] = split
             else:
-                parts[part] = found
+                parts[part] = split
     base = place if place.is_dir() else place.parent
     read, left_out = read_splits(base, listed, names, verify, broken, cache)
     parts |= read
@@ -128,8 +128,8 @@ def beside(name: str, place: Path, opened: Mapping[str, Any]) -> list[str]:
     if name or not place.is_dir() or Path(os.path.abspath(place)) in roots:
         return []
     unused = sorted(p.name for p in folders_in(place) if Path(os.path.abspath(p)) not in roots)
-    told = f"beside the splits, and not used: {some(unused, 10)}; data.splits names what is"
-    return [told] if unused else []
+    note = f"beside the splits, and not used: {some(unused, 10)}; data.splits names what is"
+    return [note] if unused else []
 
 
 def check_place(name: str, root: str | None) -> None:
@@ -145,12 +145,12 @@ def check_place(name: str, root: str | None) -> None:
 
 def requested(splits: Mapping[str, str | None]) -> dict[str, str]:
     """Return timm's names of the splits that have one, train first."""
-    named = {part: split for part, split in splits.items() if split}
-    if "train" not in named or set(named) - set(PARTS):
+    chosen = {part: split for part, split in splits.items() if split}
+    if "train" not in chosen or set(chosen) - set(PARTS):
         raise ValueError("data.splits must name train and, if there, val and test")
-    if len(set(named.values())) < len(named):
-        raise ValueError(f"data.splits={named} names the same split twice")
-    return {part: named[part] for part in PARTS if part in named}
+    if len(set(chosen.values())) < len(chosen):
+        raise ValueError(f"data.splits={chosen} names the same split twice")
+    return {part: chosen[part] for part in PARTS if part in chosen}
 
 
 def open_timm(name: str, root: str | None, split: str, options: Mapping[str, Any]) -> Any:
@@ -255,7 +255,7 @@ def numbered(labels: list[Any], names: list[str]) -> tuple[Tensor, list[str]]:
         if unknown:
             raise ValueError(f"train has no class {unknown[0]!r}")
         labels = [numbers[label] for label in labels]
-    found = np.array(labels)
-    if found.ndim != 1 or found.dtype.kind not in "iub":
+    array = np.array(labels)
+    if array.ndim != 1 or array.dtype.kind not in "iub":
         raise ValueError(f"labels should be class numbers or names, not {labels[0]!r}")
-    return torch.from_numpy(found.astype(np.int64)), names
+    return torch.from_numpy(array.astype(np.int64)), names

@@ -153,8 +153,8 @@ class DatasetLoader:
     def name(self, position: int) -> str:
         """Return what a person can find the sample by."""
         reader = getattr(self.dataset, "reader", None)
-        found = reader.filename(position, absolute=True) if reader else None
-        return str(found or f"{position} of {type(reader or self.dataset).__name__}")
+        filename = reader.filename(position, absolute=True) if reader else None
+        return str(filename or f"{position} of {type(reader or self.dataset).__name__}")
 
     def open(self, position: int) -> IO[bytes] | Image.Image:
         """Return one sample's file, or its image where the data set has no files."""

@@ -42,22 +42,22 @@ def read(where: str | Source, source: Source, reading: Reading) -> tuple[Split, 
         ValueError: for what is no such place, holds no pictures, or other ones than the source's.
         FileNotFoundError: if there is no such folder.
     """
-    found: Split
+    pictures: Split
     if isinstance(where, str):
-        found, notes = picture_folder(where, source.channels, reading)
+        pictures, notes = picture_folder(where, source.channels, reading)
     elif isinstance(where, Source):
         if where.channels != source.channels:
             raise ValueError(
                 f"data.unlabeled: {where.name} has {where.channels} channels, and {source.name} "
                 f"has {source.channels}"
             )
-        found, notes = where.train, list(where.notes)
+        pictures, notes = where.train, list(where.notes)
     else:
         raise ValueError(f"data.unlabeled is a folder, or a source with _target_, not {where!r}")
-    if not len(found):
+    if not len(pictures):
         raise ValueError(f"data.unlabeled={where}: there is no picture that can be read")
-    found = found.relabelled(torch.full((len(found),), UNKNOWN))
-    return in_form_of(source.train, found, source.channels), notes
+    pictures = pictures.relabelled(torch.full((len(pictures),), UNKNOWN))
+    return in_form_of(source.train, pictures, source.channels), notes
 
 
 def picture_folder(path: str, channels: int, reading: Reading) -> tuple[Split, list[str]]:
@@ -76,23 +76,25 @@ def picture_folder(path: str, channels: int, reading: Reading) -> tuple[Split, l
     return splits["unlabeled"], [*left_out, *seen.notes()]
 
 
-def in_form_of(train: Split, found: Split, channels: int) -> Split:
+def in_form_of(train: Split, unlabeled: Split, channels: int) -> Split:
     """Return pictures in memory or decoded on demand, as those of train are."""
     if isinstance(train, Streamed):
-        if isinstance(found, Streamed):
-            return found
+        if isinstance(unlabeled, Streamed):
+            return unlabeled
         raise ValueError("data.unlabeled is held in memory, and data.source is not: give a folder")
     height, width = train.images.shape[-2:]
-    if isinstance(found, Resident):
-        if found.images.shape[1:] != train.images.shape[1:]:
+    if isinstance(unlabeled, Resident):
+        if unlabeled.images.shape[1:] != train.images.shape[1:]:
             raise ValueError(
-                f"data.unlabeled: its images are {list(found.images.shape[1:])}, and those of "
+                f"data.unlabeled: its images are {list(unlabeled.images.shape[1:])}, and those of "
                 f"train {list(train.images.shape[1:])}"
             )
-        return found
+        return unlabeled
     size = (height, width)
-    pictures = [cropped(found.load(place), channels, size) for place in found.index.tolist()]
-    return Resident(torch.stack(pictures), found.labels)
+    pictures = [
+        cropped(unlabeled.load(place), channels, size) for place in unlabeled.index.tolist()
+    ]
+    return Resident(torch.stack(pictures), unlabeled.labels)
 
 
 def joined(train: Split, unlabeled: Split, first: int) -> Split:

@@ -127,8 +127,8 @@ def export(cfg: DictConfig, sharing: Sharing | None = None) -> None:
 
     lost = {name: 100 * (rows[FLOAT]["top1"] - rows[name]["top1"]) for name in files}
     failed = [name for name, points in lost.items() if points > cfg.export.max_drop]
-    found = {"formats": rows, "study": study, "failed": failed, "unwritten": unwritten}
-    write_record(cfg, job, found)
+    results = {"formats": rows, "study": study, "failed": failed, "unwritten": unwritten}
+    write_record(cfg, job, results)
     print_tables(job, rows, study, unwritten)
     if failed:
         raise TooMuchLost(
@@ -167,31 +167,31 @@ def check(cfg: DictConfig) -> None:
         raise ValueError("distill-export takes one student at a time: leave out -m")
     unknown = [name for name in options.formats if name not in FILES]
     if unknown or not options.formats:
-        asked = unknown[0] if unknown else "[]"
-        raise ValueError(f"export.formats: {asked} is none of {', '.join(FILES)}")
+        wrong = unknown[0] if unknown else "[]"
+        raise ValueError(f"export.formats: {wrong} is none of {', '.join(FILES)}")
     if options.weights not in WEIGHTS_BY:
         raise ValueError(f"export.weights={options.weights} is none of {', '.join(WEIGHTS_BY)}")
-    asked = [name for name in options.formats if name.startswith("onnx")]
-    asked += ["export.study"] if options.study else []
-    if asked and not all(map(find_spec, PACKAGES)):
-        raise ValueError(f"{asked[0]} needs pip install 'distill-kd[export]'")
+    dependent = [name for name in options.formats if name.startswith("onnx")]
+    dependent += ["export.study"] if options.study else []
+    if dependent and not all(map(find_spec, PACKAGES)):
+        raise ValueError(f"{dependent[0]} needs pip install 'distill-kd[export]'")
     if not cfg.student.checkpoint:
         raise ValueError("give student.checkpoint=PATH: a student bundle, or a run's .ckpt")
 
 
 def load(cfg: DictConfig, sharing: Sharing | None = None) -> Job:
     """Return a bundle's student as it is exported, with its data."""
-    options, known = cfg.export, read_facts(cfg.student.checkpoint)
+    options, recorded = cfg.export, read_facts(cfg.student.checkpoint)
     data = build.build_data(cfg, build.to_judge(cfg, whole=False), sharing)
     checks.check_classes(cfg, data)
     if differing := checks.differing_views(cfg, data):  # the file has one size, and is judged at it
         raise ValueError(differing)
     student = build_model(read.model_spec(cfg.student), build.data_shape(data), "student")
     normalize = normalization(student, data.in_chans)
-    temperature = known.get("temperature") if options.temperature else None
+    temperature = recorded.get("temperature") if options.temperature else None
     model = Deployed(student, normalize if options.preprocessing else None, temperature).eval()
     facts = {
-        "classes": known.get("classes") or data.classes,
+        "classes": recorded.get("classes") or data.classes,
         "temperature": temperature,
         "input": input_facts(student, data, normalize, options.preprocessing),
         "distill": __version__,
@@ -215,15 +215,15 @@ def input_facts(
     shape = ["batch", data.in_chans, *data.image_size]
     settings = resolve_model_data_config(student)
     resized = {key: settings[key] for key in CLEAN_VIEW}
-    known = {"name": "images", "shape": shape, "values": described, "mean": mean, "std": std}
-    return {**known, **resized}
+    tensor = {"name": "images", "shape": shape, "values": described, "mean": mean, "std": std}
+    return {**tensor, **resized}
 
 
 def judge(job: Job, file: File, reference: Tensor) -> Row:
     """Return the numbers of one file, from its own runtime's logits."""
     logits = verify.answers(file.run, verify.test_images(job.data, job.prepare))
-    found = verify.scores(logits, job.data.test.labels, reference)
-    return found | {"file": file.path.name, "bytes": file.path.stat().st_size}
+    scores = verify.scores(logits, job.data.test.labels, reference)
+    return scores | {"file": file.path.name, "bytes": file.path.stat().st_size}
 
 
 def write_float(job: Job, path: Path) -> File:
@@ -317,10 +317,10 @@ def print_tables(
     log.info("%s, export.json in %s", files, os.path.relpath(job.folder))
 
 
-def write_record(cfg: DictConfig, job: Job, found: dict[str, Any]) -> None:
+def write_record(cfg: DictConfig, job: Job, results: dict[str, Any]) -> None:
     """Write `export.json`: every number, what the files take, and how they were made."""
     run_metadata = report.run_metadata(cfg, job.data)
     runtimes = {name: version(name) for name in PACKAGES if find_spec(name)}
-    content = {**found, **run_metadata, **job.facts}
+    content = {**results, **run_metadata, **job.facts}
     content["versions"] = run_metadata["versions"] | runtimes
     write_json(job.folder / RECORD, content)

@@ -97,13 +97,13 @@ def weights_only(model: onnx.ModelProto, per_channel: bool) -> onnx.ModelProto:
     model = prepared(model)
     graph = model.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
-    found = {
+    axes = {
         node.input[1]: output_axis(node, len(weights[node.input[1]].dims))
         for node in graph.node
         if node.op_type in WEIGHTED and node.input[1] in weights
     }
     nodes = []
-    for name, axis in found.items():
+    for name, axis in axes.items():
         values, scale = int8(numpy_helper.to_array(weights[name]), axis if per_channel else None)
         graph.initializer.remove(weights[name])
         parts = (f"{name}_int8", values), (f"{name}_scale", scale)

@@ -82,9 +82,9 @@ def check_batches(run: Runtime, shape: tuple[int, ...], classes: int, name: str)
         name: of the file, for messages.
     """
     for size in (*SIZES, ODD):
-        found = tuple(run(torch.zeros(size, *shape)).shape)
-        if found != (size, classes):
-            raise ValueError(f"{name} answers {found} for {size} images, not {(size, classes)}")
+        output = tuple(run(torch.zeros(size, *shape)).shape)
+        if output != (size, classes):
+            raise ValueError(f"{name} answers {output} for {size} images, not {(size, classes)}")
 
 
 def milliseconds(runs: Mapping[str, Runtime], shape: tuple[int, ...]) -> dict[str, Row]:

@@ -5,7 +5,7 @@ import torch
 
 from distill.data.module import configured
 from distill.data.sources.folder import folder
-from distill.data.sources.judged import Judged, known_as, place_of
+from distill.data.sources.judged import Judged, place_of, with_model_classes
 from distill.data.sources.splits import Resident, Source
 from distill.data.sources.table import table
 from distill.data.sources.timm_data import timm_dataset
@@ -108,7 +108,7 @@ def test_labels_of_any_source_are_matched_by_name():
     images = torch.zeros(4, 1, 2, 2, dtype=torch.uint8)
     split = Resident(images, torch.tensor([0, 1, 1, 0]))
     source = Source("toy", ["cat", "dog"], 1, split, test=split)
-    found = known_as(source, Judged("x", CLASSES))
+    found = with_model_classes(source, Judged("x", CLASSES))
     assert found.train.labels.tolist() == found.test.labels.tolist() == [2, 1, 1, 2]
     assert found.val is None
     assert split.labels.tolist() == [0, 1, 1, 0]
