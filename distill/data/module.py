@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import cached_property
 from hashlib import sha256
 from inspect import signature
-from typing import Any
+from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -44,6 +44,8 @@ from distill.data.views.build import CLEAN_VIEW, build_view
 from distill.data.views.resident import ResidentViews
 from distill.data.views.views import CLEAN, ResidentView, StreamedView
 from distill.utils.sharing import Recent, Sharing, Streams
+
+T = TypeVar("T")
 
 
 class DataModule(pl.LightningDataModule):
@@ -400,19 +402,22 @@ class DataModule(pl.LightningDataModule):
     ) -> Batch:
         """Move a batch, which runs that share their batches do once."""
 
-        def move() -> Batch:
+        def move(batch: Batch) -> Batch:
             return super(DataModule, self).transfer_batch_to_device(batch, device, dataloader_idx)
 
-        return self._made_once(batch, "moved", move)
+        return self.once(batch, "moved", move)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Make the views, on the device."""
         if self.views_by_step and batch.split == "train":
             return batch
-        return self._made_once(batch, "shown", lambda: self.with_views(batch))
+        return self.once(batch, "shown", self.with_views)
 
-    def _made_once(self, batch: Batch, what: str, make: Callable[[], Batch]) -> Batch:
-        return self._recent.answer(batch.index, what, make) if self.sharing.active else make()
+    def once(self, batch: Batch, what: str, make: Callable[[Batch], T]) -> T:
+        """Return what is made of a batch, once for all runs that take turns."""
+        if not self.sharing.active:
+            return make(batch)
+        return self._recent.answer(batch.index, what, lambda: make(batch))
 
     def with_views(self, batch: Batch) -> Batch:
         """Return a batch with its views made, float32 in [0, 1], and their targets."""

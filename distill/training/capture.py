@@ -67,7 +67,6 @@ def obstacles(
     within = [c for c in trainer.callbacks if acts_within(c)]  # type: ignore[attr-defined]
     found = {
         "several devices": processes(cfg) > 1,
-        "runs that take turns": data.sharing.active,
         "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches > 1,
         "trainer.precision=16-mixed scales its gradients": str(cfg.trainer.precision) == "16-mixed",
         "trainer.detect_anomaly": bool(cfg.trainer.get("detect_anomaly")),

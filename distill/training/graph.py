@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -23,12 +23,10 @@ from torch.optim import SGD, Adam, AdamW
 
 from distill.data import DataModule
 from distill.data.batch import Batch
-from distill.teacher.cached import Answers, read, sent
+from distill.training.module import Distiller, Learned
+from distill.training.presented import Presentation, Sources, sources_of
 from distill.training.snapshot import Snapshot
 from distill.utils.errors import first_line
-
-if TYPE_CHECKING:
-    from distill.training.module import Distiller
 
 log = logging.getLogger(__name__)
 
@@ -40,68 +38,63 @@ OPTIMIZERS = (SGD, Adam, AdamW)
 Replay = Callable[[], None]
 
 
-@dataclass
-class Inputs:
-    """What one step is computed from.
+@dataclass(frozen=True)
+class Settings:
+    """What a step does with its batch.
 
     Args:
-        tensors: by name, on any device: `positions`, or `view` and `target`; `index`, where stored
-            answers lie on the device; `answers`, where they were read.
-        view_number: which view of the samples is shown.
-        labeled: how many samples, the first ones, have a label; None is all.
         numbers: what the objective is computed with.
         rates: the learning rate of each group of parameters.
-        structure: what else decides which operations there are.
+        reads_no_labels: whether the objective leaves its terms on labels out.
     """
 
-    tensors: dict[str, Tensor]
-    view_number: int | None
-    labeled: int | None
     numbers: dict[str, float]
     rates: list[float]
-    structure: tuple[Hashable, ...] = ()
-
-    def key(self) -> Hashable:
-        """Return what has to be equal for one graph to serve two steps."""
-        shapes = [(name, t.shape, t.dtype) for name, t in self.tensors.items()]
-        return (*shapes, self.labeled, *self.structure)
+    reads_no_labels: bool
 
 
-Recorded = tuple[Inputs, Tensor]  # of an eager step, with the losses that it gave
+@dataclass(frozen=True)
+class Recorded:
+    """An eager step: what it was taken from, and the losses that it gave, `[terms]`."""
+
+    sources: Sources
+    settings: Settings
+    losses: Tensor | None = None
 
 
-@dataclass
 class Buffers:
-    """Where a graph finds its inputs and leaves its outputs."""
+    """Where a captured step finds its settings and leaves what it gave.
 
-    tensors: dict[str, Tensor]
-    words: Tensor | None
-    numbers: dict[str, Tensor]
-    rates: list[Tensor]
-    labeled: int | None
-    answers: Answers | None
-    written: dict[str, float] = field(default_factory=dict)
-    view_number: int | None = None
-    names: tuple[str, ...] = ()
-    values: Tensor | None = None
-    loss_names: tuple[str, ...] = ()
-    teacher: Tensor | None = None
-    replay: Replay = lambda: None
+    Args:
+        presentation: the batch that it learns from.
+        settings: of the first step; others have other values.
+        device: where it is taken.
+    """
 
-    def write(self, inputs: Inputs, words: Tensor | None) -> None:
-        """Put a step's inputs in their places, without waiting for the device."""
-        for name, tensor in inputs.tensors.items():
-            self.tensors[name].copy_(tensor, non_blocking=True)
-        if words is not None and inputs.view_number != self.view_number:
-            assert self.words is not None
-            self.words.copy_(words)
-        self.view_number = inputs.view_number
-        rates = {f"rate {k}": rate for k, rate in enumerate(inputs.rates)}
-        places = self.numbers | {f"rate {k}": place for k, place in enumerate(self.rates)}
-        for name, number in (inputs.numbers | rates).items():
-            if self.written.get(name) != number:
-                places[name].fill_(number)  # the number travels with the launch
-                self.written[name] = number
+    def __init__(
+        self, presentation: Presentation, settings: Settings, device: torch.device
+    ) -> None:
+        self.presentation = presentation
+        # In double precision they act as Python's numbers do.
+        double = dict.fromkeys(settings.numbers, torch.float64)
+        self.numbers = {n: torch.zeros((), dtype=t, device=device) for n, t in double.items()}
+        self.rates = [torch.zeros((), device=device) for _ in settings.rates]
+        self.replay: Replay = lambda: None
+        self.learned: Learned | None = None
+        self.values = torch.empty(0)
+        self._written: list[float] = []
+
+    def write(self, settings: Settings) -> None:
+        """Put a step's settings in their places; a number travels with the launch that writes it.
+
+        On a GPU nothing waits for it then.
+        """
+        numbers = [*settings.numbers.values(), *settings.rates]
+        places = [*self.numbers.values(), *self.rates]
+        for k, (place, number) in enumerate(zip(places, numbers, strict=True)):
+            if not self._written or self._written[k] != number:
+                place.fill_(number)
+        self._written = numbers
 
 
 class GraphedStep:
@@ -141,7 +134,7 @@ class GraphedStep:
     def shown(self, batch: Any) -> Any:
         """Return a batch with its views made, for an eager step."""
         made = not isinstance(batch, Batch) or batch.view.is_floating_point()
-        return batch if made else self.data.with_views(batch)
+        return batch if made else self.data.once(batch, "shown", self.data.with_views)
 
     def step(self, batch: Any) -> dict[str, Any] | None:
         """Take a whole step, if this one can be replayed, and return what `training_step` returns.
@@ -157,22 +150,36 @@ class GraphedStep:
             self._has_optimizer_state = True  # once this step has been taken
             self._check_optimizer()
             return None
-        inputs = self._inputs(batch)
-        if inputs is None:
+        sources = self.data.once(batch, "sources", self._sources)
+        if sources is None:
             return None
+        settings = self._settings()
         if len(self._recorded) < self.trial:
             self._start = self._start or self._snapshot()
-            self._recorded.append((inputs, torch.empty(0)))
+            self._recorded.append(Recorded(sources, settings))
             return None
         if self.trial and not self._holds():
             return None
-        return self._replay(inputs)
+        return self._replay(batch, sources, settings)
 
-    def taken(self, outputs: dict[str, Any]) -> None:
-        """Note what an eager step gave, for the trial."""
-        if self._recorded and not self._recorded[-1][1].numel():
-            values = torch.stack([value.float() for value in outputs["losses"].values()])
-            self._recorded[-1] = self._recorded[-1][0], values
+    def taken(self, losses: dict[str, Tensor]) -> None:
+        """Note the losses that an eager step gave, for the trial."""
+        if self._recorded and self._recorded[-1].losses is None:
+            last = self._recorded.pop()
+            given = torch.stack([value.float() for value in losses.values()])
+            self._recorded.append(Recorded(last.sources, last.settings, given))
+
+    def _sources(self, batch: Batch) -> Sources | None:
+        logits_only = not self.module.objective.needs_features
+        return sources_of(batch, self.module.cached_teacher, logits_only, self.device)
+
+    def _settings(self) -> Settings:
+        objective = self.module.objective
+        numbers = {name: float(number) for name, number in objective.numbers().items()}
+        return Settings(numbers, self._rates(), objective.reads_no_labels)
+
+    def _rates(self) -> list[float]:
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def _check_optimizer(self) -> None:
         """Prepare the optimiser, before it makes its state, or turn off where it cannot be."""
@@ -186,100 +193,74 @@ class GraphedStep:
         self.off, self.data.views_by_step = True, False
         self._buffers, self._start, self._recorded = {}, None, []
 
-    def _inputs(self, batch: Batch) -> Inputs | None:
-        """Return what a step on a batch is computed from; None where the teacher must be asked."""
-        module, objective = self.module, self.module.objective
-        tensors = {"positions": batch.view}
-        if batch.view.ndim > 1:
-            tensors = {"view": batch.view, "target": batch.target}
-        cached, kind = module.cached_teacher, "none"
-        if cached is not None:
-            kind = "live"
-            store = None if objective.needs_features else cached.stores.get("train")
-            if store is not None and batch.index is not None:
-                if cached.resident(batch, self.device) is not None:
-                    kind, tensors["index"] = "resident", batch.index
-                else:
-                    logits, there = read(store, batch.view_number, batch.index)
-                    if not there.all():
-                        return None
-                    kind, tensors["answers"] = "read", sent(logits, self.device)
-        numbers = {name: float(number) for name, number in objective.numbers().items()}
-        rates = [float(group["lr"]) for group in self.optimizer.param_groups]
-        structure = (kind, objective.reads_no_labels)
-        return Inputs(tensors, batch.view_number, batch.labeled, numbers, rates, structure)
-
-    def _replay(self, inputs: Inputs) -> dict[str, Any]:
-        buffers = self._prepared(inputs)
-        buffers.write(inputs, self._words(inputs))
+    def _replay(self, batch: Batch, sources: Sources, settings: Settings) -> dict[str, Any]:
+        buffers = self._prepared(sources, settings)
+        buffers.write(settings)
+        shown = buffers.presentation
+        if not self.data.sharing.active:
+            shown.write(sources)
+        elif shown.holds is not batch.index:  # the first of the runs makes it for all
+            shown.write(sources)
+            shown.replay()
+            shown.holds = batch.index
         buffers.replay()
         self.replayed, self.steps = True, self.steps + 1
-        samples = len(next(iter(inputs.tensors.values())))
-        self.module.means.count(buffers.names, samples)
-        assert buffers.values is not None
-        found = dict(zip(buffers.names, buffers.values.clone().unbind(), strict=True))
-        losses = {name: found[name] for name in buffers.loss_names}
-        teacher = None if buffers.teacher is None else buffers.teacher.clone()
-        return {"loss": losses["loss"], "losses": losses, "teacher_logits": teacher}
+        assert buffers.learned is not None
+        self.module.means.count(tuple(buffers.learned.values), len(sources))
+        given = dict(zip(buffers.learned.values, buffers.values.clone().unbind(), strict=True))
+        losses = {name: given[name] for name in buffers.learned.losses}
+        return {
+            "loss": losses["loss"],
+            "losses": losses,
+            "teacher_logits": buffers.learned.teacher,
+        }
 
-    def _words(self, inputs: Inputs) -> Tensor | None:
-        if "positions" not in inputs.tensors:
-            return None
-        assert inputs.view_number is not None
-        return self.data.resident_on(self.device).words(inputs.view_number)
-
-    def _prepared(self, inputs: Inputs) -> Buffers:
-        """Return the buffers of the graph that serves these inputs, captured if need be."""
-        key = inputs.key()
+    def _prepared(self, sources: Sources, settings: Settings) -> Buffers:
+        """Return the buffers of the step for such a batch and settings, captured if need be."""
+        key = sources.key(), settings.reads_no_labels
         if key not in self._buffers:
-            words, cached = self._words(inputs), self.module.cached_teacher
-            like = {n: torch.empty_like(t, device=self.device) for n, t in inputs.tensors.items()}
-            buffers = Buffers(
-                like,
-                None if words is None else words.clone(),
-                # In double precision they act as Python's numbers do.
-                {name: self._place(torch.float64) for name in inputs.numbers},
-                [self._place(torch.float32) for _ in inputs.rates],
-                inputs.labeled,
-                cached.answers if cached is not None and "index" in like else None,
+            presentation = self.data.sharing.once(
+                ("presentation", sources.key()), lambda: self._presentation(sources)
             )
-            buffers.write(inputs, words)
-            buffers.replay = self._captured(buffers)
+            buffers = Buffers(presentation, settings, self.device)
+            buffers.write(settings)
+            before, rates = self._snapshot(), self._rates()
+            set_rates(self.optimizer, buffers.rates)  # a number would be captured as it is
+            try:
+                buffers.replay = self._captured(buffers)
+            finally:
+                set_rates(self.optimizer, rates)
+                self.optimizer.zero_grad()
+                before.restore()
             self._buffers[key] = buffers
         return self._buffers[key]
 
-    def _place(self, dtype: torch.dtype) -> Tensor:
-        return torch.zeros((), dtype=dtype, device=self.device)
+    def _presentation(self, sources: Sources) -> Presentation:
+        cached = self.module.cached_teacher
+        presentation = Presentation(sources, self.data, cached, self.device)
+        presentation.write(sources)
+        if self.data.sharing.active and self.device.type == "cuda":
+            presentation.replay = captured(presentation.compute)
+        else:
+            presentation.compute()
+        return presentation
 
     def _captured(self, buffers: Buffers) -> Replay:
+        """Return what takes the step again and again."""
+
         def compute() -> None:
-            self.compute(buffers)
+            if not self.data.sharing.active:
+                buffers.presentation.compute()
+            self._learn(buffers)
 
-        if self.device.type != "cuda":
-            return compute
-        before, rates = self._snapshot(), [group["lr"] for group in self.optimizer.param_groups]
-        set_rates(self.optimizer, buffers.rates)  # a number would be captured as it is
-        try:
-            return captured(compute)
-        finally:
-            set_rates(self.optimizer, rates)
-            self.optimizer.zero_grad()
-            before.restore()
+        return captured(compute) if self.device.type == "cuda" else compute
 
-    def compute(self, buffers: Buffers) -> None:
-        """Take a step from what lies in the buffers, and leave there what it gave."""
-        module, optimizer = self.module, self.optimizer
+    def _learn(self, buffers: Buffers) -> None:
+        """Take a step from the batch that is presented, and leave what it gave in the buffers."""
+        module, optimizer, shown = self.module, self.optimizer, buffers.presentation
+        assert shown.batch is not None
         optimizer.zero_grad()
-        view, target = buffers.tensors.get("view"), buffers.tensors.get("target")
-        if view is None or target is None:
-            assert buffers.words is not None
-            resident = self.data.resident_on(self.device)
-            view, target = resident(buffers.tensors["positions"], buffers.words)
-        batch = Batch(view.float().div_(255), target, labeled=buffers.labeled)
-        answers = buffers.tensors.get("answers")
-        if buffers.answers is not None:
-            answers = buffers.answers(buffers.tensors["index"])
-        learned = module.learned(batch, buffers.numbers, answers)
+        learned = module.learned(shown.batch, buffers.numbers, shown.answers)
         with torch.autocast(self.device.type, enabled=False):  # as Lightning has it
             learned.losses["loss"].backward()
             module.clip_gradients(
@@ -288,19 +269,16 @@ class GraphedStep:
                 gradient_clip_algorithm=self.trainer.gradient_clip_algorithm,
             )
             optimizer.step()
-        module.means.add_on_device(learned.values, len(batch))
-        buffers.names, buffers.loss_names = tuple(learned.values), tuple(learned.losses)
-        buffers.values = torch.stack(list(learned.values.values()))
-        buffers.teacher = learned.teacher
+        module.means.add_on_device(learned.values, len(shown.batch))
+        buffers.learned, buffers.values = learned, torch.stack(list(learned.values.values()))
 
     def _snapshot(self) -> Snapshot:
         return Snapshot(self.module, self.optimizer, self.module.means.sums.values())
 
     def _holds(self) -> bool:
         """Whether captured steps give what the trial's eager ones gave, from the same state."""
-        assert self._start is not None
-        start, end, recorded = self._start, self._snapshot(), self._recorded
-        rates = [group["lr"] for group in self.optimizer.param_groups]
+        start, end, recorded, rates = self._start, self._snapshot(), self._recorded, self._rates()
+        assert start is not None
         try:
             again, ours = (self._repeated(start, recorded, eager) for eager in (True, False))
         except (RuntimeError, TypeError, ValueError) as error:
@@ -309,7 +287,8 @@ class GraphedStep:
         finally:
             end.restore()
             set_rates(self.optimizer, rates)
-        first = torch.stack([values for _, values in recorded]), end
+        losses = [one.losses for one in recorded if one.losses is not None]
+        first = torch.stack(losses), end
         allowed, found = 2 * apart(start, first, again) + CLOSE, apart(start, first, ours)
         if not found <= allowed:
             self._turn_off(
@@ -327,13 +306,17 @@ class GraphedStep:
         """Return the losses `[steps, terms]` and the state of a trial's steps, taken again."""
         start.restore()
         given = []
-        for inputs, _ in recorded:
-            buffers = self._prepared(inputs)
-            buffers.write(inputs, self._words(inputs))
-            set_rates(self.optimizer, inputs.rates)
-            self.compute(buffers) if eager else buffers.replay()
-            assert buffers.values is not None
-            given.append(buffers.values[: len(buffers.loss_names)].float().clone())
+        for one in recorded:
+            buffers = self._prepared(one.sources, one.settings)
+            buffers.write(one.settings)
+            buffers.presentation.write(one.sources)
+            buffers.presentation.holds = None
+            set_rates(self.optimizer, one.settings.rates)
+            if eager or self.data.sharing.active:
+                buffers.presentation.compute() if eager else buffers.presentation.replay()
+            self._learn(buffers) if eager else buffers.replay()
+            assert buffers.learned is not None
+            given.append(buffers.values[: len(buffers.learned.losses)].float().clone())
         self.optimizer.zero_grad()
         return torch.stack(given), self._snapshot()
 
@@ -359,7 +342,7 @@ def set_rates(optimizer: torch.optim.Optimizer, rates: Sequence[float | Tensor])
 
 
 def make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-    """Let an optimiser whose state is there do all its work, and count its steps, on a device."""
+    """Let an optimiser do all its work, and count its steps, on a device."""
     for group in optimizer.param_groups:
         own = {"fused": True, "foreach": False, "capturable": True}
         group.update({key: value for key, value in own.items() if key in group})
@@ -380,4 +363,5 @@ def captured(compute: Callable[[], None]) -> Replay:
     # What other threads do, such as a loader's pinning of memory, is no part of it.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         compute()
-    return graph.replay
+    replay: Replay = graph.replay
+    return replay

@@ -6,7 +6,7 @@ import logging
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import pytorch_lightning as pl
 import torch
@@ -34,7 +34,6 @@ from distill.objective.objective import Objective
 from distill.teacher.cached import CachedTeacher
 from distill.teacher.teacher import Teacher
 from distill.training import horizon
-from distill.training.graph import GraphedStep
 from distill.training.means import EpochMeans
 from distill.utils.inputs import (
     as_float,
@@ -56,6 +55,21 @@ class Learned:
     losses: dict[str, Tensor]
     values: dict[str, Tensor]
     teacher: Tensor | None
+
+
+class WholeStep(Protocol):
+    """What takes whole training steps, up to the new weights; see `distill.training.graph`."""
+
+    replayed: bool  # whether it has taken the step at hand
+
+    def step(self, batch: Any) -> dict[str, Any] | None:
+        """Take a step and return what `training_step` returns, or None to leave it to Lightning."""
+
+    def shown(self, batch: Any) -> Any:
+        """Return a batch with its views made."""
+
+    def taken(self, losses: dict[str, Tensor]) -> None:
+        """Learn what a step gave that was left to Lightning."""
 
 
 class Distiller(pl.LightningModule):
@@ -113,7 +127,7 @@ class Distiller(pl.LightningModule):
         self.cached_teacher = CachedTeacher(self.teacher) if self.teacher else None
         self.metadata: dict[str, Any] = {}  # plain values that checkpoints carry as they are
         self.means = EpochMeans()
-        self.graph: GraphedStep | None = None  # whoever trains may let steps be captured
+        self.graph: WholeStep | None = None  # whoever trains may let steps be captured
         self._said_scaled = False
         self.counted_updates: int | None = None  # of an epoch, where its loader did not say so
 
@@ -157,7 +171,7 @@ class Distiller(pl.LightningModule):
             "teacher_logits": learned.teacher,
         }
         if self.graph is not None:
-            self.graph.taken(outputs)
+            self.graph.taken(found)
         return outputs
 
     def learned(

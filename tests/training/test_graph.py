@@ -3,17 +3,32 @@
 On a CPU the very function that a GPU captures is called instead, on the same buffers.
 """
 
+import re
+from functools import partial
+
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from PIL import Image
 
 from distill.cli import CONF
 from distill.config import build
-from distill.training import fit, teachers
+from distill.data.batch import Batch
+from distill.sweep.lockstep import in_turns
+from distill.teacher.cached import CachedTeacher
+from distill.teacher.store import TeacherStore
+from distill.teacher.teacher import Teacher
+from distill.training import capture, fit, graph, resume, teachers
+from distill.training.callbacks.checkpoints import LatestCheckpoint
+from distill.training.presented import Presentation
+from distill.training.untrained import build_untrained
 
-QUICK = ("trainer.max_epochs=2", "trainer.limit_train_batches=5", "teacher.fit.max_epochs=1",
+QUICK = ("trainer.max_epochs=2", "trainer.limit_train_batches=5",
          "trainer.accelerator=cpu", "logger=none", "callbacks=none", "baseline=false",
          "report=false", "data.batch_size=30")  # fmt: skip
+TAUGHT = ("teacher.fit.max_epochs=1",)
+ALONE = ("teacher=none", "objective=supervised")
 
 
 @pytest.fixture
@@ -24,8 +39,9 @@ def fitted(tmp_path, cache):
         with initialize_config_dir(str(CONF), version_base="1.3"):
             paths = (f"paths.output_dir={tmp_path / name}", f"paths.cache={cache}",
                      f"store.path={tmp_path / 'answers'}")  # fmt: skip
-            cfg = compose("train", overrides=[*paths, *QUICK, *overrides])
-        data = build.build_data(cfg)
+            taught = () if "teacher=none" in overrides else TAUGHT
+            cfg = compose("train", overrides=[*paths, *QUICK, *taught, *overrides])
+        cfg, data = resume.with_checkpoint(cfg), build.build_data(cfg)
         teacher = teachers.prepare_teacher(cfg, data)
         student, _ = fit.fit(cfg, data, teacher)
         metrics = (tmp_path / name / "metrics.csv").read_text()
@@ -41,7 +57,7 @@ def same(one, other):
 CASES = {
     "live teacher": ("store=off",),
     "answers read, which the first epoch fills": ("store=disk", "store.views=1"),
-    "no teacher": ("teacher=none", "objective=supervised"),
+    "no teacher": ALONE,
     "annealed temperature and weights": ("store=off", "annealing=linear", "annealing.end=4"),
     "annealed α, which reaches 1": ("store=off", "annealing=linear", "annealing.value=alpha",
                                     "annealing.end=1", "trainer.max_epochs=3"),
@@ -64,3 +80,244 @@ def test_the_step_as_one_function_gives_the_eager_student_byte_for_byte(case, fi
     assert graph.steps >= 4
     assert same(eager, ours)
     assert logged == also
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_pictures_from_files_are_copied_into_the_buffers(fitted, tmp_path):
+    rng = np.random.default_rng(0)
+    for name, count in (("train", 24), ("val", 8), ("test", 8)):
+        for label in "ab":
+            (tmp_path / "pictures" / name / label).mkdir(parents=True)
+            for k in range(count):
+                pixels = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "pictures" / name / label / f"{k}.png")
+    own = (*ALONE, "data=folder", f"data.root={tmp_path / 'pictures'}", "data.image_size=32",
+           "data.batch_size=8", "student.name=cifar_resnet8")  # fmt: skip
+    eager, logged, _ = fitted(*own, "trainer.graph=off", name="eager")
+    ours, also, step = fitted(*own, "trainer.graph=on", name="graph")
+    assert step.steps == 9
+    assert same(eager, ours)
+    assert logged == also
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_goes_on_in_the_middle_of_an_epoch(fitted, monkeypatch):
+    own = (
+        *ALONE,
+        "trainer.graph=on",
+        "callbacks=checkpoints",
+        "callbacks.last.every_n_train_steps=1",
+    )
+    whole, logged, _ = fitted(*own, name="whole")
+
+    ended = LatestCheckpoint.on_train_batch_end
+
+    def interrupted(self, trainer, *rest):
+        ended(self, trainer, *rest)
+        if trainer.global_step == 7:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LatestCheckpoint, "on_train_batch_end", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fitted(*own, name="killed")
+    rest, also, step = fitted(*own, "resume=auto", name="killed")
+    assert step.steps == 2  # of three that were left, as the first is always eager
+    assert same(whole, rest)
+    assert logged == also
+
+
+class Baked(graph.GraphedStep):
+    """A step that keeps the first learning rate it has seen, as a careless capture does."""
+
+    def _captured(self, buffers):
+        graph.set_rates(self.optimizer, [float(rate) for rate in buffers.rates])
+        first = [group["lr"] for group in self.optimizer.param_groups]
+
+        def replay():
+            graph.set_rates(self.optimizer, first)
+            buffers.presentation.compute()
+            self._learn(buffers)
+
+        return replay
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("kind", "kept"), [(graph.GraphedStep, True), (Baked, False)])
+def test_a_captured_step_is_tried_against_eager_ones(kind, kept, fitted, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    own = (*ALONE, "trainer.limit_train_batches=12", "scheduler.warmup_epochs=1")
+    eager, logged, _ = fitted(*own, "trainer.graph=off", name="eager")
+    monkeypatch.setattr(capture, "GraphedStep", lambda *given, trial: kind(*given, trial=6))
+    ours, also, step = fitted(*own, "trainer.graph=on", name="graph")
+    assert (step.steps == 24 - 7, step.off) == (kept, not kept)
+    assert same(eager, ours)  # what was tried has left no trace
+    assert logged == also
+    said = "on, 6 captured steps gave" if kept else "off, steps are taken eagerly (6 captured steps"
+    assert said in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_cannot_be_captured_is_taken_eagerly(fitted, monkeypatch, caplog):
+    caplog.set_level("INFO")
+
+    def broken(self, buffers):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(graph.GraphedStep, "_captured", broken)
+    monkeypatch.setattr(capture, "GraphedStep",
+                        lambda *given, trial: graph.GraphedStep(*given, trial=3))  # fmt: skip
+    eager, logged, _ = fitted(*ALONE, "trainer.graph=off", name="eager")
+    ours, also, step = fitted(*ALONE, "trainer.graph=on", name="graph")
+    assert step.off
+    assert same(eager, ours)
+    assert logged == also
+    assert "cannot be captured: operation not permitted when stream is capturing)" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("overrides", "why"),
+    [
+        (("trainer.accumulate_grad_batches=2",), "trainer.accumulate_grad_batches"),
+        (("on_nan=skip",), "on_nan=skip"),
+        (("objective.sample_selection.small_loss=0.9",), "objective.sample_selection"),
+        (("callbacks=sparsity",), "Sparsity acts within a step"),
+        (("callbacks=fake_quantize",), "FakeQuantize acts within a step"),
+        (("trainer.precision=16-mixed",), "16-mixed scales its gradients"),
+    ],
+)
+def test_what_stands_in_the_way_is_named(overrides, why, tmp_path, cache):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        paths = (f"paths.output_dir={tmp_path}", f"paths.cache={cache}")
+        cfg = compose("train", overrides=[*paths, *QUICK, *TAUGHT, "trainer.graph=on", *overrides])
+    data = build.build_data(cfg)
+    untrained = build_untrained(cfg, data)
+    with pytest.raises(ValueError, match=f"trainer.graph=on: .*{re.escape(why)}"):
+        capture.check_graph(cfg, untrained.objective, data, untrained.trainer)
+
+
+def test_an_optimiser_that_cannot_be_captured_is_named(fitted, caplog):
+    caplog.set_level("INFO")
+    step = fitted(*ALONE, "trainer.graph=on", "optimizer.opt=lamb", "trainer.max_epochs=1")[2]
+    assert step.off
+    assert "off, steps are taken eagerly (the optimiser Lamb cannot be captured)" in caplog.text
+
+
+FACTS = {"teacher": "sine"}
+
+
+@pytest.mark.parametrize("topk", [None, 3])
+def test_answers_on_the_device_are_those_that_are_read(tmp_path, topk):
+    logits = torch.randn(2, 40, 7, generator=torch.Generator().manual_seed(0))
+    asked = []
+
+    class Model(torch.nn.Module):
+        num_classes = 7
+
+        def forward(self, view):
+            asked.append(len(view))
+            return torch.zeros(len(view), 7)
+
+    with TeacherStore(tmp_path, FACTS, samples=40, classes=7, views=2, topk=topk) as store:
+        for view in range(2):
+            store.write(view, torch.arange(40), logits[view])
+        cached = CachedTeacher(Teacher(Model()), {"train": store}, device_gb=1.0)
+        read = CachedTeacher(Teacher(Model()), {"train": store})
+        places = set()
+        for view in (0, 1, 0):
+            index = torch.randperm(40)[:8]
+            batch = Batch(torch.zeros(8, 1, 4, 4), torch.zeros(8).long(), index, view, "train")
+            assert torch.equal(cached(batch), read(batch))
+            assert cached.answers.has(index)
+            places.add(tuple(field.data_ptr() for field in cached.answers.fields.values()))
+        assert len(places) == 1  # where a captured step finds them
+        assert not asked
+        tight = CachedTeacher(Teacher(Model()), {"train": store}, device_gb=1e-9)
+        assert torch.equal(tight(batch), read(batch))
+        assert tight.answers is None
+
+
+def test_answers_that_are_missing_are_asked_for(tmp_path):
+    class Model(torch.nn.Module):
+        num_classes = 7
+
+        def forward(self, view):
+            return torch.ones(len(view), 7)
+
+    with TeacherStore(tmp_path, FACTS, samples=40, classes=7, views=2) as store:
+        store.write(0, torch.arange(20), torch.zeros(20, 7))
+        cached = CachedTeacher(Teacher(Model()), {"train": store}, device_gb=1.0)
+
+        def batch(*index):
+            index = torch.tensor(index)
+            return Batch(torch.zeros(len(index), 1, 4, 4), index, index, 0, "train")
+
+        assert cached(batch(1, 2)).eq(0).all()
+        assert cached(batch(3, 30)).eq(torch.tensor([[0.0], [1.0]])).all()
+        assert cached.resident(batch(4, 5), torch.device("cpu")) is not None
+        assert store.read(0, torch.tensor([30]))[1].all()
+
+
+def test_a_rate_or_a_number_is_written_where_it_has_changed():
+    def settings(a, b, rate):
+        return graph.Settings({"a": a, "b": b}, [rate], False)
+
+    buffers = graph.Buffers(None, settings(0.0, 0.0, 0.0), torch.device("cpu"))
+    for values in ((8.0, 0.1, 0.5), (7.3, 0.1, 0.25), (7.3, 0.1, 0.25)):
+        buffers.write(settings(*values))
+        assert [float(place) for place in (*buffers.numbers.values(), *buffers.rates)] == [*values]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("store", ["off", "disk"])
+def test_runs_that_take_turns_share_batches_and_answers(store, tmp_path, cache, monkeypatch):
+    presented = []
+    compute = Presentation.compute
+    monkeypatch.setattr(
+        Presentation, "compute", lambda self: presented.append(self) or compute(self)
+    )
+
+    def students(mode):
+        left = {}
+
+        def task(temperature, sharing):
+            with initialize_config_dir(str(CONF), version_base="1.3"):
+                cfg = compose("train", overrides=[
+                    f"paths.output_dir={tmp_path / mode / str(temperature)}",
+                    f"paths.cache={cache}", f"store={store}", f"store.path={tmp_path}",
+                    "store.views=1", f"objective.temperature={temperature}",
+                    f"trainer.graph={mode}", *QUICK, *TAUGHT,
+                ])  # fmt: skip
+            data = build.build_data(cfg, sharing=sharing)
+            teacher = teachers.prepare_teacher(cfg, data)
+            left[temperature] = fit.fit(cfg, data, teacher)[0].student.state_dict()
+
+        in_turns([partial(task, temperature) for temperature in (2, 4, 8)])
+        return left
+
+    eager = students("off")
+    presented.clear()
+    ours = students("on")
+    assert all(same(eager[temperature], ours[temperature]) for temperature in (2, 4, 8))
+    assert len(presented) == 9 + 1  # two epochs of five, the first eager; one when captured
+
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+
+
+@gpu
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", CASES)
+def test_captured_steps_train_as_eager_ones_on_a_gpu(case, fitted):
+    long = ("trainer.accelerator=gpu", "trainer.max_epochs=4", "trainer.limit_train_batches=20")
+    own = [*CASES[case], *long]
+    eager = fitted(*own, "trainer.graph=off", name="eager")[0]
+    again = fitted(*own, "trainer.graph=off", name="again")[0]
+    ours, _, step = fitted(*own, "trainer.graph=auto", name="graph")
+    assert step.steps >= 20
+    for name, value in eager.items():
+        if value.is_floating_point():
+            spread = (again[name] - value).abs().max() * 4
+            assert (ours[name] - value).abs().max() <= spread + 1e-2 * value.abs().max()

@@ -1,0 +1,132 @@
+"""What students see of a batch, made in fixed places: views, targets, the teacher's answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distill.data import DataModule
+from distill.data.batch import Batch
+from distill.teacher.cached import Answers, CachedTeacher, read, sent
+
+NONE, LIVE, READ, RESIDENT = "none", "live", "read", "resident"  # where the answers come from
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a batch is made from.
+
+    Args:
+        tensors: by name, on any device: `positions`, or `view` and `target`; `index`, where stored
+            answers lie on the device; `answers`, where they were read.
+        teacher: where the teacher's answers come from.
+        view_number: which view of the samples is shown.
+        labeled: how many samples, the first ones, have a label; None is all.
+        answers: what lies on the device.
+    """
+
+    tensors: dict[str, Tensor]
+    teacher: str
+    view_number: int | None
+    labeled: int | None
+    answers: Answers | None = None
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def key(self) -> Hashable:
+        """Return what has to be equal for two batches to be made in the same places."""
+        shapes = [(name, t.shape, t.dtype) for name, t in self.tensors.items()]
+        kept = self.answers.fields.values() if self.answers else ()
+        return (*shapes, self.teacher, self.labeled, *(field.data_ptr() for field in kept))
+
+
+def sources_of(
+    batch: Batch, cached: CachedTeacher | None, logits_only: bool, device: torch.device
+) -> Sources | None:
+    """Return what a batch is made from; None where the teacher has to be asked for some answers.
+
+    Args:
+        batch: as its loader gave it.
+        cached: the teacher, if there is one.
+        logits_only: whether students need no more of the teacher than its logits.
+        device: where it is made.
+    """
+    tensors = {"positions": batch.view}
+    if batch.view.ndim > 1:
+        tensors = {"view": batch.view, "target": batch.target}
+    more = batch.view_number, batch.labeled
+    if cached is None or not logits_only:
+        return Sources(tensors, NONE, *more)
+    store = cached.stores.get("train")
+    if store is None or batch.index is None:
+        return Sources(tensors, LIVE, *more)
+    if (answers := cached.resident(batch, device)) is not None:
+        return Sources({**tensors, "index": batch.index}, RESIDENT, *more, answers)
+    logits, there = read(store, batch.view_number, batch.index)
+    if not there.all():
+        return None
+    return Sources({**tensors, "answers": sent(logits, device)}, READ, *more)
+
+
+class Presentation:
+    """A batch in fixed places, made by one function of what lies in others.
+
+    Args:
+        sources: of the first batch; all others have its shapes.
+        data: whose views are shown.
+        cached: the teacher, if there is one.
+        device: where it is made.
+    """
+
+    def __init__(
+        self,
+        sources: Sources,
+        data: DataModule,
+        cached: CachedTeacher | None,
+        device: torch.device,
+    ) -> None:
+        self.data, self.cached, self.device = data, cached, device
+        self.teacher, self.labeled, self.kept = sources.teacher, sources.labeled, sources.answers
+        self.tensors = {n: torch.empty_like(t, device=device) for n, t in sources.tensors.items()}
+        words = self._words(sources)
+        self.words = None if words is None else words.clone()
+        self.view_number = sources.view_number
+        self.replay: Callable[[], None] = self.compute
+        self.holds: Tensor | None = None  # the index of the batch that was made last
+        self.batch: Batch | None = None
+        self.answers: Tensor | None = None
+
+    def write(self, sources: Sources) -> None:
+        """Say which batch is made next, without waiting for the device."""
+        for name, tensor in sources.tensors.items():
+            self.tensors[name].copy_(tensor, non_blocking=True)
+        if self.words is not None and sources.view_number != self.view_number:
+            words = self._words(sources)
+            assert words is not None
+            self.words.copy_(words)
+        self.view_number = sources.view_number
+
+    def compute(self) -> None:
+        """Make the batch."""
+        view, target = self.tensors.get("view"), self.tensors.get("target")
+        if view is None or target is None:
+            assert self.words is not None
+            resident = self.data.resident_on(self.device)
+            view, target = resident(self.tensors["positions"], self.words)
+        self.batch = Batch(view.float().div_(255), target, labeled=self.labeled)
+        self.answers = self.tensors.get("answers")
+        if self.teacher == LIVE:
+            assert self.cached is not None
+            self.answers = self.cached.teacher(self.batch.view)
+        elif self.kept is not None:
+            self.answers = self.kept(self.tensors["index"])
+
+    def _words(self, sources: Sources) -> Tensor | None:
+        if "positions" not in sources.tensors:
+            return None
+        assert sources.view_number is not None
+        return self.data.resident_on(self.device).words(sources.view_number)
