@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import importlib
 import logging
 import os
 import re
@@ -34,6 +33,7 @@ from distill.utils import signals
 from distill.utils.errors import printable
 from distill.utils.files import COMMAND, resolved_path
 from distill.utils.memory import keep_freed_memory
+from distill.utils.process import as_program, import_heavy
 from distill.utils.ranks import first_of_run
 from distill.utils.run_folder import ENDED, FAILED, SUMMARY
 
@@ -65,26 +65,31 @@ ADVICE = (  # of the libraries below; a user of this one cannot act on it
 warnings.filterwarnings("ignore", message="(?s).*is validated against ConfigStore schema")
 
 
+@as_program
 def train() -> None:
     """`distill`: train a student under its teacher."""
     run_command("train", "train")
 
 
+@as_program
 def evaluate() -> None:
     """`distill-eval`: judge a trained student."""
     run_command("eval", "evaluate")
 
 
+@as_program
 def store() -> None:
     """`distill-store`: keep the teacher's answers ahead of training."""
     run_command("train", "fill_store")
 
 
+@as_program
 def export() -> None:
     """`distill-export`: write a student for other runtimes, and judge each file."""
     run_command("export", "distill.deploy.export.export")
 
 
+@as_program
 def report() -> None:
     """`distill-report`: rebuild the pages of runs and sweeps from their files."""
     parser = Parser(
@@ -105,12 +110,11 @@ def report() -> None:
     if len(arguments.paths) == 1 and arguments.output != parser.get_default("output"):
         parser.error("--output is for several runs or sweeps; one has its page in its own folder")
     with explained_in_one_line("distill-report"):
-        written = importlib.import_module("distill.report").write_pages(
-            arguments.paths, arguments.output
-        )
+        written = import_heavy("distill.report").write_pages(arguments.paths, arguments.output)
     print("\n".join(map(str, written)))
 
 
+@as_program
 def predict() -> None:
     """`distill-predict`: what a student says of image files."""
     parser = Parser(
@@ -135,12 +139,13 @@ def predict() -> None:
     given = vars(parser.parse_intermixed_args())
     with explained_in_one_line("distill-predict"):
         import_own(given.pop("imports"))
-        importlib.import_module("distill.deploy.predict").run(
+        import_heavy("distill.deploy.predict").run(
             given.pop("student"), given.pop("images"), given.pop("output"), given.pop("format"),
             **given,
         )  # fmt: skip
 
 
+@as_program
 def push() -> None:
     """`distill-push`: upload a student to the Hugging Face Hub."""
     parser = Parser(
@@ -157,7 +162,7 @@ def push() -> None:
     given = vars(parser.parse_intermixed_args())
     with explained_in_one_line("distill-push"):
         import_own(given.pop("imports"))
-        hub = importlib.import_module("distill.deploy.hub")
+        hub = import_heavy("distill.deploy.hub")
         bundle, repository = given.pop("student"), given.pop("repository")
         address = hub.push_student(bundle, repository, **given)
     print(address)
@@ -177,7 +182,7 @@ def add_imports(parser: argparse.ArgumentParser) -> None:
 def import_own(names: Sequence[str]) -> None:
     """Import a user's own modules, and nothing heavy where there are none."""
     if names:
-        importlib.import_module("distill.models.own").import_modules(names)
+        import_heavy("distill.models.own").import_modules(names)
 
 
 def given_path(text: str) -> Path:
@@ -370,7 +375,7 @@ def remedy(error: Exception) -> str | None:
 
 def import_task(name: str) -> ModuleType:
     """Import what runs, and silence the advice of its libraries."""
-    module = importlib.import_module(name)
+    module = import_heavy(name)
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if not first_of_run():  # the first process speaks for all
