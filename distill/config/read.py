@@ -108,3 +108,8 @@ def to_be_trained(source: DictConfig) -> bool:
 def plain(node: Any) -> Any:
     """Return a node as plain containers, resolved."""
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def on_gpu(cfg: DictConfig) -> bool:
+    """Return whether a run's models answer on a GPU."""
+    return cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()

@@ -152,7 +152,7 @@ def fit_key(cfg: DictConfig, data: DataModule, teacher: Teacher | None = None) -
     decided["balance"] = data.balance
     if data.unlabeled is not None:
         decided["unlabeled_per_batch"] = data.unlabeled_per_batch
-    decided["gpu"] = on_gpu(cfg)
+    decided["gpu"] = read.on_gpu(cfg)
     if cfg.student.checkpoint:  # a path may come to hold other weights
         start = read_checkpoint(cfg.student.checkpoint)
         about = repr((start.architecture, start.args, start.preprocessing, list(start.classes)))
@@ -212,7 +212,7 @@ def open_cached(
         log.info("teacher store: off (%s)", error)
         return CachedTeacher(teacher)
     log.info("teacher store: %s, in %s", expected(cfg, data), options.path)
-    return CachedTeacher(teacher, stores, options.device_gb if on_gpu(cfg) else 0.0)
+    return CachedTeacher(teacher, stores, options.device_gb if read.on_gpu(cfg) else 0.0)
 
 
 def check_store(
@@ -244,18 +244,13 @@ def open_store(
         "seed": data.seed if split == "train" else None,  # a clean view is drawn from nothing
         "batch_size": teacher.batch_size,
         "precision": str(cfg.trainer.precision),
-        "gpu": on_gpu(cfg),
+        "gpu": read.on_gpu(cfg),
         "versions": {key: versions()[key] for key in ("distill", "torch", "timm")},
     }
     samples, classes, kept = rows(data, split), data.num_classes, (options.dtype, options.topk)
     folder = store_folder(options.path, facts, samples, classes, *kept)
     shown = views_per_sample(cfg, data) if split == "train" else 1
     return TeacherStore(folder, facts, samples, classes, shown, *kept, options.max_gb, rank)
-
-
-def on_gpu(cfg: DictConfig) -> bool:
-    """Return whether a run's models answer on a GPU."""
-    return cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
 
 
 def rows(data: DataModule, split: str) -> int:

@@ -70,6 +70,10 @@ def obstacles(
         "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches > 1,
         "trainer.precision=16-mixed scales its gradients": str(cfg.trainer.precision) == "16-mixed",
         "trainer.detect_anomaly": bool(cfg.trainer.get("detect_anomaly")),
+        f"trainer.compile={cfg.trainer.get('compile')} captures graphs of its own": cfg.trainer.get(
+            "compile"
+        )
+        in ("reduce-overhead", "max-autotune"),
         "on_nan=skip": cfg.on_nan == "skip",
         "objective.sample_selection": bool(objective.sample_selection),
         "an ensemble that draws its answers": cfg.teacher.get("combine") == "draw",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -115,7 +117,7 @@ def train(cfg: DictConfig, student: Distiller, data: DataModule, trainer: pl.Tra
     """
     saves_last = any(isinstance(c, LatestCheckpoint) for c in trainer.checkpoint_callbacks)
     try:
-        with signals.deferred(saves_last), explained_batch_of_one():
+        with signals.deferred(saves_last), explained_batch_of_one(), tensor_cores(trainer):
             trainer.fit(student, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
         signals.stop_if_told()
     except MisconfigurationException as error:
@@ -131,6 +133,24 @@ def train(cfg: DictConfig, student: Distiller, data: DataModule, trainer: pl.Tra
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):  # else the next job of a sweep would log to its run
                 logger.experiment.finish()
+
+
+@contextmanager
+def tensor_cores(trainer: pl.Trainer) -> Iterator[None]:
+    """Compute in TF32, while a GPU trains in mixed precision, what stays float32 beside it."""
+    mixed = "mixed" in str(trainer.precision) and trainer.strategy.root_device.type == "cuda"
+    before = torch.get_float32_matmul_precision()
+    if mixed:
+        log.info(
+            "trainer.precision: %s, and TF32 for what stays float32; trainer.precision=32-true "
+            "computes all of it in float32",
+            trainer.precision,
+        )
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def in_words(cfg: DictConfig, epochs: int, before: int, seconds: float) -> str:

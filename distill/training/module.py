@@ -208,11 +208,11 @@ class Distiller(pl.LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Update the validation metrics."""
-        self._evaluate("val", self._taken(batch, batch_idx))
+        self._evaluate("val", self._taken(batch, batch_idx), batch_idx == 0)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Update the test metrics."""
-        self._evaluate("test", self._taken(batch, batch_idx))
+        self._evaluate("test", self._taken(batch, batch_idx), batch_idx == 0)
 
     def predict_step(
         self, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -347,7 +347,12 @@ class Distiller(pl.LightningModule):
         teacher, theirs = self.teacher.with_features(batch.view, stages)
         return student, teacher, batch.target, (ours, theirs)
 
-    def _evaluate(self, stage: str, batch: Batch) -> None:
+    def _evaluate(self, stage: str, batch: Batch, first: bool) -> None:
+        metrics, means = self.metrics[stage], self.losses[stage]
+        assert isinstance(metrics, MetricCollection)
+        if first:  # Lightning keeps the metrics themselves, and asks them at the end
+            for name, metric in (*metrics.items(), *means.items()):  # type: ignore[operator]
+                self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, batch_size=1)
         if batch.target.ndim > 1:
             raise ValueError(
                 f"{stage}: targets are class probabilities {list(batch.target.shape)}, and a "
@@ -364,8 +369,7 @@ class Distiller(pl.LightningModule):
             raise ValueError(
                 "the student's answers are not finite, so training has diverged: lower optimizer.lr"
             )
-        losses, metrics, means = self.objective(*answers), self.metrics[stage], self.losses[stage]
-        assert isinstance(metrics, MetricCollection)
+        losses = self.objective(*answers)
         metrics.update(
             logits=student,
             probs=student.softmax(dim=1),
@@ -375,10 +379,6 @@ class Distiller(pl.LightningModule):
         )  # each takes what it names
         for name, mean in means.items():  # type: ignore[operator]
             mean.update(losses[name], weight=len(target))
-        for name, metric in (*metrics.items(), *means.items()):  # type: ignore[operator]
-            self.log(
-                f"{stage}/{name}", metric, on_step=False, on_epoch=True, batch_size=len(target)
-            )
 
 
 def logged_names(

@@ -29,7 +29,7 @@ from torch import nn
 from distill.config import library, read
 from distill.config.build import make
 from distill.config.overrides import closest
-from distill.config.read import plain, present, processes, teacher_name
+from distill.config.read import on_gpu, plain, present, processes, teacher_name
 from distill.data import DataModule
 from distill.data.sources.judged import named
 from distill.models.checkpoint import as_object, epochs_done, read_lightning, student_weights
@@ -168,6 +168,9 @@ def build_trainer(
         if isinstance(logger, CSVLogger) and Path(logger.log_dir).resolve() == folder.resolve():
             raise ValueError(f"{label} would write over the run's metrics.csv: give it a name")
     loggers += others.values()
+    own = {}
+    if on_gpu(cfg) and not cfg.trainer.deterministic and "benchmark" not in cfg.trainer:
+        own["benchmark"] = True  # batches have one shape: the fastest kernels are looked for once
     return make(
         OmegaConf.masked_copy(cfg.trainer, [key for key in cfg.trainer if key not in library.OURS]),
         "trainer",
@@ -179,6 +182,7 @@ def build_trainer(
         enable_model_summary=False,
         enable_checkpointing=any(isinstance(c, pl.callbacks.Checkpoint) for c in callbacks),
         enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
+        **own,
     )
 
 

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -18,6 +19,7 @@ from distill import save_student
 from distill.cli import CONF, one_line
 from distill.config import schema
 from distill.config.overrides import in_hydras_order, requoted, typed
+from distill.config.read import plain
 from distill.config.resolvers import cache_folder
 from distill.utils.files import resolved_path
 
@@ -198,3 +200,21 @@ def test_a_bundles_files_may_be_read_by_whom_the_umask_says(tmp_path):
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in bundle.iterdir()}
     assert set(modes.values()) == {0o644}, modes
     assert stat.S_IMODE(bundle.stat().st_mode) == 0o755
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "capability", "precision"),
+    [("auto", (9, 0), "bf16-mixed"), ("gpu", (8, 0), "bf16-mixed"), ("auto", (7, 5), "32-true"),
+     ("auto", None, "32-true"), ("cpu", (9, 0), "32-true")],
+)  # fmt: skip
+def test_the_precision_is_what_the_device_is_fast_in(
+    accelerator, capability, precision, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=[f"trainer.accelerator={accelerator}"])
+        exact = compose("train", overrides=["trainer=gpu", "trainer.precision=32-true"])
+    assert cfg.trainer.precision == precision
+    assert plain(cfg.trainer)["precision"] == precision
+    assert exact.trainer.precision == "32-true"

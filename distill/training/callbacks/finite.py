@@ -23,7 +23,11 @@ SHOWN = 8  # images of a batch that are named
 
 @dataclass(frozen=True)
 class Seen:
-    """What one batch gave: its step, losses by name, images' indices `[N]`, teacher's logits."""
+    """What one batch gave: its step, losses by name, images' indices `[N]`, the teacher's answers.
+
+    Of the answers it is the logits `[N, K]`, or on a GPU, where many batches wait to be looked at,
+    the largest of their absolute values.
+    """
 
     step: int
     losses: Mapping[str, Tensor]
@@ -122,8 +126,11 @@ class FiniteLoss(pl.Callback):
             return
         step, self._stepped = trainer.global_step - self._stepped, False
         losses = outputs["losses"]
-        self._seen.append(Seen(step, losses, Batch.of(batch).index, outputs["teacher_logits"]))
-        if losses["loss"].device.type == "cpu" or len(self._seen) >= EVERY:
+        teacher, on_cpu = outputs["teacher_logits"], losses["loss"].device.type == "cpu"
+        if teacher is not None and not on_cpu:
+            teacher = teacher.abs().amax()
+        self._seen.append(Seen(step, losses, Batch.of(batch).index, teacher))
+        if on_cpu or len(self._seen) >= EVERY:
             self.look()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

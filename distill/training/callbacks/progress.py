@@ -8,7 +8,11 @@ import sys
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
 
+from distill.training.callbacks.speed import Speed
+
 log = logging.getLogger(__name__)
+
+WORTH_TELLING = 120  # seconds
 
 
 def progress_callback() -> pl.Callback:
@@ -29,4 +33,23 @@ class EpochLines(pl.Callback):
             k: trainer.callback_metrics[k] for k in self.shown if k in trainer.callback_metrics
         }
         text = "  ".join(f"{name} {value.item():.4g}" for name, value in values.items())
+        text += self._left(trainer)
         log.info("  epoch %d/%s  %s", trainer.current_epoch + 1, trainer.max_epochs, text)
+
+    def _left(self, trainer: pl.Trainer) -> str:
+        """Return how long the rest will take at the pace so far, if a person would wait for it."""
+        speed = next((c for c in trainer.callbacks if isinstance(c, Speed)), None)  # type: ignore[attr-defined]
+        seconds = speed.seconds_left(trainer) if speed else None
+        if speed is None or seconds is None or seconds < WORTH_TELLING:
+            return ""
+        return f"  {speed.images_per_second:,.0f} images/s, {duration(seconds)} left"
+
+
+def duration(seconds: float) -> str:
+    """Return a time for a person, to the minute.
+
+    >>> duration(5000)
+    '1 h 23 min'
+    """
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
