@@ -117,6 +117,7 @@ class GraphedStep:
         self.replayed = False  # whether the step at hand needs no more of Lightning
         self.steps = 0  # that were replayed
         self.off = False
+        self.last: Replay | None = None  # takes the step again that was replayed last
         self._buffers: dict[Hashable, Buffers] = {}
         self._has_optimizer_state = False
         self._start: Snapshot | None = None
@@ -155,12 +156,20 @@ class GraphedStep:
             return None
         settings = self._settings()
         if len(self._recorded) < self.trial:
-            self._start = self._start or self._snapshot()
-            self._recorded.append(Recorded(sources, settings))
+            self._record(Recorded(sources, settings))
             return None
         if self.trial and not self._holds():
             return None
         return self._replay(batch, sources, settings)
+
+    def _record(self, step: Recorded) -> None:
+        """Note a step of the trial, and before the first where it began."""
+        try:
+            self._start = self._start or self._snapshot()
+        except torch.OutOfMemoryError:
+            self._turn_off("there is no memory to try captured steps in")
+        else:
+            self._recorded.append(step)
 
     def taken(self, losses: dict[str, Tensor]) -> None:
         """Note the losses that an eager step gave, for the trial."""
@@ -204,7 +213,7 @@ class GraphedStep:
             shown.replay()
             shown.holds = batch.index
         buffers.replay()
-        self.replayed, self.steps = True, self.steps + 1
+        self.last, self.replayed, self.steps = buffers.replay, True, self.steps + 1
         assert buffers.learned is not None
         self.module.means.count(tuple(buffers.learned.values), len(sources))
         given = dict(zip(buffers.learned.values, buffers.values.clone().unbind(), strict=True))
@@ -277,15 +286,18 @@ class GraphedStep:
 
     def _holds(self) -> bool:
         """Whether captured steps give what the trial's eager ones gave, from the same state."""
-        start, end, recorded, rates = self._start, self._snapshot(), self._recorded, self._rates()
+        start, recorded, rates = self._start, self._recorded, self._rates()
         assert start is not None
+        end: Snapshot | None = None
         try:
+            end = self._snapshot()
             again, ours = (self._repeated(start, recorded, eager) for eager in (True, False))
-        except (RuntimeError, TypeError, ValueError) as error:
+        except Exception as error:  # whatever it is, eager steps go on without it
             self._turn_off(f"the step cannot be captured: {first_line(error)}")
             return False
         finally:
-            end.restore()
+            if end is not None:
+                end.restore()
             set_rates(self.optimizer, rates)
         losses = [one.losses for one in recorded if one.losses is not None]
         first = torch.stack(losses), end

@@ -19,6 +19,8 @@ from pathlib import Path
 import distill  # noqa: F401  (first: it makes torchvision importable)
 
 # isort: split
+import gpu
+import host
 import losses
 import metrics
 import steps
@@ -28,7 +30,7 @@ import torch
 import views
 from measure import RESULTS, machine, save
 
-PARTS = {part.__name__: part for part in (steps, views, store, sweep, losses, metrics)}
+PARTS = {part.__name__: part for part in (host, steps, views, store, sweep, losses, metrics, gpu)}
 
 
 def main() -> int:

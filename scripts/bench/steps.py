@@ -64,10 +64,17 @@ LOGGING = (
 
 
 class Clock(pl.Callback):
-    """Count the seconds of the steps after the first few."""
+    """Count the seconds of the steps after the first few.
+
+    Args:
+        warm: how many do not count.
+    """
 
     began = ended = 0.0
     steps = 0
+
+    def __init__(self, warm: int = WARM) -> None:
+        self.warm = warm
 
     @property
     def seconds(self) -> float:
@@ -77,20 +84,33 @@ class Clock(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, at: int
     ) -> None:
-        """Note the time."""
-        wait(trainer.strategy.root_device)
-        self.ended, self.steps = time.perf_counter(), at + 1 - WARM
+        """Note the time; a device is only waited for where it counts."""
+        self.steps = at + 1 - self.warm
+        if self.steps == 0 or trainer.is_last_batch:
+            wait(trainer.strategy.root_device)
+            self.ended = time.perf_counter()
         if self.steps == 0:
             self.began = self.ended
 
 
 class Pair:
-    """A teacher and a student, with data of their size."""
+    """A teacher and a student, with data of their size.
 
-    def __init__(self, name: str, steps: int, work: Path) -> None:
+    Args:
+        name: of `PAIRS`.
+        steps: of a turn that count.
+        work: a folder.
+        batch: images in a step.
+        warm: steps of a turn that do not count.
+    """
+
+    def __init__(
+        self, name: str, steps: int, work: Path, batch: int = BATCH, warm: int = WARM
+    ) -> None:
         self.name, self.steps, self.work = name, steps, work
+        self.batch, self.warm = batch, warm
         self.teacher_name, self.overrides, shape, classes = PAIRS[name]
-        count = (steps + WARM) * BATCH
+        count = (steps + self.warm) * self.batch
         self.source = Source(
             name="random",
             classes=[str(k) for k in range(classes)],
@@ -104,7 +124,7 @@ class Pair:
 
     def make_data(self) -> DataModule:
         """Return the images and their views."""
-        return DataModule(self.source, view=self.view, batch_size=BATCH)
+        return DataModule(self.source, view=self.view, batch_size=self.batch)
 
     @cached_property
     def teacher(self) -> Teacher:
@@ -123,25 +143,25 @@ class Pair:
         """Return the default configuration of a run that is as long as a turn."""
         folder = self.work / "run"
         short = [
-            "trainer.max_epochs=1", f"trainer.limit_train_batches={self.steps + WARM}",
+            "trainer.max_epochs=1", f"trainer.limit_train_batches={self.steps + self.warm}",
             "trainer.limit_val_batches=0", "callbacks=none", f"paths.cache={self.work}/cache",
             f"paths.output_dir={folder}",
         ]  # fmt: skip
         with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = compose("train", overrides=[*short, *self.overrides, *overrides])
         with open_dict(cfg):
-            cfg.callbacks = {"clock": {"_target_": "steps.Clock"}}
+            cfg.callbacks = {"clock": {"_target_": "steps.Clock", "warm": self.warm}}
             cfg.data.views = OmegaConf.select(cfg, "store.views")
         return cfg
 
     def ours(self, side: str, more: Sequence[str] = ()) -> float:
         """Return images per second of our own run."""
         cfg = self.config([*SIDES[side], *more])
-        data = self.data.with_options(seed=0, batch_size=BATCH, views=cfg.data.views)
+        data = self.data.with_options(seed=0, batch_size=self.batch, views=cfg.data.views)
         teacher = None if side == "supervised" else self.teacher
         trainer = fit.fit(cfg, data, teacher)[1]
         clock = next(c for c in trainer.callbacks if isinstance(c, Clock))
-        return BATCH * clock.steps / clock.seconds
+        return self.batch * clock.steps / clock.seconds
 
     def bare(self, side: str) -> float:
         """Return images per second of the leanest loop."""
@@ -155,7 +175,7 @@ class Pair:
         alpha, temperature = cfg.objective.get("alpha"), cfg.objective.get("temperature")
         batches = [(v.to(device.root_device), y.to(device.root_device)) for v, y in self.batches]
         for step, (view, target) in enumerate(batches):
-            if step == WARM:
+            if step == self.warm:
                 wait(device.root_device)
                 began = time.perf_counter()
             logits = student(view)
@@ -173,14 +193,14 @@ class Pair:
             loss.backward()
             optimizer.step()
         wait(device.root_device)
-        return BATCH * self.steps / (time.perf_counter() - began)
+        return self.batch * self.steps / (time.perf_counter() - began)
 
     @cached_property
     def batches(self) -> list[tuple[Tensor, Tensor]]:
         """Normalised views and labels, as many as a turn needs."""
         made = map(lambda b: self.data.on_after_batch_transfer(b, 0), self.data.train_dataloader())
         normalize = self.teacher.normalize
-        return [(normalize(b.view), b.target) for b in islice(made, self.steps + WARM)]
+        return [(normalize(b.view), b.target) for b in islice(made, self.steps + self.warm)]
 
     def logging_share(self, side: str) -> float:
         """Return the share of a step that goes into logging."""
@@ -201,7 +221,7 @@ class Pair:
                 changed = mock.patch.object(kind, name, timed(getattr(kind, name)))
                 patched.enter_context(changed)
             speed = self.ours(side)
-        return spent / ((self.steps + WARM) * BATCH / speed)
+        return spent / ((self.steps + self.warm) * self.batch / speed)
 
     def gflops(self) -> float:
         """Return 10⁹ floating-point operations of one live step: a backward pass is two forward."""
@@ -209,7 +229,9 @@ class Pair:
             read.model_spec(self.config([]).student), build.data_shape(self.data), "student"
         )
         shape = (self.data.in_chans, *self.data.image_size)
-        return BATCH * (3 * flops(student.eval(), shape) + flops(self.teacher.model, shape)) / 1e9
+        return (
+            self.batch * (3 * flops(student.eval(), shape) + flops(self.teacher.model, shape)) / 1e9
+        )
 
 
 def random_split(count: int, shape: tuple[int, ...], classes: int) -> Resident:
@@ -262,7 +284,7 @@ def compare(pair: Pair, repeats: int, held: bool) -> tuple[list[Row], dict[str, 
         row("ours, supervised", "bare, supervised", None),
         Row(f"{pair.name}: logging, share of a fed step", logged, most=0.01 if held else None),
     ]
-    achieved = pair.gflops() / 1e3 * median(speeds["ours, live"]) / BATCH
+    achieved = pair.gflops() / 1e3 * median(speeds["ours, live"]) / pair.batch
     return rows, {"images_per_second": speeds, "tflops_live": achieved, "tflops_matmul": matmul()}
 
 

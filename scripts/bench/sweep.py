@@ -14,13 +14,14 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from measure import Row, print_rows, ratio, rounds, seconds
-from steps import BATCH, PAIRS, Clock, Pair
+from steps import PAIRS, Clock, Pair
 
 from distill.sweep.lockstep import in_turns
 from distill.training.fit import fit
@@ -29,14 +30,14 @@ from distill.utils.sharing import Sharing
 TEMPERATURES = (1, 2, 3, 4, 6, 8, 12, 16)
 
 
-def fused(pair: Pair) -> float:
+def fused(pair: Pair, more: Sequence[str] = ()) -> float:
     """Return the seconds in which all students take one step."""
     clocks: list[Clock] = []
 
     def train_at(temperature: float, sharing: Sharing) -> None:
-        cfg = pair.config(["store=off", f"objective.temperature={temperature}"])
+        cfg = pair.config(["store=off", f"objective.temperature={temperature}", *more])
         shared = sharing.once("data", pair.make_data)
-        data = shared.with_options(seed=0, batch_size=BATCH)
+        data = shared.with_options(seed=0, batch_size=pair.batch)
         data.sharing = sharing
         teacher = sharing.once("teacher", lambda: pair.make_teacher(data))
         trainer = fit(cfg, data, teacher)[1]
@@ -64,7 +65,7 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
 
 def steps(pair: Pair, repeats: int) -> tuple[list[Row], dict[str, Any]]:
     def alone(side: str) -> float:
-        return BATCH / pair.ours(side)
+        return pair.batch / pair.ours(side)
 
     sides = {side: partial(alone, side) for side in ("live", "supervised")}
     taken = rounds({**sides, "fused": partial(fused, pair)}, repeats)
