@@ -44,6 +44,7 @@ from distill.training.callbacks.progress import EpochLines
 from distill.training.callbacks.rate import LearningRate
 from distill.training.callbacks.sparsity import check_averaging
 from distill.training.callbacks.speed import Speed
+from distill.training.callbacks.step_losses import StepLosses
 from distill.training.module import (
     DEFAULT_TOPK,
     create_optimizer,
@@ -168,6 +169,8 @@ def build_trainer(
         if isinstance(logger, CSVLogger) and Path(logger.log_dir).resolve() == folder.resolve():
             raise ValueError(f"{label} would write over the run's metrics.csv: give it a name")
     loggers += others.values()
+    if others:
+        callbacks.append(StepLosses([*others.values()], cfg.trainer.log_every_n_steps))
     own = {}
     if on_gpu(cfg) and not cfg.trainer.deterministic and "benchmark" not in cfg.trainer:
         own["benchmark"] = True  # batches have one shape: the fastest kernels are looked for once
