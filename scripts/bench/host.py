@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -22,11 +23,12 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from measure import Row, print_rows, ratio, rounds
-from steps import Clock, Pair
+from steps import Clock, Pair, lean_loss
 from torch import nn
 from torch.utils.data import DataLoader
 
 from distill.config import build, read
+from distill.models.build import build_model
 from distill.teacher.teacher import Teacher
 from distill.training.fit import train
 from distill.training.module import Distiller, create_optimizer
@@ -52,6 +54,26 @@ class Empty(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+class Plain(pl.LightningModule):
+    """The bare loop under Lightning: what no training with it can be faster than."""
+
+    def __init__(self, pair: Pair) -> None:
+        super().__init__()
+        self.pair, self.cfg = pair, pair.config(["store=off"])
+        spec = read.model_spec(self.cfg.student)
+        self.student = build_model(spec, build.data_shape(pair.data), "student")
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        """Return the loss."""
+        (view, target), objective = batch, self.cfg.objective
+        teacher, values = self.pair.teacher.model, (objective.alpha, objective.temperature)
+        return lean_loss(self.student(view), target, teacher, view, *values)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return the run's optimiser."""
+        return create_optimizer(self.student, read.plain(self.cfg.optimizer))
+
+
 def tiny(classes: int = 10) -> nn.Module:
     model = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(16, classes))
     model.num_classes = classes  # type: ignore[assignment]
@@ -60,13 +82,23 @@ def tiny(classes: int = 10) -> nn.Module:
 
 def floor(pair: Pair) -> float:
     """Return the ms of a step of an empty module."""
+    return under_lightning(Empty(), [torch.zeros(1)] * (pair.steps + pair.warm), pair)
+
+
+def plain(pair: Pair) -> float:
+    """Return the images per second of the bare loop under Lightning."""
+    pair.teacher.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return 1e3 * pair.batch / under_lightning(Plain(pair), pair.batches, pair)
+
+
+def under_lightning(module: pl.LightningModule, batches: Sequence[Any], pair: Pair) -> float:
+    """Return the ms of a step of a module that is given ready-made batches."""
     clock = Clock(pair.warm)
     trainer = pl.Trainer(
         max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, callbacks=[clock],
     )  # fmt: skip
-    batches = [torch.zeros(1)] * (pair.steps + pair.warm)
-    trainer.fit(Empty(), DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
+    trainer.fit(module, DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
     return 1e3 * clock.seconds / clock.steps
 
 
@@ -118,7 +150,7 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
         taken = rounds({name: partial(side, small) for name, side in sides.items()}, repeats)
         whole = Pair(DIGITS, max(options.steps // 6, 2), Path(work))
         pair = {"ours": partial(whole.ours, "live"), "bare": partial(whole.bare, "live")}
-        speeds = rounds(pair, repeats)
+        speeds = rounds({**pair, "lightning": partial(plain, whole)}, repeats)
     taken["host"] = [a - b for a, b in zip(taken["ours"], taken["tensors"], strict=True)]
     taken["allowed"] = [1.2 * ms + 0.5 for ms in taken["floor"]]
     ms = {name: round(median(values), 3) for name, values in taken.items()}
@@ -127,6 +159,7 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
     rows = [
         Row("tiny student: host / allowed", ratio(taken, "host", "allowed"), most=1.0, note=note),
         Row(f"{DIGITS}: ours / bare", ratio(speeds, "ours", "bare"), least=0.95, note=images),
+        Row(f"{DIGITS}: Lightning alone / bare", ratio(speeds, "lightning", "bare")),
     ]
     print_rows(rows)
     return rows, {"ms_per_step": taken, "images_per_second": speeds}

@@ -178,17 +178,7 @@ class Pair:
             if step == self.warm:
                 wait(device.root_device)
                 began = time.perf_counter()
-            logits = student(view)
-            loss = F.cross_entropy(logits, target)
-            if teacher is not None:
-                with torch.inference_mode():
-                    z = teacher(view)
-                soft = F.kl_div(
-                    F.log_softmax(logits / temperature, 1),
-                    F.softmax(z / temperature, 1),
-                    reduction="batchmean",
-                )
-                loss = (1 - alpha) * loss + alpha * temperature**2 * soft
+            loss = lean_loss(student(view), target, teacher, view, alpha, temperature)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -232,6 +222,21 @@ class Pair:
         return (
             self.batch * (3 * flops(student.eval(), shape) + flops(self.teacher.model, shape)) / 1e9
         )
+
+
+def lean_loss(
+    logits: Tensor, target: Tensor, teacher: Any, view: Tensor, alpha: float, temperature: float
+) -> Tensor:
+    """Return the loss of distillation, or on labels alone, in as few operations as torch has."""
+    loss = F.cross_entropy(logits, target)
+    if teacher is None:
+        return loss
+    with torch.inference_mode():
+        z = teacher(view)
+    soft = F.kl_div(
+        F.log_softmax(logits / temperature, 1), F.softmax(z / temperature, 1), reduction="batchmean"
+    )
+    return (1 - alpha) * loss + alpha * temperature**2 * soft
 
 
 def random_split(count: int, shape: tuple[int, ...], classes: int) -> Resident:
