@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from hashlib import sha256
@@ -324,7 +324,7 @@ class DataModule(pl.LightningDataModule):
         larger than the training split.
         """
         twin = copy.copy(self)
-        twin.trainer = None
+        twin.trainer, twin.views_by_step = None, False
         twin.seed, twin.batch_size, twin.views = seed, batch_size, views
         if not unlabeled and self.unlabeled is not None:
             twin.unlabeled, twin.pool = None, self.train
@@ -413,8 +413,8 @@ class DataModule(pl.LightningDataModule):
             return batch
         return self.once(batch, "shown", self.with_views)
 
-    def once(self, batch: Batch, what: str, make: Callable[[Batch], T]) -> T:
-        """Return what is made of a batch, once for all runs that take turns."""
+    def once(self, batch: Batch, what: Hashable, make: Callable[[Batch], T]) -> T:
+        """Return what is made of a batch, once for all runs that take turns and want the same."""
         if not self.sharing.active:
             return make(batch)
         return self._recent.answer(batch.index, what, lambda: make(batch))

@@ -15,7 +15,7 @@ from distill.training.callbacks.checkpoints import LatestCheckpoint
 from distill.training.callbacks.fake_quantize import FakeQuantize
 from distill.training.callbacks.finite import FiniteLoss
 from distill.training.callbacks.rate import LearningRate
-from distill.training.graph import GraphedStep
+from distill.training.graph import TRIAL, GraphedStep
 from distill.training.module import Distiller
 
 log = logging.getLogger(__name__)
@@ -36,9 +36,9 @@ def asked(cfg: DictConfig) -> str:
 def check_graph(
     cfg: DictConfig, objective: Objective, data: DataModule, trainer: pl.Trainer
 ) -> None:
-    """Refuse `trainer.graph=on` where steps cannot be captured."""
+    """Refuse `trainer.graph=on` where the student's steps cannot be captured."""
     if asked(cfg) == ON and (found := obstacles(cfg, objective, data, trainer)):
-        raise ValueError(f"trainer.graph=on: {'; '.join(found)}")
+        raise ValueError(f"trainer.graph=on: {'; '.join(found)}; trainer.graph=auto does without")
 
 
 def build_graph(
@@ -46,18 +46,18 @@ def build_graph(
 ) -> GraphedStep | None:
     """Return what captures a run's steps, or None where they are taken eagerly.
 
-    With `auto` that is on a GPU, and what stands in the way there is said.
+    With `auto` they are on anything but a GPU. What stands in the way is said: with `on` it can
+    only be of a teacher or an assistant, whose training has callbacks of its own.
     """
-    if asked(cfg) == OFF:
-        return None
-    if asked(cfg) == ON:
-        return GraphedStep(module, data, trainer, trial=0)
-    if trainer.strategy.root_device.type != "cuda":
+    on_gpu = trainer.strategy.root_device.type == "cuda"
+    if asked(cfg) == OFF or (asked(cfg) == AUTO and not on_gpu):
         return None
     if found := obstacles(cfg, module.objective, data, trainer):
         log.info("trainer.graph: off (%s)", "; ".join(found))
         return None
-    return GraphedStep(module, data, trainer)
+    if not on_gpu:
+        log.info("trainer.graph: on, and as a CPU has no graphs, the step is called as a function")
+    return GraphedStep(module, data, trainer, trial=0 if asked(cfg) == ON else TRIAL)
 
 
 def obstacles(

@@ -89,6 +89,7 @@ def fit(
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     started = data.sharing.clock()
     train(cfg, student, data, trainer)
+    data.views_by_step = False
     if trainer.is_global_zero and not over:
         seconds = data.sharing.clock() - started
         log.info("%s: %s", role, in_words(cfg, trainer.current_epoch, done, seconds))

@@ -151,7 +151,7 @@ class GraphedStep:
             self._has_optimizer_state = True  # once this step has been taken
             self._check_optimizer()
             return None
-        sources = self.data.once(batch, "sources", self._sources)
+        sources = self.data.once(batch, self._shows(), self._sources)
         if sources is None:
             return None
         settings = self._settings()
@@ -177,6 +177,14 @@ class GraphedStep:
             last = self._recorded.pop()
             given = torch.stack([value.float() for value in losses.values()])
             self._recorded.append(Recorded(last.sources, last.settings, given))
+
+    def _shows(self) -> Hashable:
+        """Return what runs that take turns have to have in common to be shown the same."""
+        cached, data = self.module.cached_teacher, self.data
+        store = cached.stores.get("train") if cached else None
+        teacher = id(cached.teacher) if cached else None
+        kept = (teacher, store and store.folder, self.module.objective.needs_features)
+        return id(data.pool), data.seed, data.views, *kept
 
     def _sources(self, batch: Batch) -> Sources | None:
         logits_only = not self.module.objective.needs_features
@@ -229,7 +237,7 @@ class GraphedStep:
         key = sources.key(), settings.reads_no_labels
         if key not in self._buffers:
             presentation = self.data.sharing.once(
-                ("presentation", sources.key()), lambda: self._presentation(sources)
+                (self._shows(), sources.key()), lambda: self._presentation(sources)
             )
             buffers = Buffers(presentation, settings, self.device)
             buffers.write(settings)

@@ -197,6 +197,18 @@ def test_what_stands_in_the_way_is_named(overrides, why, tmp_path, cache):
         capture.check_graph(cfg, untrained.objective, data, untrained.trainer)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_teacher_whose_training_cannot_be_captured_is_trained_eagerly(fitted, tmp_path, caplog):
+    caplog.set_level("INFO")
+    data = ("teacher.fit.head_epochs=1", "teacher.fit.max_epochs=2", "store=off",
+            "trainer.max_epochs=1")  # fmt: skip
+    eager = fitted(*data, f"paths.cache={tmp_path / 'one'}", "trainer.graph=off", name="eager")
+    ours = fitted(*data, f"paths.cache={tmp_path / 'two'}", "trainer.graph=on", name="graph")
+    assert "trainer.graph: off (HeadFirst acts within a step)" in caplog.text
+    assert ours[2].steps == 4
+    assert same(eager[0], ours[0])
+
+
 def test_an_optimiser_that_cannot_be_captured_is_named(fitted, caplog):
     caplog.set_level("INFO")
     step = fitted(*ALONE, "trainer.graph=on", "optimizer.opt=lamb", "trainer.max_epochs=1")[2]
@@ -269,38 +281,67 @@ def test_a_rate_or_a_number_is_written_where_it_has_changed():
         assert [float(place) for place in (*buffers.numbers.values(), *buffers.rates)] == [*values]
 
 
+@pytest.fixture
+def in_turn(tmp_path, cache):
+    """Train several students in turns, and return their weights."""
+
+    def trained(mode, runs):
+        left = {}
+
+        def task(number, own, sharing):
+            with initialize_config_dir(str(CONF), version_base="1.3"):
+                cfg = compose("train", overrides=[
+                    f"paths.output_dir={tmp_path / mode / str(number)}", f"paths.cache={cache}",
+                    f"store.path={tmp_path}", f"trainer.graph={mode}", *QUICK, *TAUGHT, *own,
+                ])  # fmt: skip
+            data = build.build_data(cfg, sharing=sharing)
+            untrained = build_untrained(cfg, data)
+            *_, teacher = teachers.prepare_teachers(cfg, data, untrained.objective)[0]
+            student, _ = fit.fit(cfg, data, teacher, untrained)
+            left[number] = student.student.state_dict(), student.graph
+
+        in_turns([partial(task, number, own) for number, own in enumerate(runs)])
+        return [left[number] for number in range(len(runs))]
+
+    return trained
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("store", ["off", "disk"])
-def test_runs_that_take_turns_share_batches_and_answers(store, tmp_path, cache, monkeypatch):
+@pytest.mark.parametrize("store", [("store=off",), ("store=disk", "store.views=1")])
+def test_runs_that_take_turns_share_batches_and_answers(store, in_turn, monkeypatch):
     presented = []
     compute = Presentation.compute
     monkeypatch.setattr(
         Presentation, "compute", lambda self: presented.append(self) or compute(self)
     )
-
-    def students(mode):
-        left = {}
-
-        def task(temperature, sharing):
-            with initialize_config_dir(str(CONF), version_base="1.3"):
-                cfg = compose("train", overrides=[
-                    f"paths.output_dir={tmp_path / mode / str(temperature)}",
-                    f"paths.cache={cache}", f"store={store}", f"store.path={tmp_path}",
-                    "store.views=1", f"objective.temperature={temperature}",
-                    f"trainer.graph={mode}", *QUICK, *TAUGHT,
-                ])  # fmt: skip
-            data = build.build_data(cfg, sharing=sharing)
-            teacher = teachers.prepare_teacher(cfg, data)
-            left[temperature] = fit.fit(cfg, data, teacher)[0].student.state_dict()
-
-        in_turns([partial(task, temperature) for temperature in (2, 4, 8)])
-        return left
-
-    eager = students("off")
+    runs = [(*store, f"objective.temperature={temperature}") for temperature in (2, 4, 8)]
+    eager = in_turn("off", runs)
     presented.clear()
-    ours = students("on")
-    assert all(same(eager[temperature], ours[temperature]) for temperature in (2, 4, 8))
+    ours = in_turn("on", runs)
+    assert all(same(one[0], other[0]) for one, other in zip(eager, ours, strict=True))
     assert len(presented) == 9 + 1  # two epochs of five, the first eager; one when captured
+
+
+STORED = ("store=disk", "store.views=1")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "runs",
+    [
+        [("store=off",), ("store=off", "objective=hint"), ("store=off", "objective=supervised")],
+        [(*STORED, "store.topk=2"), (*STORED, "store.topk=5"), STORED],
+        [("store=off", "assistants=[{}]"), ("store=off",), ("store=off", "seed=1")],
+    ],
+    ids=["objectives", "stores", "teachers and seeds"],
+)
+def test_runs_that_take_turns_are_shown_what_is_theirs(runs, in_turn):
+    in_turn("off", runs)  # what is kept is there from now on
+    eager = in_turn("off", runs)
+    ours = in_turn("on", runs)
+    for (weights, _), (others, step) in zip(eager, ours, strict=True):
+        assert step.steps == 9
+        assert same(weights, others)
 
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
