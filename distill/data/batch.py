@@ -43,8 +43,13 @@ class Batch:
     def __len__(self) -> int:
         return len(self.view)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """Return the batch with its images and targets on a device (Lightning calls this)."""
+    def to(self, device: torch.device | str, non_blocking: bool | None = None) -> Batch:
+        """Return the batch with its images and targets on a device (Lightning calls this).
+
+        Lightning leaves the second to us: a GPU is not waited for.
+        """
+        if non_blocking is None:
+            non_blocking = torch.device(device).type == "cuda"
         view, target = (t.to(device, non_blocking=non_blocking) for t in (self.view, self.target))
         return replace(self, view=view, target=target)
 

@@ -73,7 +73,7 @@ class Objective(nn.Module):
         terms: Mapping[str, str | Mapping[str, Any]],
         temperature: float = 1.0,
         alpha: float | None = None,
-        class_counts: Sequence[int] | None = None,
+        class_counts: Sequence[int] | Tensor | None = None,
         curriculum: Mapping[str, Any] | None = None,
         stages: Sequence[int] = (-1,),
         label_smoothing: float = 0.0,

@@ -88,8 +88,10 @@ def fit(
                  ", ".join(student.objective.terms))  # fmt: skip
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     started = data.sharing.clock()
-    train(cfg, student, data, trainer)
-    data.views_by_step = False
+    try:
+        train(cfg, student, data, trainer)
+    finally:
+        data.views_by_step = False
     if trainer.is_global_zero and not over:
         seconds = data.sharing.clock() - started
         log.info("%s: %s", role, in_words(cfg, trainer.current_epoch, done, seconds))

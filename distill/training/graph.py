@@ -12,8 +12,9 @@ On a CPU the same function is called instead, so that all but the capture itself
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -24,18 +25,16 @@ from torch.optim import SGD, Adam, AdamW
 from distill.data import DataModule
 from distill.data.batch import Batch
 from distill.training.module import Distiller, Learned
-from distill.training.presented import Presentation, Sources, sources_of
+from distill.training.presented import Presentation, SharedPresentation, Sources, sources_of
+from distill.training.replay import Outputs, Replay, in_fixed_places
 from distill.training.snapshot import Snapshot
 from distill.utils.errors import first_line
 
 log = logging.getLogger(__name__)
 
 TRIAL = 20  # steps that a captured step has to repeat
-WARM = 3  # calls before a capture, in which libraries choose their kernels
 CLOSE = 1e-3  # of the way that weights have gone, which rounding in another order may change
 OPTIMIZERS = (SGD, Adam, AdamW)
-
-Replay = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -75,13 +74,18 @@ class Buffers:
         self, presentation: Presentation, settings: Settings, device: torch.device
     ) -> None:
         self.presentation = presentation
-        # In double precision they act as Python's numbers do.
-        double = dict.fromkeys(settings.numbers, torch.float64)
-        self.numbers = {n: torch.zeros((), dtype=t, device=device) for n, t in double.items()}
-        self.rates = [torch.zeros((), device=device) for _ in settings.rates]
+        double, single = (
+            partial(torch.zeros, (), dtype=dtype, device=device)
+            for dtype in (torch.float64, torch.float32)
+        )
+        # In double precision they act as Python's numbers do; optimisers take single rates.
+        self.numbers = {name: double() for name in settings.numbers}
+        self.rates = [single() for _ in settings.rates]
         self.replay: Replay = lambda: None
-        self.learned: Learned | None = None
+        self.names: tuple[str, ...] = ()  # of the values
+        self.losses: tuple[str, ...] = ()  # the first of these
         self.values = torch.empty(0)
+        self.teacher: Tensor | None = None
         self._written: list[float] = []
 
     def write(self, settings: Settings) -> None:
@@ -112,7 +116,7 @@ class GraphedStep:
         self, module: Distiller, data: DataModule, trainer: pl.Trainer, trial: int = TRIAL
     ) -> None:
         self.module, self.data, self.trainer = module, data, trainer
-        self.trial = trial
+        self.trial, self.must = trial, not trial
         self.device = trainer.strategy.root_device
         self.replayed = False  # whether the step at hand needs no more of Lightning
         self.steps = 0  # that were replayed
@@ -149,7 +153,7 @@ class GraphedStep:
             return None
         if not self._has_optimizer_state:
             self._has_optimizer_state = True  # once this step has been taken
-            self._check_optimizer()
+            self._prepare()
             return None
         sources = self.data.once(batch, self._shows(), self._sources)
         if sources is None:
@@ -198,53 +202,60 @@ class GraphedStep:
     def _rates(self) -> list[float]:
         return [float(group["lr"]) for group in self.optimizer.param_groups]
 
-    def _check_optimizer(self) -> None:
-        """Prepare the optimiser, before it makes its state, or turn off where it cannot be."""
+    def _prepare(self) -> None:
+        """Prepare the optimiser before it makes its state, or turn off where it cannot be."""
         if type(self.optimizer) not in OPTIMIZERS:
             self._turn_off(f"the optimiser {type(self.optimizer).__name__} cannot be captured")
         elif self.device.type == "cuda":
             make_capturable(self.optimizer, self.device)
+            objective = self.module.objective
+            if objective.class_counts is not None:  # a capture sends nothing to the device
+                objective.class_counts = torch.tensor(
+                    list(objective.class_counts), dtype=torch.float64, device=self.device
+                )
 
     def _turn_off(self, why: str) -> None:
         log.info("trainer.graph: off, steps are taken eagerly (%s)", why)
         self.off, self.data.views_by_step = True, False
         self._buffers, self._start, self._recorded = {}, None, []
 
-    def _replay(self, batch: Batch, sources: Sources, settings: Settings) -> dict[str, Any]:
-        buffers = self._prepared(sources, settings)
+    def _replay(self, batch: Batch, sources: Sources, settings: Settings) -> dict[str, Any] | None:
+        try:
+            buffers = self._prepared(sources, settings, batch.index)
+        except Exception as error:
+            if self.must:
+                raise
+            self._turn_off(f"the step cannot be captured: {first_line(error)}")
+            return None
         buffers.write(settings)
-        shown = buffers.presentation
-        if not self.data.sharing.active:
-            shown.write(sources)
-        elif shown.holds is not batch.index:  # the first of the runs makes it for all
-            shown.write(sources)
-            shown.replay()
-            shown.holds = batch.index
+        self._show(buffers, sources, batch.index)
         buffers.replay()
         self.last, self.replayed, self.steps = buffers.replay, True, self.steps + 1
-        assert buffers.learned is not None
-        self.module.means.count(tuple(buffers.learned.values), len(sources))
-        given = dict(zip(buffers.learned.values, buffers.values.clone().unbind(), strict=True))
-        losses = {name: given[name] for name in buffers.learned.losses}
-        return {
-            "loss": losses["loss"],
-            "losses": losses,
-            "teacher_logits": buffers.learned.teacher,
-        }
+        self.module.means.count(buffers.names, len(sources))
+        given = dict(zip(buffers.names, buffers.values.clone().unbind(), strict=True))
+        losses = {name: given[name] for name in buffers.losses}
+        return {"loss": losses["loss"], "losses": losses, "teacher_logits": buffers.teacher}
 
-    def _prepared(self, sources: Sources, settings: Settings) -> Buffers:
+    def _show(self, buffers: Buffers, sources: Sources, index: Tensor | None) -> None:
+        if isinstance(buffers.presentation, SharedPresentation):
+            buffers.presentation.show(sources, index)
+        else:
+            buffers.presentation.write(sources)
+
+    def _prepared(
+        self, sources: Sources, settings: Settings, index: Tensor | None = None
+    ) -> Buffers:
         """Return the buffers of the step for such a batch and settings, captured if need be."""
         key = sources.key(), settings.reads_no_labels
         if key not in self._buffers:
-            presentation = self.data.sharing.once(
-                (self._shows(), sources.key()), lambda: self._presentation(sources)
-            )
-            buffers = Buffers(presentation, settings, self.device)
+            buffers = Buffers(self._presentation(sources), settings, self.device)
             buffers.write(settings)
+            self._show(buffers, sources, index)
             before, rates = self._snapshot(), self._rates()
-            set_rates(self.optimizer, buffers.rates)  # a number would be captured as it is
+            if self.device.type == "cuda":  # a number would be captured as it is
+                set_rates(self.optimizer, buffers.rates)
             try:
-                buffers.replay = self._captured(buffers)
+                self._capture(buffers)
             finally:
                 set_rates(self.optimizer, rates)
                 self.optimizer.zero_grad()
@@ -253,31 +264,33 @@ class GraphedStep:
         return self._buffers[key]
 
     def _presentation(self, sources: Sources) -> Presentation:
+        sharing = self.data.sharing
+        kind = SharedPresentation if sharing.active else Presentation
         cached = self.module.cached_teacher
-        presentation = Presentation(sources, self.data, cached, self.device)
-        presentation.write(sources)
-        if self.data.sharing.active and self.device.type == "cuda":
-            presentation.replay = captured(presentation.compute)
-        else:
-            presentation.compute()
-        return presentation
+        return sharing.once(
+            (self._shows(), sources.key()), lambda: kind(sources, self.data, cached, self.device)
+        )
 
-    def _captured(self, buffers: Buffers) -> Replay:
-        """Return what takes the step again and again."""
+    def _capture(self, buffers: Buffers) -> None:
+        """Let the buffers' replay take the step, and leave there what it gives."""
 
-        def compute() -> None:
-            if not self.data.sharing.active:
-                buffers.presentation.compute()
-            self._learn(buffers)
+        def compute() -> Outputs:
+            learned = self._learned(buffers)
+            buffers.names, buffers.losses = tuple(learned.values), tuple(learned.losses)
+            return torch.stack(list(learned.values.values())), learned.teacher
 
-        return captured(compute) if self.device.type == "cuda" else compute
+        (values, buffers.teacher), buffers.replay = in_fixed_places(compute, self.device)
+        assert values is not None
+        buffers.values = values
 
-    def _learn(self, buffers: Buffers) -> None:
-        """Take a step from the batch that is presented, and leave what it gave in the buffers."""
-        module, optimizer, shown = self.module, self.optimizer, buffers.presentation
-        assert shown.batch is not None
+    def _learned(self, buffers: Buffers) -> Learned:
+        """Take a step from the batch that is presented, and return what it gave."""
+        module, optimizer = self.module, self.optimizer
+        view, target, answers = buffers.presentation.made()
+        # Another name for the same views: no answer to those that lay there before is theirs.
+        batch = Batch(view.view_as(view), target, labeled=buffers.presentation.labeled)
         optimizer.zero_grad()
-        learned = module.learned(shown.batch, buffers.numbers, shown.answers)
+        learned = module.learned(batch, buffers.numbers, answers)
         with torch.autocast(self.device.type, enabled=False):  # as Lightning has it
             learned.losses["loss"].backward()
             module.clip_gradients(
@@ -286,8 +299,8 @@ class GraphedStep:
                 gradient_clip_algorithm=self.trainer.gradient_clip_algorithm,
             )
             optimizer.step()
-        module.means.add_on_device(learned.values, len(shown.batch))
-        buffers.learned, buffers.values = learned, torch.stack(list(learned.values.values()))
+        module.means.add_on_device(learned.values, len(batch))
+        return learned
 
     def _snapshot(self) -> Snapshot:
         return Snapshot(self.module, self.optimizer, self.module.means.sums.values())
@@ -329,14 +342,14 @@ class GraphedStep:
         for one in recorded:
             buffers = self._prepared(one.sources, one.settings)
             buffers.write(one.settings)
-            buffers.presentation.write(one.sources)
-            buffers.presentation.holds = None
+            self._show(buffers, one.sources, None)
             set_rates(self.optimizer, one.settings.rates)
-            if eager or self.data.sharing.active:
-                buffers.presentation.compute() if eager else buffers.presentation.replay()
-            self._learn(buffers) if eager else buffers.replay()
-            assert buffers.learned is not None
-            given.append(buffers.values[: len(buffers.learned.losses)].float().clone())
+            if eager:
+                values = torch.stack(list(self._learned(buffers).losses.values())).detach()
+            else:
+                buffers.replay()
+                values = buffers.values[: len(buffers.losses)]
+            given.append(values.float().clone())
         self.optimizer.zero_grad()
         return torch.stack(given), self._snapshot()
 
@@ -369,19 +382,3 @@ def make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> N
     for state in optimizer.state.values():
         if isinstance(state.get("step"), Tensor):
             state["step"] = state["step"].to(device)
-
-
-def captured(compute: Callable[[], None]) -> Replay:
-    """Return what replays a function of static buffers, which is called a few times before."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(WARM):
-            compute()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    # What other threads do, such as a loader's pinning of memory, is no part of it.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        compute()
-    replay: Replay = graph.replay
-    return replay

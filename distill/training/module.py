@@ -206,6 +206,18 @@ class Distiller(pl.LightningModule):
         if self.graph is None or not self.graph.replayed:
             super().backward(loss, *args, **kwargs)
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradients, unless a captured step has."""
+        if self.graph is None or not self.graph.replayed:
+            super().configure_gradient_clipping(
+                optimizer, gradient_clip_val, gradient_clip_algorithm
+            )
+
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Update the validation metrics."""
         self._evaluate("val", self._taken(batch, batch_idx), batch_idx == 0)

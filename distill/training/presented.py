@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from distill.data import DataModule
 from distill.data.batch import Batch
 from distill.teacher.cached import Answers, CachedTeacher, read, sent
+from distill.training.replay import in_fixed_places
 
 NONE, LIVE, READ, RESIDENT = "none", "live", "read", "resident"  # where the answers come from
 
@@ -95,10 +96,6 @@ class Presentation:
         words = self._words(sources)
         self.words = None if words is None else words.clone()
         self.view_number = sources.view_number
-        self.replay: Callable[[], None] = self.compute
-        self.holds: Tensor | None = None  # the index of the batch that was made last
-        self.batch: Batch | None = None
-        self.answers: Tensor | None = None
 
     def write(self, sources: Sources) -> None:
         """Say which batch is made next, without waiting for the device."""
@@ -110,23 +107,54 @@ class Presentation:
             self.words.copy_(words)
         self.view_number = sources.view_number
 
-    def compute(self) -> None:
-        """Make the batch."""
+    def made(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return views `[N, C, H, W]` in [0, 1], targets, and the teacher's answers, if kept."""
         view, target = self.tensors.get("view"), self.tensors.get("target")
         if view is None or target is None:
             assert self.words is not None
             resident = self.data.resident_on(self.device)
             view, target = resident(self.tensors["positions"], self.words)
-        self.batch = Batch(view.float().div_(255), target, labeled=self.labeled)
-        self.answers = self.tensors.get("answers")
+        view, answers = view.float().div_(255), self.tensors.get("answers")
         if self.teacher == LIVE:
             assert self.cached is not None
-            self.answers = self.cached.teacher(self.batch.view)
+            answers = self.cached.teacher(view)
         elif self.kept is not None:
-            self.answers = self.kept(self.tensors["index"])
+            answers = self.kept(self.tensors["index"])
+        return view, target, answers
 
     def _words(self, sources: Sources) -> Tensor | None:
         if "positions" not in sources.tensors:
             return None
         assert sources.view_number is not None
         return self.data.resident_on(self.device).words(sources.view_number)
+
+
+class SharedPresentation(Presentation):
+    """A batch that runs which take turns learn from, made by the first of them for all."""
+
+    def __init__(
+        self,
+        sources: Sources,
+        data: DataModule,
+        cached: CachedTeacher | None,
+        device: torch.device,
+    ) -> None:
+        super().__init__(sources, data, cached, device)
+        self.write(sources)
+        self.outputs, self.replay = in_fixed_places(super().made, device)
+        self.replay()  # captured or not, what lies there is a batch
+        self.holds: Tensor | None = None  # the index of the batch that was made last
+
+    def made(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return what was made last."""
+        view, target, answers = self.outputs
+        assert view is not None
+        assert target is not None
+        return view, target, answers
+
+    def show(self, sources: Sources, index: Tensor | None) -> None:
+        """Make a batch, unless another run has made it."""
+        if index is None or self.holds is not index:
+            self.write(sources)
+            self.replay()
+            self.holds = index

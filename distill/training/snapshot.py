@@ -25,8 +25,8 @@ class Snapshot:
         learned = [module.student, module.objective]
         self.tensors = [t for one in learned for t in (*one.parameters(), *one.buffers())]
         self.weights = len(self.tensors)
-        for state in optimizer.state.values():
-            self.tensors += [value for value in state.values() if isinstance(value, Tensor)]
+        self.optimizer = optimizer
+        self.tensors += state_tensors(optimizer)
         self.tensors += others
         self.copies = [tensor.detach().clone() for tensor in self.tensors]
         self.random = torch.get_rng_state()
@@ -35,6 +35,10 @@ class Snapshot:
     @torch.no_grad()
     def restore(self) -> None:
         """Make everything what it was, in its place."""
+        known = {id(tensor) for tensor in self.tensors}
+        for tensor in state_tensors(self.optimizer):
+            if id(tensor) not in known:  # made since, of what had no gradient before
+                tensor.zero_()
         for tensor, copy in zip(self.tensors, self.copies, strict=True):
             tensor.copy_(copy)
         torch.set_rng_state(self.random)
@@ -48,3 +52,8 @@ class Snapshot:
             (a.double() - b.double()).square().sum() for a, b in pairs if a.is_floating_point()
         ]
         return torch.stack(squares).sum().sqrt()
+
+
+def state_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Return the tensors of an optimiser's state."""
+    return [t for state in optimizer.state.values() for t in state.values() if torch.is_tensor(t)]

@@ -68,6 +68,10 @@ CASES = {
     "learned temperature": ("store=off", "objective=ctkd"),
     "feature maps": ("store=off", "objective=hint"),
     "bf16": ("store=off", "trainer.precision=bf16-mixed"),
+    "weights in bf16": ("store=off", "trainer.precision=bf16-true", "optimizer.lr=1e-2"),
+    "clipped values": ("store=off", "trainer.gradient_clip_val=0.01",
+                       "+trainer.gradient_clip_algorithm=value"),
+    "class counts": ("store=off", "objective=ldam", "condition=long_tail", "condition.imbalance=4"),
 }  # fmt: skip
 
 
@@ -130,20 +134,29 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch(fitted, monkeypatch):
 class Baked(graph.GraphedStep):
     """A step that keeps the first learning rate it has seen, as a careless capture does."""
 
-    def _captured(self, buffers):
-        graph.set_rates(self.optimizer, [float(rate) for rate in buffers.rates])
-        first = [group["lr"] for group in self.optimizer.param_groups]
+    def _capture(self, buffers):
+        super()._capture(buffers)
+        first, replay = [float(rate) for rate in buffers.rates], buffers.replay
 
-        def replay():
+        def baked():
             graph.set_rates(self.optimizer, first)
-            buffers.presentation.compute()
-            self._learn(buffers)
+            replay()
 
-        return replay
+        buffers.replay = baked
+
+
+class Stale(graph.GraphedStep):
+    """A step whose outputs stay where nobody looks, as those of a graph that are replaced."""
+
+    def _capture(self, buffers):
+        super()._capture(buffers)
+        buffers.values = buffers.values.clone()
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("kind", "kept"), [(graph.GraphedStep, True), (Baked, False)])
+@pytest.mark.parametrize(
+    ("kind", "kept"), [(graph.GraphedStep, True), (Baked, False), (Stale, False)]
+)
 def test_a_captured_step_is_tried_against_eager_ones(kind, kept, fitted, monkeypatch, caplog):
     caplog.set_level("INFO")
     own = (*ALONE, "trainer.limit_train_batches=12", "scheduler.warmup_epochs=1")
@@ -164,7 +177,7 @@ def test_what_cannot_be_captured_is_taken_eagerly(fitted, monkeypatch, caplog):
     def broken(self, buffers):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    monkeypatch.setattr(graph.GraphedStep, "_captured", broken)
+    monkeypatch.setattr(graph.GraphedStep, "_capture", broken)
     monkeypatch.setattr(capture, "GraphedStep",
                         lambda *given, trial: graph.GraphedStep(*given, trial=3))  # fmt: skip
     eager, logged, _ = fitted(*ALONE, "trainer.graph=off", name="eager")
@@ -310,16 +323,14 @@ def in_turn(tmp_path, cache):
 @pytest.mark.parametrize("store", [("store=off",), ("store=disk", "store.views=1")])
 def test_runs_that_take_turns_share_batches_and_answers(store, in_turn, monkeypatch):
     presented = []
-    compute = Presentation.compute
-    monkeypatch.setattr(
-        Presentation, "compute", lambda self: presented.append(self) or compute(self)
-    )
+    made = Presentation.made
+    monkeypatch.setattr(Presentation, "made", lambda self: presented.append(self) or made(self))
     runs = [(*store, f"objective.temperature={temperature}") for temperature in (2, 4, 8)]
     eager = in_turn("off", runs)
     presented.clear()
     ours = in_turn("on", runs)
     assert all(same(one[0], other[0]) for one, other in zip(eager, ours, strict=True))
-    assert len(presented) == 9 + 1  # two epochs of five, the first eager; one when captured
+    assert len(presented) == 9 + 2  # two epochs of five, the first eager; two when captured
 
 
 STORED = ("store=disk", "store.views=1")
