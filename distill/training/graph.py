@@ -123,7 +123,7 @@ class GraphedStep:
         self.off = False
         self.last: Replay | None = None  # takes the step again that was replayed last
         self._buffers: dict[Hashable, Buffers] = {}
-        self._has_optimizer_state = False
+        self._has_optimizer_state = self._told = False
         self._start: Snapshot | None = None
         self._recorded: list[Recorded] = []
         data.views_by_step = True
@@ -157,6 +157,8 @@ class GraphedStep:
             return None
         sources = self.data.once(batch, self._shows(), self._sources)
         if sources is None:
+            self._start, self._recorded = None, []  # a trial's steps follow one another
+            self._tell_of_filling()
             return None
         settings = self._settings()
         if len(self._recorded) < self.trial:
@@ -165,6 +167,14 @@ class GraphedStep:
         if self.trial and not self._holds():
             return None
         return self._replay(batch, sources, settings)
+
+    def _tell_of_filling(self) -> None:
+        if not self._told:
+            self._told = True
+            log.info(
+                "trainer.graph: steps are eager as long as the store lacks the teacher's answers; "
+                "distill-store asks for them ahead, store=off lets the teacher be captured"
+            )
 
     def _record(self, step: Recorded) -> None:
         """Note a step of the trial, and before the first where it began."""

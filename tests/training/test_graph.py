@@ -171,6 +171,25 @@ def test_a_captured_step_is_tried_against_eager_ones(kind, kept, fitted, monkeyp
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_a_trial_begins_again_after_steps_that_ask_the_teacher(fitted, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    own = ("store=disk", "store.views=2", "trainer.max_epochs=3", "trainer.limit_train_batches=12")
+    lacking = iter([False] * 3 + [True] * 2 + [False] * 100)
+    sources = graph.GraphedStep._sources
+    eager, logged, _ = fitted(*own, "trainer.graph=off", name="eager")
+    monkeypatch.setattr(capture, "GraphedStep",
+                        lambda *given, trial: graph.GraphedStep(*given, trial=4))  # fmt: skip
+    monkeypatch.setattr(
+        graph.GraphedStep, "_sources", lambda *given: None if next(lacking) else sources(*given)
+    )
+    ours, also, step = fitted(*own, "trainer.graph=on", name="graph")
+    assert step.steps == 36 - 1 - 3 - 2 - 4
+    assert same(eager, ours)
+    assert logged == also
+    assert caplog.text.count("steps are eager as long as the store lacks") == 1
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_what_cannot_be_captured_is_taken_eagerly(fitted, monkeypatch, caplog):
     caplog.set_level("INFO")
 
