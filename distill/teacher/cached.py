@@ -128,6 +128,17 @@ class CachedTeacher:
                 self._fields[name] = field.to(device, copy=True)
         return self._fields
 
+    def keep(self, batch: Batch, logits: Tensor) -> None:
+        """Write a training batch's answers `[N, K]` that are not kept yet.
+
+        Raises:
+            ValueError: as `__call__`.
+        """
+        assert batch.index is not None
+        store = self.stores["train"]
+        store.write(stored_view(batch.view_number), batch.index.cpu(), logits)
+        self._report_topk(store, logits)
+
     @property
     def answers(self) -> Answers | None:
         """The answers that lie on the device; those of the next view will be in their place."""

@@ -76,13 +76,20 @@ class Layout:
         logits = logits.detach().float()
         if not finite(logits):
             raise ValueError("the teacher's logits are not finite: they are not kept")
-        fields = self._whole(logits) if self.topk is None else self._largest(logits, self.topk)
+        fields = self._rounded(logits)
         if not all(map(finite, fields.values())):
             raise ValueError(
                 f"the teacher's logits reach {logits.abs().max():.6g}, beyond what {self.dtype} "
                 "holds: set store.dtype=float32"
             )
         return fields
+
+    def as_kept(self, logits: Tensor) -> Tensor:
+        """Return logits `[N, K]` as decoding gives them back, without a look at their numbers."""
+        return self.decode(self._rounded(logits.detach().float()))
+
+    def _rounded(self, logits: Tensor) -> Fields:
+        return self._whole(logits) if self.topk is None else self._largest(logits, self.topk)
 
     def decode(self, fields: Mapping[str, Tensor]) -> Tensor:
         """Return the logits `[N, K]` of fields, float32."""

@@ -25,7 +25,13 @@ from torch.optim import SGD, Adam, AdamW
 from distill.data import DataModule
 from distill.data.batch import Batch
 from distill.training.module import Distiller, Learned
-from distill.training.presented import Presentation, SharedPresentation, Sources, sources_of
+from distill.training.presented import (
+    Made,
+    Presentation,
+    SharedPresentation,
+    Sources,
+    sources_of,
+)
 from distill.training.replay import Outputs, Replay, in_fixed_places
 from distill.training.snapshot import Snapshot
 from distill.utils.errors import first_line
@@ -86,6 +92,7 @@ class Buffers:
         self.losses: tuple[str, ...] = ()  # the first of these
         self.values = torch.empty(0)
         self.teacher: Tensor | None = None
+        self.asked: Tensor | None = None  # the teacher's answers that are to be kept
         self._written: list[float] = []
 
     def write(self, settings: Settings) -> None:
@@ -123,7 +130,7 @@ class GraphedStep:
         self.off = False
         self.last: Replay | None = None  # takes the step again that was replayed last
         self._buffers: dict[Hashable, Buffers] = {}
-        self._has_optimizer_state = self._told = False
+        self._has_optimizer_state = False
         self._start: Snapshot | None = None
         self._recorded: list[Recorded] = []
         data.views_by_step = True
@@ -145,8 +152,8 @@ class GraphedStep:
         """Take a whole step, if this one can be replayed, and return what `training_step` returns.
 
         Returns:
-            None where the step is to be taken eagerly: of a trial, or for answers of the teacher
-            that are not kept yet.
+            None where the step is to be taken eagerly: the first, those of a trial, and all where
+            they cannot be captured.
         """
         self.replayed = False
         if self.off or not isinstance(batch, Batch):
@@ -156,10 +163,6 @@ class GraphedStep:
             self._prepare()
             return None
         sources = self.data.once(batch, self._shows(), self._sources)
-        if sources is None:
-            self._start, self._recorded = None, []  # a trial's steps follow one another
-            self._tell_of_filling()
-            return None
         settings = self._settings()
         if len(self._recorded) < self.trial:
             self._record(Recorded(sources, settings))
@@ -167,14 +170,6 @@ class GraphedStep:
         if self.trial and not self._holds():
             return None
         return self._replay(batch, sources, settings)
-
-    def _tell_of_filling(self) -> None:
-        if not self._told:
-            self._told = True
-            log.info(
-                "trainer.graph: steps are eager as long as the store lacks the teacher's answers; "
-                "distill-store asks for them ahead, store=off lets the teacher be captured"
-            )
 
     def _record(self, step: Recorded) -> None:
         """Note a step of the trial, and before the first where it began."""
@@ -200,7 +195,7 @@ class GraphedStep:
         kept = (teacher, store and store.folder, self.module.objective.needs_features)
         return id(data.pool), data.seed, data.views, *kept
 
-    def _sources(self, batch: Batch) -> Sources | None:
+    def _sources(self, batch: Batch) -> Sources:
         logits_only = not self.module.objective.needs_features
         return sources_of(batch, self.module.cached_teacher, logits_only, self.device)
 
@@ -240,6 +235,8 @@ class GraphedStep:
         buffers.write(settings)
         self._show(buffers, sources, batch.index)
         buffers.replay()
+        if buffers.asked is not None and self.module.cached_teacher is not None:
+            self.module.cached_teacher.keep(batch, buffers.asked)
         self.last, self.replayed, self.steps = buffers.replay, True, self.steps + 1
         self.module.means.count(buffers.names, len(sources))
         given = dict(zip(buffers.names, buffers.values.clone().unbind(), strict=True))
@@ -285,22 +282,24 @@ class GraphedStep:
         """Let the buffers' replay take the step, and leave there what it gives."""
 
         def compute() -> Outputs:
-            learned = self._learned(buffers)
+            made = buffers.presentation.made()
+            learned = self._learned(buffers, made)
             buffers.names, buffers.losses = tuple(learned.values), tuple(learned.losses)
-            return torch.stack(list(learned.values.values())), learned.teacher
+            return torch.stack(list(learned.values.values())), learned.teacher, made.asked
 
-        (values, buffers.teacher), buffers.replay = in_fixed_places(compute, self.device)
+        outputs, buffers.replay = in_fixed_places(compute, self.device)
+        values, buffers.teacher, buffers.asked = outputs
         assert values is not None
         buffers.values = values
 
-    def _learned(self, buffers: Buffers) -> Learned:
-        """Take a step from the batch that is presented, and return what it gave."""
+    def _learned(self, buffers: Buffers, made: Made) -> Learned:
+        """Take a step from a batch, and return what it gave."""
         module, optimizer = self.module, self.optimizer
-        view, target, answers = buffers.presentation.made()
         # Another name for the same views: no answer to those that lay there before is theirs.
-        batch = Batch(view.view_as(view), target, labeled=buffers.presentation.labeled)
+        view = made.view.view_as(made.view)
+        batch = Batch(view, made.target, labeled=buffers.presentation.labeled)
         optimizer.zero_grad()
-        learned = module.learned(batch, buffers.numbers, answers)
+        learned = module.learned(batch, buffers.numbers, made.answers)
         with torch.autocast(self.device.type, enabled=False):  # as Lightning has it
             learned.losses["loss"].backward()
             module.clip_gradients(
@@ -355,7 +354,8 @@ class GraphedStep:
             self._show(buffers, one.sources, None)
             set_rates(self.optimizer, one.settings.rates)
             if eager:
-                values = torch.stack(list(self._learned(buffers).losses.values())).detach()
+                learned = self._learned(buffers, buffers.presentation.made())
+                values = torch.stack(list(learned.losses.values())).detach()
             else:
                 buffers.replay()
                 values = buffers.values[: len(buffers.losses)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +14,8 @@ from distill.data.batch import Batch
 from distill.teacher.cached import Answers, CachedTeacher, read, sent
 from distill.training.replay import in_fixed_places
 
-NONE, LIVE, READ, RESIDENT = "none", "live", "read", "resident"  # where the answers come from
+# Where the answers come from; those that are asked for a store are rounded as it will keep them.
+NONE, LIVE, ASKED, READ, RESIDENT = "none", "live", "asked", "read", "resident"
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ class Sources:
 
 def sources_of(
     batch: Batch, cached: CachedTeacher | None, logits_only: bool, device: torch.device
-) -> Sources | None:
-    """Return what a batch is made from; None where the teacher has to be asked for some answers.
+) -> Sources:
+    """Return what a batch is made from; the teacher is asked where the store lacks an answer.
 
     Args:
         batch: as its loader gave it.
@@ -69,8 +71,24 @@ def sources_of(
         return Sources({**tensors, "index": batch.index}, RESIDENT, *more, answers)
     logits, there = read(store, batch.view_number, batch.index)
     if not there.all():
-        return None
+        return Sources(tensors, ASKED, *more)
     return Sources({**tensors, "answers": sent(logits, device)}, READ, *more)
+
+
+class Made(NamedTuple):
+    """What students see of a batch.
+
+    Args:
+        view: `[N, C, H, W]` in [0, 1].
+        target: labels `[N]`, or class probabilities `[N, K]`.
+        answers: the teacher's logits `[N, K]`, if they are at hand.
+        asked: the same before they were rounded, if they are to be kept.
+    """
+
+    view: Tensor
+    target: Tensor
+    answers: Tensor | None
+    asked: Tensor | None
 
 
 class Presentation:
@@ -107,20 +125,22 @@ class Presentation:
             self.words.copy_(words)
         self.view_number = sources.view_number
 
-    def made(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return views `[N, C, H, W]` in [0, 1], targets, and the teacher's answers, if kept."""
+    def made(self) -> Made:
+        """Return what students see of the batch."""
         view, target = self.tensors.get("view"), self.tensors.get("target")
         if view is None or target is None:
             assert self.words is not None
             resident = self.data.resident_on(self.device)
             view, target = resident(self.tensors["positions"], self.words)
-        view, answers = view.float().div_(255), self.tensors.get("answers")
-        if self.teacher == LIVE:
+        view, answers, asked = view.float().div_(255), self.tensors.get("answers"), None
+        if self.teacher in (LIVE, ASKED):
             assert self.cached is not None
             answers = self.cached.teacher(view)
+            if self.teacher == ASKED:
+                asked, answers = answers, self.cached.stores["train"].layout.as_kept(answers)
         elif self.kept is not None:
             answers = self.kept(self.tensors["index"])
-        return view, target, answers
+        return Made(view, target, answers, asked)
 
     def _words(self, sources: Sources) -> Tensor | None:
         if "positions" not in sources.tensors:
@@ -145,12 +165,12 @@ class SharedPresentation(Presentation):
         self.replay()  # captured or not, what lies there is a batch
         self.holds: Tensor | None = None  # the index of the batch that was made last
 
-    def made(self) -> tuple[Tensor, Tensor, Tensor | None]:
+    def made(self) -> Made:
         """Return what was made last."""
-        view, target, answers = self.outputs
+        view, target, answers, asked = self.outputs
         assert view is not None
         assert target is not None
-        return view, target, answers
+        return Made(view, target, answers, asked)
 
     def show(self, sources: Sources, index: Tensor | None) -> None:
         """Make a batch, unless another run has made it."""

@@ -171,22 +171,22 @@ def test_a_captured_step_is_tried_against_eager_ones(kind, kept, fitted, monkeyp
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_trial_begins_again_after_steps_that_ask_the_teacher(fitted, monkeypatch, caplog):
-    caplog.set_level("INFO")
-    own = ("store=disk", "store.views=2", "trainer.max_epochs=3", "trainer.limit_train_batches=12")
-    lacking = iter([False] * 3 + [True] * 2 + [False] * 100)
-    sources = graph.GraphedStep._sources
-    eager, logged, _ = fitted(*own, "trainer.graph=off", name="eager")
-    monkeypatch.setattr(capture, "GraphedStep",
-                        lambda *given, trial: graph.GraphedStep(*given, trial=4))  # fmt: skip
-    monkeypatch.setattr(
-        graph.GraphedStep, "_sources", lambda *given: None if next(lacking) else sources(*given)
-    )
-    ours, also, step = fitted(*own, "trainer.graph=on", name="graph")
-    assert step.steps == 36 - 1 - 3 - 2 - 4
-    assert same(eager, ours)
-    assert logged == also
-    assert caplog.text.count("steps are eager as long as the store lacks") == 1
+@pytest.mark.parametrize("topk", [None, 3])
+def test_a_step_that_fills_a_store_is_captured_too(topk, fitted, tmp_path):
+    own = ("store=disk", f"store.topk={topk or 'null'}", "trainer.max_epochs=3")
+    kept = {}
+    for mode in ("off", "on"):
+        folder = tmp_path / f"store-{mode}"
+        kept[mode] = fitted(*own, f"trainer.graph={mode}", f"store.path={folder}", name=mode)
+        again = fitted(*own, f"trainer.graph={mode}", f"store.path={folder}", name=f"{mode}-again")
+        assert same(kept[mode][0], again[0])  # the run that fills, and the one that reads
+    assert kept["on"][2].steps == 14
+    assert same(kept["off"][0], kept["on"][0])
+    assert kept["off"][1] == kept["on"][1]
+    files = [sorted((tmp_path / f"store-{mode}").rglob("*.bin")) for mode in ("off", "on")]
+    assert len(files[0]) == len(files[1]) > 0
+    for one, other in zip(*files, strict=True):
+        assert one.read_bytes() == other.read_bytes()
 
 
 @pytest.mark.filterwarnings("ignore")
