@@ -58,14 +58,9 @@ def best_precision(accelerator: str) -> str:
         return "32-true"
     import torch
 
-    return "bf16-mixed" if torch.cuda.is_available() and has_bfloat16() else "32-true"
-
-
-def has_bfloat16() -> bool:
-    """Whether the GPU computes in bfloat16 itself; older ones do so step by step."""
-    import torch
-
-    return torch.cuda.get_device_capability() >= (8, 0)
+    # Older GPUs compute in bfloat16 step by step.
+    fast = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+    return "bf16-mixed" if fast else "32-true"
 
 
 def cache_folder() -> str:

@@ -100,7 +100,7 @@ class KeySampler(Sampler[Key]):
         beside = self.unlabeled_order(epoch) if self.shuffle else order[:0]
         for batch in range(skip, len(self)):
             keys = self._share(order, batch, self.labeled_per_batch)
-            if self.unlabeled_per_batch and self.shuffle:
+            if len(beside):
                 more = self._share(beside, batch, self.unlabeled_per_batch)
                 keys = torch.cat([keys, more])
             yield epoch, keys

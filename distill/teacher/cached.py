@@ -94,8 +94,7 @@ class CachedTeacher:
         places = missing.to(logits.device)
         asked = self.teacher(batch.view, step)[places]
         index = batch.index.cpu()[missing]
-        written = store.write(stored_view(batch.view_number), index, asked)
-        self._report_topk(store, asked)
+        written = self._written(store, batch.view_number, index, asked)
         return logits.index_copy(0, places, written)
 
     def resident(self, batch: Batch, device: torch.device) -> Answers | None:
@@ -135,14 +134,7 @@ class CachedTeacher:
             ValueError: as `__call__`.
         """
         assert batch.index is not None
-        store = self.stores["train"]
-        store.write(stored_view(batch.view_number), batch.index.cpu(), logits)
-        self._report_topk(store, logits)
-
-    @property
-    def answers(self) -> Answers | None:
-        """The answers that lie on the device; those of the next view will be in their place."""
-        return self._resident[1]
+        self._written(self.stores["train"], batch.view_number, batch.index.cpu(), logits)
 
     def has(self, split: str, view_number: int, index: Tensor) -> bool:
         """Return whether every answer to one view of these samples of a split is kept."""
@@ -154,10 +146,15 @@ class CachedTeacher:
         for store in self.stores.values():
             store.close()
 
-    def _report_topk(self, store: TeacherStore, answers: Tensor) -> None:
+    def _written(
+        self, store: TeacherStore, view_number: int | None, index: Tensor, answers: Tensor
+    ) -> Tensor:
+        """Write answers, and return them as they will be read; once, say what a top-k costs."""
+        written = store.write(stored_view(view_number), index, answers)
         if store.layout.topk and store.writes and not self._topk_reported:
             self._topk_reported = True
             log.info("teacher store: %s", topk_text(answers, store.layout.topk))
+        return written
 
 
 def sent(values: Tensor, device: torch.device) -> Tensor:

@@ -25,9 +25,10 @@ WITHIN = ("on_before_zero_grad", "on_before_backward", "on_after_backward",
           "on_before_optimizer_step")  # fmt: skip
 INDIFFERENT = (FiniteLoss, LatestCheckpoint, LearningRate)
 AUTO, ON, OFF = "auto", "on", "off"
+GRAPHED = ("reduce-overhead", "max-autotune")  # modes of torch.compile
 
 
-def asked(cfg: DictConfig) -> str:
+def mode_of(cfg: DictConfig) -> str:
     """Return what `trainer.graph` says; a configuration file's `on` is read as true."""
     graph = cfg.trainer.get("graph", OFF)
     return {True: ON, False: OFF}.get(graph, graph)
@@ -37,7 +38,7 @@ def check_graph(
     cfg: DictConfig, objective: Objective, data: DataModule, trainer: pl.Trainer
 ) -> None:
     """Refuse `trainer.graph=on` where the student's steps cannot be captured."""
-    if asked(cfg) == ON and (found := obstacles(cfg, objective, data, trainer)):
+    if mode_of(cfg) == ON and (found := obstacles(cfg, objective, data, trainer)):
         raise ValueError(f"trainer.graph=on: {'; '.join(found)}; trainer.graph=auto does without")
 
 
@@ -49,15 +50,15 @@ def build_graph(
     With `auto` they are on anything but a GPU. What stands in the way is said: with `on` it can
     only be of a teacher or an assistant, whose training has callbacks of its own.
     """
-    on_gpu = trainer.strategy.root_device.type == "cuda"
-    if asked(cfg) == OFF or (asked(cfg) == AUTO and not on_gpu):
+    mode, on_gpu = mode_of(cfg), trainer.strategy.root_device.type == "cuda"
+    if mode == OFF or (mode == AUTO and not on_gpu):
         return None
     if found := obstacles(cfg, module.objective, data, trainer):
         log.info("trainer.graph: off (%s)", "; ".join(found))
         return None
     if not on_gpu:
         log.info("trainer.graph: on, and as a CPU has no graphs, the step is called as a function")
-    return GraphedStep(module, data, trainer, trial=0 if asked(cfg) == ON else TRIAL)
+    return GraphedStep(module, data, trainer, trial=0 if mode == ON else TRIAL)
 
 
 def obstacles(
@@ -65,23 +66,20 @@ def obstacles(
 ) -> list[str]:
     """Return what of a run cannot be captured, for people."""
     within = [c for c in trainer.callbacks if acts_within(c)]  # type: ignore[attr-defined]
-    found = {
+    compiled, streamed = cfg.trainer.get("compile"), not isinstance(data.train, Resident)
+    conditions = {
         "several devices": processes(cfg) > 1,
         "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches > 1,
         "trainer.precision=16-mixed scales its gradients": str(cfg.trainer.precision) == "16-mixed",
         "trainer.detect_anomaly": bool(cfg.trainer.get("detect_anomaly")),
-        f"trainer.compile={cfg.trainer.get('compile')} captures graphs of its own": cfg.trainer.get(
-            "compile"
-        )
-        in ("reduce-overhead", "max-autotune"),
+        f"trainer.compile={compiled} captures graphs of its own": compiled in GRAPHED,
         "on_nan=skip": cfg.on_nan == "skip",
         "objective.sample_selection": bool(objective.sample_selection),
         "an ensemble that draws its answers": cfg.teacher.get("combine") == "draw",
-        "mixed views of streamed pictures": not isinstance(data.train, Resident)
-        and data.view.mixes,
+        "mixed views of streamed pictures": streamed and data.view.mixes,
     }
     names = [f"{type(c).__name__} acts within a step" for c in within]
-    return [name for name, stands in found.items() if stands] + names
+    return [name for name, stands in conditions.items() if stands] + names
 
 
 def acts_within(callback: pl.Callback) -> bool:

@@ -37,7 +37,7 @@ from distill.training import auxiliary, resume
 from distill.training.cache import identity_of, keep_history, open_cached, trained_once
 from distill.training.callbacks.checkpoints import LatestCheckpoint
 from distill.training.callbacks.loggers import begin
-from distill.training.callbacks.speed import Speed
+from distill.training.callbacks.speed import speed_of
 from distill.training.capture import build_graph
 from distill.training.module import Distiller
 from distill.training.pruning import pruned
@@ -88,10 +88,7 @@ def fit(
                  ", ".join(student.objective.terms))  # fmt: skip
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     started = data.sharing.clock()
-    try:
-        train(cfg, student, data, trainer)
-    finally:
-        data.views_by_step = False
+    train(cfg, student, data, trainer)
     if trainer.is_global_zero and not over:
         seconds = data.sharing.clock() - started
         log.info("%s: %s", role, in_words(cfg, trainer.current_epoch, done, seconds))
@@ -131,6 +128,7 @@ def train(cfg: DictConfig, student: Distiller, data: DataModule, trainer: pl.Tra
             raise KeyboardInterrupt from None
         raise
     finally:
+        data.views_by_step = False
         if student.cached_teacher is not None:
             student.cached_teacher.close()
         for logger in trainer.loggers:
@@ -241,8 +239,8 @@ def best_epoch(trainer: pl.Trainer, student: Distiller) -> tuple[int, Distiller]
 
 def training_speed(trainer: pl.Trainer) -> float | None:
     """Return the images per second of training."""
-    found = (c.images_per_second for c in trainer.callbacks if isinstance(c, Speed))  # type: ignore[attr-defined]
-    return next(found, None)
+    speed = speed_of(trainer)
+    return speed.images_per_second if speed else None
 
 
 def save_bundle(

@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -58,15 +57,6 @@ class Settings:
     reads_no_labels: bool
 
 
-@dataclass(frozen=True)
-class Recorded:
-    """An eager step: what it was taken from, and the losses that it gave, `[terms]`."""
-
-    sources: Sources
-    settings: Settings
-    losses: Tensor | None = None
-
-
 class Buffers:
     """Where a captured step finds its settings and leaves what it gave.
 
@@ -80,13 +70,11 @@ class Buffers:
         self, presentation: Presentation, settings: Settings, device: torch.device
     ) -> None:
         self.presentation = presentation
-        double, single = (
-            partial(torch.zeros, (), dtype=dtype, device=device)
-            for dtype in (torch.float64, torch.float32)
-        )
         # In double precision they act as Python's numbers do; optimisers take single rates.
-        self.numbers = {name: double() for name in settings.numbers}
-        self.rates = [single() for _ in settings.rates]
+        self.numbers = {
+            name: torch.zeros((), dtype=torch.float64, device=device) for name in settings.numbers
+        }
+        self.rates = [torch.zeros((), dtype=torch.float32, device=device) for _ in settings.rates]
         self.replay: Replay = lambda: None
         self.names: tuple[str, ...] = ()  # of the values
         self.losses: tuple[str, ...] = ()  # the first of these
@@ -132,7 +120,8 @@ class GraphedStep:
         self._buffers: dict[Hashable, Buffers] = {}
         self._has_optimizer_state = False
         self._start: Snapshot | None = None
-        self._recorded: list[Recorded] = []
+        self._recorded: list[tuple[Sources, Settings]] = []  # the trial's eager steps
+        self._losses: list[Tensor] = []  # that these gave, `[terms]` each
         data.views_by_step = True
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphedStep:
@@ -165,27 +154,25 @@ class GraphedStep:
         sources = self.data.once(batch, self._shows(), self._sources)
         settings = self._settings()
         if len(self._recorded) < self.trial:
-            self._record(Recorded(sources, settings))
+            self._record(sources, settings)
             return None
         if self.trial and not self._holds():
             return None
         return self._replay(batch, sources, settings)
 
-    def _record(self, step: Recorded) -> None:
+    def _record(self, sources: Sources, settings: Settings) -> None:
         """Note a step of the trial, and before the first where it began."""
         try:
             self._start = self._start or self._snapshot()
         except torch.OutOfMemoryError:
             self._turn_off("there is no memory to try captured steps in")
         else:
-            self._recorded.append(step)
+            self._recorded.append((sources, settings))
 
     def taken(self, losses: dict[str, Tensor]) -> None:
         """Note the losses that an eager step gave, for the trial."""
-        if self._recorded and self._recorded[-1].losses is None:
-            last = self._recorded.pop()
-            given = torch.stack([value.float() for value in losses.values()])
-            self._recorded.append(Recorded(last.sources, last.settings, given))
+        if len(self._losses) < len(self._recorded):
+            self._losses.append(torch.stack([value.float() for value in losses.values()]))
 
     def _shows(self) -> Hashable:
         """Return what runs that take turns have to have in common to be shown the same."""
@@ -222,7 +209,11 @@ class GraphedStep:
     def _turn_off(self, why: str) -> None:
         log.info("trainer.graph: off, steps are taken eagerly (%s)", why)
         self.off, self.data.views_by_step = True, False
-        self._buffers, self._start, self._recorded = {}, None, []
+        self._buffers = {}
+        self._end_trial()
+
+    def _end_trial(self) -> None:
+        self.trial, self._start, self._recorded, self._losses = 0, None, [], []
 
     def _replay(self, batch: Batch, sources: Sources, settings: Settings) -> dict[str, Any] | None:
         try:
@@ -233,7 +224,7 @@ class GraphedStep:
             self._turn_off(f"the step cannot be captured: {first_line(error)}")
             return None
         buffers.write(settings)
-        self._show(buffers, sources, batch.index)
+        buffers.presentation.show(sources, batch.index)
         buffers.replay()
         if buffers.asked is not None and self.module.cached_teacher is not None:
             self.module.cached_teacher.keep(batch, buffers.asked)
@@ -243,12 +234,6 @@ class GraphedStep:
         losses = {name: given[name] for name in buffers.losses}
         return {"loss": losses["loss"], "losses": losses, "teacher_logits": buffers.teacher}
 
-    def _show(self, buffers: Buffers, sources: Sources, index: Tensor | None) -> None:
-        if isinstance(buffers.presentation, SharedPresentation):
-            buffers.presentation.show(sources, index)
-        else:
-            buffers.presentation.write(sources)
-
     def _prepared(
         self, sources: Sources, settings: Settings, index: Tensor | None = None
     ) -> Buffers:
@@ -257,7 +242,7 @@ class GraphedStep:
         if key not in self._buffers:
             buffers = Buffers(self._presentation(sources), settings, self.device)
             buffers.write(settings)
-            self._show(buffers, sources, index)
+            buffers.presentation.show(sources, index)
             before, rates = self._snapshot(), self._rates()
             if self.device.type == "cuda":  # a number would be captured as it is
                 set_rates(self.optimizer, buffers.rates)
@@ -329,8 +314,7 @@ class GraphedStep:
             if end is not None:
                 end.restore()
             set_rates(self.optimizer, rates)
-        losses = [one.losses for one in recorded if one.losses is not None]
-        first = torch.stack(losses), end
+        first = torch.stack(self._losses), end
         allowed, found = 2 * apart(start, first, again) + CLOSE, apart(start, first, ours)
         if not found <= allowed:
             self._turn_off(
@@ -339,20 +323,20 @@ class GraphedStep:
             )
             return False
         log.info("trainer.graph: on, %d captured steps gave what eager ones gave", self.trial)
-        self.trial, self._start, self._recorded = 0, None, []
+        self._end_trial()
         return True
 
     def _repeated(
-        self, start: Snapshot, recorded: Sequence[Recorded], eager: bool
+        self, start: Snapshot, recorded: Sequence[tuple[Sources, Settings]], eager: bool
     ) -> tuple[Tensor, Snapshot]:
         """Return the losses `[steps, terms]` and the state of a trial's steps, taken again."""
         start.restore()
         given = []
-        for one in recorded:
-            buffers = self._prepared(one.sources, one.settings)
-            buffers.write(one.settings)
-            self._show(buffers, one.sources, None)
-            set_rates(self.optimizer, one.settings.rates)
+        for sources, settings in recorded:
+            buffers = self._prepared(sources, settings)
+            buffers.write(settings)
+            buffers.presentation.show(sources, None)
+            set_rates(self.optimizer, settings.rates)
             if eager:
                 learned = self._learned(buffers, buffers.presentation.made())
                 values = torch.stack(list(learned.losses.values())).detach()

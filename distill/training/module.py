@@ -164,7 +164,7 @@ class Distiller(pl.LightningModule):
         batch = self._taken(batch, batch_idx)
         learned = self.learned(batch, step=self.global_step)
         self.means.add(learned.values, len(batch))
-        found = {name: value.detach() for name, value in learned.losses.items()}
+        found = {name: learned.values[name] for name in learned.losses}
         outputs = {
             "loss": learned.losses["loss"],
             "losses": found,

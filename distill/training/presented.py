@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import NamedTuple
 
 import torch
@@ -91,6 +91,7 @@ class Made(NamedTuple):
     asked: Tensor | None
 
 
+@dataclass(eq=False)
 class Presentation:
     """A batch in fixed places, made by one function of what lies in others.
 
@@ -101,22 +102,33 @@ class Presentation:
         device: where it is made.
     """
 
-    def __init__(
-        self,
-        sources: Sources,
-        data: DataModule,
-        cached: CachedTeacher | None,
-        device: torch.device,
-    ) -> None:
-        self.data, self.cached, self.device = data, cached, device
+    sources: InitVar[Sources]
+    data: DataModule
+    cached: CachedTeacher | None
+    device: torch.device
+
+    def __post_init__(self, sources: Sources) -> None:
         self.teacher, self.labeled, self.kept = sources.teacher, sources.labeled, sources.answers
-        self.tensors = {n: torch.empty_like(t, device=device) for n, t in sources.tensors.items()}
+        self.tensors = {
+            name: torch.empty_like(tensor, device=self.device)
+            for name, tensor in sources.tensors.items()
+        }
         words = self._words(sources)
         self.words = None if words is None else words.clone()
         self.view_number = sources.view_number
 
+    def show(self, sources: Sources, index: Tensor | None) -> None:
+        """Say which batch is made next.
+
+        Args:
+            sources: what it is made from.
+            index: which samples it holds, by which runs that take turns know it; None makes it
+                anew.
+        """
+        self.write(sources)
+
     def write(self, sources: Sources) -> None:
-        """Say which batch is made next, without waiting for the device."""
+        """Put what a batch is made from in its places, without waiting for the device."""
         for name, tensor in sources.tensors.items():
             self.tensors[name].copy_(tensor, non_blocking=True)
         if self.words is not None and sources.view_number != self.view_number:
@@ -149,19 +161,14 @@ class Presentation:
         return self.data.resident_on(self.device).words(sources.view_number)
 
 
+@dataclass(eq=False)
 class SharedPresentation(Presentation):
     """A batch that runs which take turns learn from, made by the first of them for all."""
 
-    def __init__(
-        self,
-        sources: Sources,
-        data: DataModule,
-        cached: CachedTeacher | None,
-        device: torch.device,
-    ) -> None:
-        super().__init__(sources, data, cached, device)
+    def __post_init__(self, sources: Sources) -> None:
+        super().__post_init__(sources)
         self.write(sources)
-        self.outputs, self.replay = in_fixed_places(super().made, device)
+        self.outputs, self.replay = in_fixed_places(super().made, self.device)
         self.replay()  # captured or not, what lies there is a batch
         self.holds: Tensor | None = None  # the index of the batch that was made last
 

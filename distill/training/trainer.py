@@ -216,8 +216,7 @@ def check_callbacks(
     for label, callback in made.items():
         if isinstance(callback, DeviceStatsMonitor) and not find_spec("psutil"):
             asked = cfg.callbacks[label.removeprefix("callbacks.")].get("cpu_stats")
-            on_cpu = trainer.accelerator == "cpu" or not torch.cuda.is_available()
-            if asked or (asked is None and on_cpu):
+            if asked or (asked is None and not on_gpu(cfg)):
                 raise ValueError(f"{label} needs pip install psutil, to tell of a CPU")
         if not isinstance(callback, ModelCheckpoint | EarlyStopping) or not callback.monitor:
             continue

@@ -24,35 +24,34 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from measure import Row, machine, print_rows, ratio, rounds
-from steps import PAIRS, SIDES, Clock, Pair, wait
+from steps import PAIRS, Clock, Pair, clock_of, wait
 from sweep import TEMPERATURES, fused
 
-from distill.training.fit import fit
 from distill.training.graph import GraphedStep
 from distill.training.module import Distiller
 
-STORED = ["store=disk", "store.views=1"]
-WAYS = {"live": SIDES["live"], "stored": STORED, "no teacher": SIDES["supervised"]}
+# What the table calls a way to train → the side of a pair, and what else its command says.
+WAYS: dict[str, tuple[str, list[str]]] = {
+    "live": ("live", []),
+    "stored": ("fed", ["store.dtype=float16"]),
+    "no teacher": ("supervised", []),
+}
+GRAPHS = {"eager": "off", "graph": "on"}
 H200 = "H200"
 
 
-def trained(
-    pair: Pair, way: str, graph: str, more: Sequence[str] = ()
-) -> tuple[Distiller, pl.Trainer, Clock]:
-    """Return a student after a turn, with its trainer and its clock."""
-    cfg = pair.config([*WAYS[way], f"trainer.graph={graph}", *more])
-    data = pair.data.with_options(seed=0, batch_size=pair.batch, views=cfg.data.views)
-    student, trainer = fit(cfg, data, None if way == "no teacher" else pair.teacher)
-    clock = next(c for c in trainer.callbacks if isinstance(c, Clock))  # type: ignore[attr-defined]
-    return student, trainer, clock
+def trained(pair: Pair, way: str, graph: str) -> tuple[Distiller, Clock]:
+    """Return a student after a turn, and its clock."""
+    side, more = WAYS[way]
+    student, trainer = pair.trained(side, [*more, f"trainer.graph={graph}"])
+    return student, clock_of(trainer)
 
 
 def ours(pair: Pair, way: str, graph: str) -> float:
     """Return the ms of a step of a run."""
-    clock = trained(pair, way, graph)[2]
+    clock = trained(pair, way, graph)[1]
     return 1e3 * clock.seconds / clock.steps
 
 
@@ -71,29 +70,26 @@ def limit(pair: Pair, way: str) -> float:
 
 
 def bare(pair: Pair, way: str) -> float:
-    """Return the ms of a step of the leanest loop, or 0 where there is no such loop."""
-    side = {"live": "live", "no teacher": "supervised"}[way]
-    return 1e3 * pair.batch / pair.bare(side)
+    """Return the ms of a step of the leanest loop, which reads no store."""
+    return 1e3 * pair.batch / pair.bare(WAYS[way][0])
 
 
 def waits(pair: Pair, way: str, graph: str) -> float:
     """Return how often a step waits for the device, beyond the clock's own."""
     if not torch.cuda.is_available():
         return 0.0
-    seen: list[str] = []
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             trained(pair, way, graph)
-            seen = [str(one.message) for one in told if "synchroniz" in str(one.message)]
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    return len(seen) / (pair.steps + pair.warm)
+    return sum("synchroniz" in str(one.message) for one in told) / (pair.steps + pair.warm)
 
 
 def apart(pair: Pair, way: str, graphs: Sequence[str]) -> float:
-    """Return how far two students lie apart, as a share of what training has moved them."""
+    """Return how far two students lie apart, as a share of the size of their weights."""
     states = [trained(pair, way, graph)[0].student.state_dict() for graph in graphs]
     one, other = ([v.double() for v in s.values() if v.is_floating_point()] for s in states)
     between = sum(float((a - b).square().sum()) for a, b in zip(one, other, strict=True))
@@ -107,7 +103,7 @@ def busy(pair: Pair, way: str, graph: str) -> float:
         return 1.0
     activities = [torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
-        clock = trained(pair, way, graph)[2]
+        clock = trained(pair, way, graph)[1]
     spent = sum(event.self_device_time_total for event in profile.key_averages()) / 1e6
     return spent / (clock.seconds * (pair.steps + pair.warm) / clock.steps)
 
@@ -133,9 +129,7 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
             if way != "stored":
                 sides[f"{way}, bare"] = partial(bare, pair, way)
         for name, mode in GRAPHS.items():
-            sides[f"{len(TEMPERATURES)} temperatures, {name}"] = partial(
-                together, pair, f"trainer.graph={mode}"
-            )
+            sides[f"{len(TEMPERATURES)} temperatures, {name}"] = partial(together, pair, mode)
         taken = rounds(sides, repeats)
         facts = {
             f"{what.__name__}, {way}, {name}": what(pair, way, mode)
@@ -153,11 +147,9 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
     return rows, {"ms_per_step": taken, "facts": facts, "batch": pair.batch}
 
 
-GRAPHS = {"eager": "off", "graph": "on"}
-
-
 def together(pair: Pair, graph: str) -> float:
-    return 1e3 * fused(pair, [graph])
+    """Return the ms in which students at all temperatures take one step."""
+    return 1e3 * fused(pair, [f"trainer.graph={graph}"])
 
 
 def table(taken: dict[str, list[float]], facts: dict[str, float], pair: Pair) -> None:
@@ -181,6 +173,6 @@ def bounds(taken: dict[str, list[float]], held: bool) -> list[Row]:
 
     rows = [row(f"{way}, graph", f"{way}, limit", 1.15) for way in WAYS]
     rows.append(row("live, eager", "live, bare", 1.1))
-    together = f"{len(TEMPERATURES)} temperatures"
-    rows.append(row(f"{together}, graph", f"{together}, eager", 0.2))
+    swept = f"{len(TEMPERATURES)} temperatures"
+    rows.append(row(f"{swept}, graph", f"{swept}, eager", 0.2))
     return rows

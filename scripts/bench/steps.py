@@ -93,6 +93,12 @@ class Clock(pl.Callback):
             self.began = self.ended
 
 
+def clock_of(trainer: pl.Trainer) -> Clock:
+    """Return the clock among a trainer's callbacks."""
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next(callback for callback in callbacks if isinstance(callback, Clock))
+
+
 class Pair:
     """A teacher and a student, with data of their size.
 
@@ -156,12 +162,15 @@ class Pair:
 
     def ours(self, side: str, more: Sequence[str] = ()) -> float:
         """Return images per second of our own run."""
+        clock = clock_of(self.trained(side, more)[1])
+        return self.batch * clock.steps / clock.seconds
+
+    def trained(self, side: str, more: Sequence[str] = ()) -> tuple[Distiller, pl.Trainer]:
+        """Return the student and the trainer of our own run, as long as a turn."""
         cfg = self.config([*SIDES[side], *more])
         data = self.data.with_options(seed=0, batch_size=self.batch, views=cfg.data.views)
         teacher = None if side == "supervised" else self.teacher
-        trainer = fit.fit(cfg, data, teacher)[1]
-        clock = next(c for c in trainer.callbacks if isinstance(c, Clock))
-        return self.batch * clock.steps / clock.seconds
+        return fit.fit(cfg, data, teacher)
 
     def bare(self, side: str) -> float:
         """Return images per second of the leanest loop."""

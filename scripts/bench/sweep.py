@@ -21,7 +21,7 @@ from statistics import median
 from typing import Any
 
 from measure import Row, print_rows, ratio, rounds, seconds
-from steps import PAIRS, Clock, Pair
+from steps import PAIRS, Clock, Pair, clock_of
 
 from distill.sweep.lockstep import in_turns
 from distill.training.fit import fit
@@ -41,7 +41,7 @@ def fused(pair: Pair, more: Sequence[str] = ()) -> float:
         data.sharing = sharing
         teacher = sharing.once("teacher", lambda: pair.make_teacher(data))
         trainer = fit(cfg, data, teacher)[1]
-        clocks.append(next(c for c in trainer.callbacks if isinstance(c, Clock)))
+        clocks.append(clock_of(trainer))
 
     in_turns([partial(train_at, temperature) for temperature in TEMPERATURES])
     # The last student ends a round: these are the ends of the last uncounted and of the last round.

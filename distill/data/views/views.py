@@ -18,6 +18,7 @@ from distill.data.views.draws import (
     Draws,
     beta,
     between,
+    keyed_integers,
     keyed_words,
     log_uniform,
 )
@@ -127,7 +128,7 @@ class ResidentView:
 
     def partners(self, seed: int, epoch: int, index: Tensor, count: int) -> Tensor:
         """Return with which of `count` samples each is mixed, positions `[N]`."""
-        return Draws.of(seed, epoch, index).integers(Draw.MIX_PARTNER, count)
+        return keyed_integers(seed, epoch, index, Draw.MIX_PARTNER, count)
 
     def mixed(
         self, views: Tensor, others: Tensor, seed: int, epoch: int, index: Tensor

@@ -8,7 +8,7 @@ import sys
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
 
-from distill.training.callbacks.speed import Speed
+from distill.training.callbacks.speed import speed_of
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class EpochLines(pl.Callback):
 
     def _left(self, trainer: pl.Trainer) -> str:
         """Return how long the rest will take at the pace so far, if a person would wait for it."""
-        speed = next((c for c in trainer.callbacks if isinstance(c, Speed)), None)  # type: ignore[attr-defined]
+        speed = speed_of(trainer)
         seconds = speed.seconds_left(trainer) if speed else None
         if speed is None or seconds is None or seconds < WORTH_TELLING:
             return ""

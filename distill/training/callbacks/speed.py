@@ -20,7 +20,7 @@ class Speed(pl.Callback):
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.clock = clock
-        self.images = self.epochs = 0
+        self.images = 0
         self.seconds = 0.0
         self._mark = self._began = 0.0
         self._first_epoch = 0
@@ -31,10 +31,13 @@ class Speed(pl.Callback):
         return self.images / self.seconds if self.seconds else None
 
     def seconds_left(self, trainer: pl.Trainer) -> float | None:
-        """Return how long the epochs that are left will take at the pace so far, if it is known."""
-        if not self.epochs or trainer.max_epochs in (None, -1):
+        """Return how long the epochs after this one, which ends, will take at the pace so far.
+
+        None where nobody knows how many there are.
+        """
+        if trainer.max_epochs in (None, -1):
             return None
-        each = (self.clock() - self._began) / self.epochs
+        each = (self.clock() - self._began) / (trainer.current_epoch + 1 - self._first_epoch)
         return each * max(trainer.max_epochs - trainer.current_epoch - 1, 0)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -57,9 +60,14 @@ class Speed(pl.Callback):
         now = self.clock()
         self.seconds += now - self._mark
         self.images += len(Batch.of(batch)) * trainer.world_size
-        self.epochs = trainer.current_epoch + 1 - self._first_epoch
         self._mark = now
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave out the time that validation took."""
         self._mark = self.clock()
+
+
+def speed_of(trainer: pl.Trainer) -> Speed | None:
+    """Return what counts a trainer's images, if it is among its callbacks."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]  # that Lightning adds later
+    return next((one for one in callbacks if isinstance(one, Speed)), None)
