@@ -6,10 +6,8 @@ Nothing heavy is imported before a task runs, so that `--help` and tab completio
 from __future__ import annotations
 
 import argparse
-import difflib
 import logging
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -22,33 +20,24 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import distill.config.resolvers  # noqa: F401  (the configuration files call them)
-from distill.config.overrides import CONF, in_hydras_order, requoted, typed
+from distill.config.explain import MISTAKES, one_line, out_of_memory, refuse, refuse_mistake
+from distill.config.overrides import CONF, in_hydras_order, typed
 from distill.utils import signals
-from distill.utils.errors import printable
 from distill.utils.files import COMMAND, resolved_path
 from distill.utils.memory import keep_freed_memory
 from distill.utils.process import as_program, import_heavy
 from distill.utils.ranks import first_of_run
 from distill.utils.run_folder import ENDED, FAILED, SUMMARY
 
-USER_ERROR = 2
 PROGRAMS = {
     "train": "distill",
     "evaluate": "distill-eval",
     "fill_store": "distill-store",
     "distill.deploy.export.export": "distill-export",
-}
-PLUGINS = {  # of Hydra → the extra that brings it
-    "hydra_joblib_launcher": "joblib",
-    "hydra_optuna_sweeper": "optuna",
-    "hydra_ray_launcher": "ray",
-    "hydra_submitit_launcher": "slurm",
 }
 HYDRA = "1.3"  # the version whose behaviour is meant
 ADVICE = (  # of the libraries below; a user of this one cannot act on it
@@ -229,11 +218,8 @@ def run_command(config_name: str, task: str) -> None:
     os.environ["HYDRA_FULL_ERROR"] = os.environ["DISTILL_EXPLAIN"] = "1"
     try:
         hydra_main(config_name, task, explain=True)
-    except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
-        refuse(error)
-    except (MemoryError, RuntimeError) as error:
-        if advice := remedy(error):
-            refuse(ValueError(advice))
+    except Exception as error:
+        refuse_mistake(error)
         raise
     except KeyboardInterrupt as stop:
         print(f"distill: interrupted{f': {stop}' if stop.args else ''}", file=sys.stderr)
@@ -285,20 +271,24 @@ class Task:
 
     def explained(self, function: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
         """Run, and say in one line what a person can put right."""
-        swept = HydraConfig.get().mode == RunMode.MULTIRUN
         try:
             return function(cfg)
-        except (OmegaConfBaseException, ValueError, OSError) as error:
-            if not swept:
-                refuse(error)
-            print(f"distill: job {job_name()}: {one_line(error)}", file=sys.stderr)
         except Exception as error:
-            if not swept and (advice := remedy(error)):
-                refuse(ValueError(advice))
-            if not swept or out_of_memory(error):  # who runs several at a time may try again
+            if HydraConfig.get().mode != RunMode.MULTIRUN:
+                refuse_mistake(error)  # here: Hydra would say a line of its own before ours
                 raise
-            logging.getLogger("distill").exception("job %s failed", job_name())
+            if out_of_memory(error):  # who runs several at a time may try again
+                raise
+            report_failure(error)
         return None  # not NaN, at which Optuna's sweeper ends the search
+
+
+def report_failure(error: Exception) -> None:
+    """Say that a job of a sweep failed: in one line, or with its traceback where nobody erred."""
+    if isinstance(error, MISTAKES):
+        print(f"distill: job {job_name()}: {one_line(error)}", file=sys.stderr)
+    else:
+        logging.getLogger("distill").exception("job %s failed", job_name())
 
 
 def noted(function: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
@@ -347,32 +337,6 @@ def sweep_goes_on(folder: str) -> str:
     return f"stopped; the same command with {typed('sweep.resume', folder)} goes on"
 
 
-def out_of_memory(error: object) -> bool:
-    """Whether memory did not suffice, a GPU's or the processor's."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
-    )
-
-
-def remedy(error: Exception) -> str | None:
-    """Return in one line what to do about memory, a data worker or a plug-in that is missing."""
-    if out_of_memory(error):
-        return (
-            "out of memory: lower data.batch_size (trainer.accumulate_grad_batches makes up for "
-            "it), data.image_size, or take a smaller student; trainer.precision=bf16-mixed halves "
-            "most of it on a GPU"
-        )
-    died = re.search(r"DataLoader worker \(pid.*", str(error))
-    if died:
-        return f"a data worker died ({first_sentence(died[0])}): lower data.num_workers"
-    missing = re.search(r"Unknown plugin class : 'hydra_plugins\.(\w+)", str(error))
-    if missing and missing[1] in PLUGINS:
-        return f"this needs pip install 'distill-kd[{PLUGINS[missing[1]]}]'"
-    return None
-
-
 def import_task(name: str) -> ModuleType:
     """Import what runs, and silence the advice of its libraries."""
     module = import_heavy(name)
@@ -383,75 +347,3 @@ def import_task(name: str) -> ModuleType:
     for message in ADVICE:
         warnings.filterwarnings("ignore", message=message)
     return module
-
-
-def refuse(error: Exception, program: str = "distill") -> NoReturn:
-    """Print what went wrong in one line and exit with code 2, or the error's own."""
-    print(f"{program}: {printable(one_line(error))}", file=sys.stderr)
-    raise SystemExit(getattr(error, "exit_code", USER_ERROR))
-
-
-def one_line(error: BaseException) -> str:
-    """Return an error as one line that says what, where and, for a misspelt key, what instead."""
-    cause = error.__cause__
-    if isinstance(error, MissingConfigException) and "/" in str(error.missing_cfg_file):
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        options = error.options or sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-        return f"there is no {group}={name}{nearest(name, options)}"
-    if isinstance(error, MissingMandatoryValue):
-        return f"give {error.full_key}=…: it has no value of its own"
-    if isinstance(error, HydraException) and isinstance(cause, OmegaConfBaseException):
-        return f"{first_sentence(str(error))}{nearest_key(str(error), cause)}"
-    text = str(error).strip() or type(error).__name__
-    if "Original Traceback" in text:  # raised in a data worker: its last line is the error
-        text = text.splitlines()[-1].partition(": ")[2] or text.splitlines()[-1]
-    if override := getattr(error, "override", None):
-        return unreadable(override, text)
-    if several := re.match(r"Ambiguous value for argument '(.*)'", text):
-        return several_values(several[1])
-    if isinstance(error, OmegaConfBaseException):
-        text = f"{first_sentence(text)} ({getattr(error, 'full_key', '')})"
-    elif isinstance(error, OSError) and error.strerror:
-        text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    text = re.split(r"\s*(?:Config search path:|See https://hydra)", text)[0]
-    return re.sub(r"\s*\n+\s*", ", ", text)
-
-
-def unreadable(override: str, why: str) -> str:
-    """Return what to say of an override that Hydra cannot read: the quotes that help, or why."""
-    again = requoted(override)
-    if again is None:
-        return f"cannot read {override!r}: {first_sentence(why)}"
-    return f"cannot read {override!r}: it needs quotes within quotes: {again}"
-
-
-def several_values(override: str) -> str:
-    """Return what to say of an override with commas where there is no sweep."""
-    key, _, value = override.partition("=")
-    return (
-        f"{override} are several values: add -m for a sweep over them, or quotes within quotes: "
-        f"{typed(key, value)}"
-    )
-
-
-def first_sentence(text: str) -> str:
-    """Return the first line of a message."""
-    return text.strip().splitlines()[0].rstrip(".")
-
-
-def nearest_key(message: str, cause: OmegaConfBaseException) -> str:
-    """Return a hint at the key that was probably meant, for a key that does not exist."""
-    match = re.search(r"override '([^']+)'", message)
-    candidates = [str(key) for key in getattr(cause, "parent_node", None) or {}]
-    if not match or not candidates:
-        return f": {first_sentence(str(cause))}"
-    prefix, _, key = match.group(1).rpartition(".")
-    if str(inside := getattr(cause, "key", key)) != key:  # of a whole dictionary
-        prefix, key = match.group(1), str(inside)
-    return nearest(key, candidates, f"{prefix}." if prefix else "")
-
-
-def nearest(name: str, candidates: Sequence[str], prefix: str = "") -> str:
-    """Return a hint at the name that was probably meant, or all the names there are."""
-    near = difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
-    return f"; did you mean {prefix}{near[0]}?" if near else f"; there are {', '.join(candidates)}"

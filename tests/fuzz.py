@@ -133,7 +133,7 @@ def outcome(action, place):
         with watched():
             action()
     except (ValueError, OSError) as error:
-        from distill.cli import one_line
+        from distill.config.explain import one_line
         from distill.utils.errors import printable
 
         line = printable(one_line(error))

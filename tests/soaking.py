@@ -27,8 +27,9 @@ from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
 from distill import run
-from distill.cli import ADVICE, CONF
+from distill.cli import ADVICE
 from distill.config import build
+from distill.config.overrides import CONF
 from distill.training.trainer import schedules
 
 TINY = (

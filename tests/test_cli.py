@@ -8,7 +8,7 @@ import torch
 from hydra.types import RunMode
 
 from distill import cli
-from distill.cli import one_line, refuse
+from distill.config.explain import one_line, refuse
 
 
 def test_other_errors_are_one_line_too(capsys):

@@ -9,8 +9,8 @@ from hydra import compose, initialize_config_dir
 
 import distill
 from distill import run
-from distill.cli import CONF
 from distill.config import build
+from distill.config.overrides import CONF
 from distill.data.condition.image_corruptions import ImageCorruption
 from distill.data.sources import digits
 from distill.models.build import ModelSpec, build_model

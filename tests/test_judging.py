@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 import distill
-from distill.cli import CONF
+from distill.config.overrides import CONF
 from distill.data.module import configured
 from distill.data.sources.folder import folder
 from distill.deploy.predict import Predictor

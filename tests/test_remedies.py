@@ -9,8 +9,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from distill import Distiller, Objective
-from distill.cli import CONF
 from distill.config import build, checks
+from distill.config.overrides import CONF
 from distill.data import DataModule
 from distill.data.sources.splits import Resident, Source
 from distill.training import auxiliary, cache

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from scipy.stats import binomtest
 
 from distill import run
-from distill.cli import CONF
+from distill.config.overrides import CONF
 from distill.models.bundle import load_student, read_facts
 from distill.report import words
 from distill.training.module import Distiller

@@ -10,7 +10,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 # Nothing heavy: Hydra imports this file before it prints its help.
-from distill.cli import refuse
+from distill.config.explain import refuse
 from distill.sweep.checks import check_sweep
 from distill.utils.files import COMMAND, held_elsewhere, only_run_in
 from distill.utils.ranks import first_of_run

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from omegaconf import DictConfig, OmegaConf
 
 # Nothing heavy: Hydra imports this file before it prints its help.
-from distill.cli import refuse
+from distill.config.explain import refuse
 from distill.config.resolvers import direction
 from distill.utils.run_folder import RECORD
 

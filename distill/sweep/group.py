@@ -24,8 +24,9 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from distill.cli import job_name, one_line, out_of_memory
+from distill.cli import job_name
 from distill.config.build import shared_key
+from distill.config.explain import one_line, out_of_memory
 from distill.config.read import plain
 from distill.sweep.lockstep import in_turns
 from distill.sweep.workers import Job, Report, accelerator, nothing

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 # Nothing heavy: Hydra imports this file before it prints its help.
-from distill.cli import refuse
+from distill.config.explain import refuse
 from distill.sweep.alone import name_it
 from distill.utils.files import plain_cell, write_whole
 from distill.utils.run_folder import FAILED, jobs_in

@@ -32,8 +32,8 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill.cli import CONF
 from distill.config import build, read
+from distill.config.overrides import CONF
 from distill.data import DataModule
 from distill.data.sources.splits import Resident, Source
 from distill.metrics.cost import flops

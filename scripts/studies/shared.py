@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 import distill  # noqa: F401  (first: it makes torchvision importable)
-from distill.cli import CONF
+from distill.config.overrides import CONF
 
 Row = dict[str, Any]
 

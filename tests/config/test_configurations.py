@@ -9,8 +9,8 @@ from hydra import compose, initialize_config_dir
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill import report
-from distill.cli import CONF
 from distill.config import build, checks, read
+from distill.config.overrides import CONF
 from distill.losses import LOSSES
 from distill.training import auxiliary, cache, fit, teachers
 from distill.training.module import Distiller

@@ -16,9 +16,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from distill import save_student
-from distill.cli import CONF, one_line
 from distill.config import schema
-from distill.config.overrides import in_hydras_order, requoted, typed
+from distill.config.explain import one_line
+from distill.config.overrides import CONF, in_hydras_order, requoted, typed
 from distill.config.read import plain
 from distill.config.resolvers import cache_folder
 from distill.utils.files import resolved_path

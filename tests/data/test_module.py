@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
-from distill.cli import CONF
 from distill.config.build import build_data
+from distill.config.overrides import CONF
 from distill.data import DataModule
 from distill.data.loading import KeySampler
 from distill.data.module import configured

@@ -4,8 +4,8 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from distill.cli import CONF
 from distill.config import build, checks
+from distill.config.overrides import CONF
 from distill.models.build import ModelSpec
 from distill.models.sizes import declared_size
 from distill.training.fit import student_module

@@ -4,7 +4,7 @@ import pytest
 from huggingface_hub import ModelCard
 from hydra import compose, initialize_config_dir
 
-from distill.cli import CONF
+from distill.config.overrides import CONF
 from distill.config.read import plain
 from distill.report import model_card
 from distill.report.card import described, initial_weights

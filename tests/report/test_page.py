@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 from distill import report, run
-from distill.cli import CONF
+from distill.config.overrides import CONF
 from distill.metrics.cost import FEWEST, costs_of_models, flops, forward_seconds, model_costs
 from distill.report import figures, page
 from distill.report.reading import read_images, read_run, temperature_of

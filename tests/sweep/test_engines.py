@@ -7,7 +7,7 @@ from dataclasses import fields
 import pytest
 import yaml
 
-from distill.cli import CONF
+from distill.config.overrides import CONF
 
 LAUNCHERS = ("joblib", "ray", "submitit_slurm")
 SWEEPERS = ("optuna_accuracy",)

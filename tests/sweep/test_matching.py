@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from distill.cli import CONF
+from distill.config.overrides import CONF
 from distill.sweep import matching
 from distill.sweep.alone import name_it
 

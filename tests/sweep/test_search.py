@@ -6,7 +6,7 @@ import json
 import pytest
 from hydra import compose, initialize_config_dir
 
-from distill.cli import CONF
+from distill.config.overrides import CONF
 from tests.commands import attempt
 
 pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")

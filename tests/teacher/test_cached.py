@@ -8,8 +8,8 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from distill import run
-from distill.cli import CONF
 from distill.config import build
+from distill.config.overrides import CONF
 from distill.teacher.teacher import Teacher
 from distill.training import cache, fit, teachers
 

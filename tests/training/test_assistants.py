@@ -9,8 +9,8 @@ from hydra import compose, initialize_config_dir
 
 import distill
 from distill import run
-from distill.cli import CONF
 from distill.config import build, read
+from distill.config.overrides import CONF
 from distill.data.sources import digits
 from distill.models.build import build_model
 from distill.models.weights import DataShape

@@ -12,8 +12,8 @@ from torch import nn
 
 import distill
 from distill import run
-from distill.cli import CONF
 from distill.config import read
+from distill.config.overrides import CONF
 from distill.models.build import ModelSpec, build_model
 from distill.models.weights import DataShape
 from distill.training import auxiliary

@@ -11,8 +11,8 @@ from hydra import compose, initialize_config_dir
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss
 
 from distill import evaluation, run, save_student
-from distill.cli import CONF
 from distill.config import build
+from distill.config.overrides import CONF
 from distill.objective.objective import Objective
 from distill.sweep.lockstep import in_turns
 from distill.teacher.teacher import Teacher

@@ -12,8 +12,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from distill.cli import CONF
 from distill.config import build
+from distill.config.overrides import CONF
 from distill.data.batch import Batch
 from distill.sweep.lockstep import in_turns
 from distill.teacher.cached import CachedTeacher

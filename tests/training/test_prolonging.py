@@ -3,8 +3,8 @@
 import pytest
 from hydra import compose, initialize_config_dir
 
-from distill.cli import CONF
 from distill.config import read
+from distill.config.overrides import CONF
 from distill.training import prolonging, resume
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from distill.cli import CONF
 from distill.config import read
+from distill.config.overrides import CONF
 from distill.report.leaderboard import setting
 from distill.training import resume
 

@@ -10,8 +10,8 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from distill import run, save_student
-from distill.cli import CONF
 from distill.config import build
+from distill.config.overrides import CONF
 from distill.models.build import Normalize
 from distill.objective.objective import Objective
 from distill.training import auxiliary

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import distill
-from distill.cli import CONF
 from distill.config import build
+from distill.config.overrides import CONF
 from distill.data.views.views import CLEAN
 from distill.models.build import DataShape, ModelSpec, build_model
 

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 import distill
-from distill.cli import one_line, refuse
 from distill.config import build
+from distill.config.explain import one_line, refuse
 from distill.deploy.export import (
     FILES,
     WRITERS,
