@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from distill.models.features import feature_channels
+from distill.objective.annealed import AnnealedValues
 from distill.objective.selection import build_selection
 from distill.objective.temperature import LearnedTemperature
-from distill.objective.term import build_term, checked_weight
+from distill.objective.term import build_term
 from distill.utils.inputs import as_labels, check_targets
 from distill.utils.numbers import is_number, is_real
 
@@ -159,16 +160,9 @@ class Objective(nn.Module):
         )
 
     @property
-    def annealed(self) -> list[str]:
-        """The names of the values that annealing can move."""
-        names = [f"terms.{name}.weight" for name in self.terms]
-        names += ["alpha"] if self.alpha is not None else []
-        names += (
-            ["sample_selection.small_loss"] if self.sample_selection.small_loss is not None else []
-        )
-        if self.curriculum is not None:
-            return [*names, "curriculum.strength"]
-        return [*names, "temperature"] if self.uses_temperature else names
+    def annealed(self) -> AnnealedValues:
+        """The values that annealing can move, by name: to read and to set."""
+        return AnnealedValues(self)
 
     @property
     def uses_temperature(self) -> bool:
@@ -177,19 +171,6 @@ class Objective(nn.Module):
             term.takes("temperature") and "temperature" not in term.options
             for term in self.terms.values()
         )
-
-    def get(self, name: str) -> float:
-        """Return one of the values that annealing moves."""
-        owner, attribute = self._owner(name)
-        return owner[attribute] if isinstance(owner, dict) else getattr(owner, attribute)
-
-    def set(self, name: str, value: float) -> None:
-        """Set one of the values that annealing moves."""
-        owner, attribute = self._owner(name)
-        if isinstance(owner, dict):
-            owner[attribute] = checked_weight(attribute, value)
-        else:
-            setattr(owner, attribute, value)
 
     def numbers(self) -> dict[str, Number]:
         """Return what the loss is computed with now: τ, each term's factor, the curriculum's λ."""
@@ -200,14 +181,14 @@ class Objective(nn.Module):
 
     def state(self) -> dict[str, float]:
         """Return what annealing has moved, in plain values, for a checkpoint."""
-        return {"temperature": self.temperature, **{name: self.get(name) for name in self.annealed}}
+        return {"temperature": self.temperature, **self.annealed}
 
     def load_state(self, state: Mapping[str, float]) -> None:
         """Take back what `state` returned."""
         for name in self.annealed:
             if name not in state:
                 raise ValueError(f"the checkpoint is of another objective: it has no {name}")
-            self.set(name, state[name])
+            self.annealed[name] = state[name]
 
     def connect(self, student: nn.Module, teacher: nn.Module | None) -> None:
         """Learn to compare these two models' feature maps, where a term asks for it.
@@ -315,18 +296,6 @@ class Objective(nn.Module):
             return self.weights[name]
         share = self.alpha if self.terms[name].uses_teacher else 1 - self.alpha
         return share * self.weights[name]
-
-    def _owner(self, name: str) -> tuple[Any, str]:
-        if name not in self.annealed:
-            raise ValueError(
-                f"cannot anneal {name!r}; this objective has {', '.join(self.annealed)}"
-            )
-        if name == "curriculum.strength":
-            return self.curriculum, "strength"
-        if name == "sample_selection.small_loss":
-            return self.sample_selection, "small_loss"
-        term = name.removeprefix("terms.").removesuffix(".weight")
-        return (self, name) if name in ("temperature", "alpha") else (self.weights, term)
 
 
 def as_type(number: Number, of: Tensor) -> Number:

@@ -349,10 +349,10 @@ def check_resume(cfg: DictConfig, model: Any, objective: Objective, classes: Seq
     if cfg.objective.get("temperature") == "auto":  # the same teacher gives the same again
         moved.add("temperature")
     for name in objective.annealed:
-        if name not in moved and before.get(name) != objective.get(name):
+        if name not in moved and before.get(name) != objective.annealed[name]:
             raise ValueError(
                 f"ckpt_path={cfg.ckpt_path} was trained at objective.{name}={before.get(name)}, "
-                f"and this run says {objective.get(name)}"
+                f"and this run says {objective.annealed[name]}"
             )
 
 

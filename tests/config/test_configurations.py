@@ -185,10 +185,10 @@ def test_a_schedule_of_the_objective_moves_its_weight(composed):
     cfg = composed(*QUICK, "objective=dkd", "trainer.max_epochs=3")
     data = build.build_data(cfg)
     _, trainer = fit.fit(cfg, data, teachers.prepare_teacher(cfg, data))
-    assert trainer.lightning_module.objective.get("terms.dkd.weight") == 1.0
+    assert trainer.lightning_module.objective.annealed["terms.dkd.weight"] == 1.0
     first = composed(*QUICK, "objective=dkd", "trainer.max_epochs=1")
     _, trainer = fit.fit(first, data, teachers.prepare_teacher(first, data))
-    assert trainer.lightning_module.objective.get("terms.dkd.weight") == 0.5
+    assert trainer.lightning_module.objective.annealed["terms.dkd.weight"] == 0.5
 
 
 @pytest.mark.parametrize("experiment", sorted(p.stem for p in (CONF / "experiment").glob("*.yaml")))

@@ -58,8 +58,8 @@ def test_a_dotted_path_names_a_loss_of_ones_own():
 def test_annealing_moves_and_checkpoints_keep_the_same_values():
     objective = Objective(KD, temperature=4, alpha=0.9)
     for name, value in (("temperature", 2.5), ("alpha", 0.3), ("terms.kl.weight", 0.5)):
-        objective.set(name, value)
-        assert objective.get(name) == value
+        objective.annealed[name] = value
+        assert objective.annealed[name] == value
     other = Objective(KD, alpha=0.5)
     other.load_state(objective.state())
     assert torch.equal(other(S, Z, Y)["loss"], objective(S, Z, Y)["loss"])
@@ -94,9 +94,9 @@ def test_a_missing_teacher_and_an_unknown_value_are_explained():
     with pytest.raises(ValueError, match="there is none"):
         Objective(KD)(S, None, Y)
     with pytest.raises(ValueError, match="cannot anneal 'alpha'"):
-        Objective(KD).get("alpha")
+        Objective(KD).annealed["alpha"]
     with pytest.raises(ValueError, match=r"has terms\.ce\.weight, terms\.kl\.weight, temp"):
-        Objective(KD).set("terms.kll.weight", 1.0)
+        Objective(KD).annealed["terms.kll.weight"] = 1.0
 
 
 def test_reweighted_values_are_multiplied_by_class_balanced_weights():
@@ -240,17 +240,17 @@ def test_samples_left_out_have_no_gradient_from_labels_and_none_kept_is_no_loss(
 def test_the_share_of_small_losses_can_be_annealed():
     objective = Objective(KD, sample_selection={"small_loss": 0.5})
     assert "sample_selection.small_loss" in objective.annealed
-    objective.set("sample_selection.small_loss", 1.0)
+    objective.annealed["sample_selection.small_loss"] = 1.0
     assert objective(S, Z, Y)["kept"] == 1
     other = Objective(KD, sample_selection={"small_loss": 0.5})
     other.load_state(objective.state())
-    assert other.get("sample_selection.small_loss") == 1.0
+    assert other.annealed["sample_selection.small_loss"] == 1.0
     assert (
         "sample_selection.small_loss"
         not in Objective(KD, sample_selection={"agreement": True}).annealed
     )
     with pytest.raises(ValueError, match="small_loss is the share"):
-        objective.set("sample_selection.small_loss", 0.0)
+        objective.annealed["sample_selection.small_loss"] = 0.0
 
 
 def test_without_the_labels_share_not_even_an_infinite_label_loss_reaches_the_student():

@@ -22,7 +22,7 @@ def test_it_starts_at_the_objectives_temperature(scope):
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
 def test_the_gradient_of_the_temperature_is_reversed_and_scaled(strength):
     objective = Objective(KL, 3.0, curriculum={})
-    objective.set("curriculum.strength", strength)
+    objective.annealed["curriculum.strength"] = strength
     objective(S, Z, Y)["loss"].backward()
     raw = objective.curriculum.raw
     free = raw.detach().clone().requires_grad_()
@@ -99,4 +99,4 @@ def test_impossible_curricula_are_refused(options, message):
 
 def test_a_learned_temperature_cannot_be_scheduled_too():
     with pytest.raises(ValueError, match="cannot anneal 'temperature'"):
-        Objective(KL, 4.0, curriculum={}).set("temperature", 2.0)
+        Objective(KL, 4.0, curriculum={}).annealed["temperature"] = 2.0

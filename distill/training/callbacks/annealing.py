@@ -64,21 +64,21 @@ class Annealing(pl.Callback):
         if stage != "fit":  # an evaluation keeps the value that training ended with
             return
         objective = objective_of(pl_module)
-        self.start = objective.get(self.value) if self.start is None else self.start
+        self.start = objective.annealed[self.value] if self.start is None else self.start
         self.check(objective)
-        objective.set(self.value, self.start)
+        objective.annealed[self.value] = self.start
 
     def check(self, objective: Objective) -> None:
         """Refuse now the ends that the objective or the schedule would refuse in some epoch."""
-        own = objective.get(self.value)
+        own = objective.annealed[self.value]
         start = own if self.start is None else self.start
         for name, number in (("start", start), ("end", self.end)):
             try:
-                objective.set(self.value, number)
+                objective.annealed[self.value] = number
             except ValueError as error:
                 raise ValueError(f"annealing.{name}={number:g}: {error}") from error
             finally:
-                objective.set(self.value, own)
+                objective.annealed[self.value] = own
         SCHEDULES[self.schedule](0.5, start, self.end)
 
     def on_train_batch_start(
@@ -87,8 +87,8 @@ class Annealing(pl.Callback):
         """Set the value for this batch; log it when it changes."""
         value = self.at(*position_of(trainer, self.unit))
         objective = objective_of(pl_module)
-        if value != objective.get(self.value) or trainer.global_step == 0:
-            objective.set(self.value, value)
+        if value != objective.annealed[self.value] or trainer.global_step == 0:
+            objective.annealed[self.value] = value
             for logger in trainer.loggers:
                 logger.log_metrics({self.value: value}, step=trainer.global_step)
 

@@ -125,7 +125,7 @@ def test_an_end_that_the_objective_refuses_is_named_before_training(end, value):
     objective = Objective({"kl": "kl_divergence"}, temperature=4.0, alpha=0.5)
     with pytest.raises(ValueError, match=rf"annealing\.{end}=-1: objective\.{value} must"):
         Annealing(**{end: -1.0, "value": value}).check(objective)
-    assert objective.get(value) == {"temperature": 4.0, "alpha": 0.5}[value]
+    assert objective.annealed[value] == {"temperature": 4.0, "alpha": 0.5}[value]
 
 
 def test_a_module_without_an_objective_is_refused(tmp_path):
