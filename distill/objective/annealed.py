@@ -43,6 +43,9 @@ class AnnealedValues(MutableMapping[str, float]):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
+    def __contains__(self, name: object) -> bool:
+        return any(name == own for own in self)
+
     def __getitem__(self, name: str) -> float:
         owner, attribute = self._owner(name)
         value: float = owner[attribute] if isinstance(owner, dict) else getattr(owner, attribute)
@@ -60,7 +63,7 @@ class AnnealedValues(MutableMapping[str, float]):
 
     def _owner(self, name: str) -> tuple[object, str]:
         """Return what holds a value, and what it is called there."""
-        if name not in tuple(self):
+        if name not in self:
             raise ValueError(f"cannot anneal {name!r}; this objective has {', '.join(self)}")
         owner, _, attribute = name.rpartition(".")
         if owner.startswith("terms."):

@@ -28,7 +28,8 @@ from distill.objective.objective import Objective
 from distill.teacher.cached import CachedTeacher
 from distill.teacher.ensemble import Ensemble
 from distill.teacher.records import Layout
-from distill.teacher.store import TeacherStore, check_size, describe, store_folder
+from distill.teacher.room import check_size, describe
+from distill.teacher.store import TeacherStore, store_folder
 from distill.teacher.teacher import Teacher
 from distill.training import auxiliary
 from distill.utils.files import remove_stale

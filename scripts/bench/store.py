@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from measure import Row, resident, seconds
 
-from distill.teacher.store import TeacherStore, expected_bytes, size_text
+from distill.teacher.room import expected_bytes, size_text
+from distill.teacher.store import TeacherStore
 
 BATCH = 128
 FILLED_AT_ONCE = 1024

@@ -23,7 +23,9 @@ from hypothesis.extra import numpy as hnp
 
 from distill.teacher import records
 from distill.teacher.records import Layout, topk_error
-from distill.teacher.store import TeacherStore, describe, expected_bytes, store_folder, store_name
+from distill.teacher.room import describe, expected_bytes
+from distill.teacher.store import TeacherStore, store_folder
+from distill.teacher.store_folder import store_name
 from tests.conftest import ROOT
 from tests.teacher import store_filler
 from tests.teacher.store_filler import FACTS, SHAPE, truth
