@@ -95,6 +95,34 @@ class KeySampler(Sampler[Key]):
             return torch.empty(0, dtype=torch.long)
         return self.count + endless_order(self.seed, self.unlabeled, epoch * length, length)
 
+    def shown(self, number: int, views: int | None, epochs: int) -> Tensor:
+        """Return which samples a run may show in a view.
+
+        Args:
+            number: the view's, 0 or more.
+            views: how many a sample has; None is a new one every epoch.
+            epochs: how many the run has.
+
+        Returns:
+            Positions, int64 `[n]`, sorted: all labelled ones, and the unlabelled that come up in
+            an epoch which shows this view.
+        """
+        shown_in = range(number, epochs, views or epochs)
+        drawn = [self.unlabeled_order(epoch) for epoch in shown_in]
+        return torch.cat([torch.arange(self.count), *drawn]).unique()
+
+    def unlabeled_note(self) -> str | None:
+        """Return what an epoch shows of the unlabelled samples, for people; None without any."""
+        if not self.unlabeled:
+            return None
+        each = " on each device" if self.ranks > 1 else ""
+        return (
+            f"each batch{each}: {self.labeled_per_batch:,} labelled and "
+            f"{self.unlabeled_per_batch:,} of {self.unlabeled:,} unlabelled pictures; an epoch is "
+            f"one pass over the {self.count:,} labelled, and shows {self.unlabeled_per_epoch:,} of "
+            "the unlabelled"
+        )
+
     def _batches(self, epoch: int, order: Tensor) -> Iterator[Key]:
         skip, self.skip = self.skip, 0
         beside = self.unlabeled_order(epoch) if self.shuffle else order[:0]

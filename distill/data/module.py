@@ -24,22 +24,21 @@ from distill.data.checks import (
     check_numbers,
     check_views,
 )
-from distill.data.condition.corrupt import CUT, OWN, CorruptedSplit, build_condition, corrupt_split
+from distill.data.condition.corrupt import build_condition, corrupt_splits
 from distill.data.condition.image_corruptions import ImageCorruption
 from distill.data.cutting import apart, clamped, cut_splits
 from distill.data.loading import KeyedSplit, KeyLoader, KeySampler
 from distill.data.sources.judged import Judged, opened, with_validation
-from distill.data.sources.sizes import (
-    ModelSize,
-    Size,
-    as_size,
-    chosen_size,
-    grey_note,
-    sampled_headers,
-    size_note,
-)
+from distill.data.sources.sizes import ModelSize, as_size, view_size
 from distill.data.sources.splits import Resident, Source, Split, Streamed
-from distill.data.sources.unlabeled import Reading, check_share, joined, per_batch, read, without
+from distill.data.sources.unlabeled import (
+    Reading,
+    check_share,
+    fitting_batch,
+    joined,
+    per_batch,
+    read_beside,
+)
 from distill.data.views.build import CLEAN_VIEW, build_view
 from distill.data.views.resident import ResidentViews
 from distill.data.views.views import CLEAN, ResidentView, StreamedView
@@ -132,11 +131,14 @@ class DataModule(pl.LightningDataModule):
         check_labels(source, splits)
         self.notes += absent_notes(self.classes, splits)
         check_share(unlabeled_share)
-        self.unlabeled_share, self.left_out = unlabeled_share, 0
-        self.unlabeled = self._unlabeled(unlabeled, Reading(verify, broken, cache))
-        self.image_size = self._image_size(image_size, model_size)
+        self.unlabeled_share = unlabeled_share
+        held_out, reading = (self.val, self.test), Reading(verify, broken, cache)
+        self.unlabeled, self.left_out, said = read_beside(unlabeled, source, held_out, reading)
+        shown = self.train if len(self.train) else self.test
+        self.image_size, resized = view_size(shown, image_size, model_size, source.channels)
+        self.notes += [*said, *resized]
         self.condition = build_condition(condition)
-        self.corrupted = self._corrupted()
+        self.corrupted = corrupt_splits(source, self.train, self.val, self.condition)
         for name, one in self.corrupted.items():
             setattr(self, name, one.split)
             self.notes.append(one.described(name))
@@ -150,44 +152,12 @@ class DataModule(pl.LightningDataModule):
         self.sharing = Sharing()  # with nobody: whoever runs several at a time gives them theirs
         self._streams, self._recent = Streams(), Recent()
         if len(self.train):
-            self.batch_size = self._fitting(batch_size)
+            self.batch_size = fitting_batch(batch_size, self.unlabeled_share, *self._counts)
             if self.batch_size < batch_size:
                 self.notes.append(
                     clamped("data.batch_size", batch_size, len(self.train), self.batch_size)
                 )
-            self._keys(self.pool, shuffle=True)
-
-    def _corrupted(self) -> dict[str, CorruptedSplit]:
-        """Return the splits that the condition changes, by name."""
-        condition = self.condition
-        if condition is None:
-            return {}
-        if not len(self.train):
-            raise ValueError(f"condition: {self.source.name} has no training images to make hard")
-        found = {"train": corrupt_split(self.train, condition, self.classes, CUT, training=True)}
-        if not condition.clean_validation:
-            where = CUT if self.source.val is None else OWN
-            found["val"] = corrupt_split(self.val, condition, self.classes, where, training=False)
-        return found
-
-    def _unlabeled(self, where: str | Source | None, reading: Reading) -> Split | None:
-        """Return the unlabelled pictures but for those held out, and say how many those are."""
-        if where is None:
-            return None
-        found, notes = read(where, self.source, reading)
-        self.notes += [f"data.unlabeled: {note}" for note in notes]
-        found, left_out = without(found, (self.val, self.test))
-        if left_out is None:
-            self.notes.append(
-                "data.unlabeled: its pictures cannot be compared with those of validation and test"
-            )
-        elif left_out:
-            self.notes.append(
-                f"data.unlabeled: {left_out} pictures left out, which are also in validation or "
-                f"test; {len(found)} are used"
-            )
-        self.left_out = left_out or 0
-        return found
+            self.training_keys()  # refuses a batch that cannot be filled
 
     def _pool(self) -> Split:
         """Return what training shows: train, and after it the unlabelled pictures."""
@@ -200,69 +170,17 @@ class DataModule(pl.LightningDataModule):
         """How many of a training batch's samples, its last ones, are unlabelled."""
         if self.unlabeled is None:
             return 0
-        counts = len(self.train), len(self.unlabeled)
-        return per_batch(self.batch_size, self.unlabeled_share, *counts)
+        return per_batch(self.batch_size, self.unlabeled_share, *self._counts)
 
     @property
     def labeled_per_batch(self) -> int:
         """How many of a training batch's samples, its first ones, are labelled."""
         return self.batch_size - self.unlabeled_per_batch
 
-    def unlabeled_note(self, ranks: int = 1) -> str | None:
-        """Return what an epoch shows of the unlabelled pictures, for people; None without any."""
-        if self.unlabeled is None:
-            return None
-        keys = self._sampler(self.pool, True, 0, ranks)
-        each = " on each device" if ranks > 1 else ""
-        return (
-            f"each batch{each}: {self.labeled_per_batch:,} labelled and "
-            f"{self.unlabeled_per_batch:,} of {len(self.unlabeled):,} unlabelled pictures; an "
-            f"epoch is one pass over the {len(self.train):,} labelled, and shows "
-            f"{keys.unlabeled_per_epoch:,} of the unlabelled"
-        )
-
-    def shown(self, number: int, epochs: int, ranks: int = 1) -> Tensor:
-        """Return which samples of the pool a run of so many epochs may show in a view.
-
-        Args:
-            number: the view's, 0 or more.
-            epochs: how many epochs the run has.
-            ranks: on how many devices it is.
-
-        Returns:
-            Positions in the pool, int64 `[n]`, sorted: all labelled ones, and the unlabelled that
-            come up in an epoch which shows this view.
-        """
-        labelled = torch.arange(len(self.train))
-        if self.unlabeled is None:
-            return labelled
-        keys = self._sampler(self.pool, True, 0, ranks)
-        every = self.views or epochs
-        drawn = [keys.unlabeled_order(epoch) for epoch in range(number, epochs, every)]
-        return torch.cat([labelled, *drawn]).unique()
-
-    def _image_size(self, asked: Any, model: ModelSize | None) -> Size:
-        """Return the size of the views, noting what is done to the pictures for it."""
-        if isinstance(self.train, Resident):
-            return self.train.images.shape[-2], self.train.images.shape[-1]
-        shown = self.train if len(self.train) else self.test
-        headers = sampled_headers(shown)
-        size = chosen_size(asked, model, headers)
-        told = size_note(len(shown), headers, size), grey_note(headers, self.in_chans)
-        self.notes += filter(None, told)
-        return size
-
-    def _fitting(self, batch_size: int) -> int:
-        """Return a batch size, less where train has fewer images than a batch has labelled ones."""
-        if self.unlabeled is None:
-            return min(batch_size, len(self.train))
-        counts = len(self.train), len(self.unlabeled)
-        while batch_size > 2:
-            beside = per_batch(batch_size, self.unlabeled_share, *counts)
-            if batch_size - beside <= len(self.train):
-                break
-            batch_size -= 1
-        return batch_size
+    @property
+    def _counts(self) -> tuple[int, int]:
+        """How many labelled and unlabelled pictures training has."""
+        return len(self.train), len(self.unlabeled or ())
 
     @property
     def classes(self) -> list[str]:
@@ -331,8 +249,8 @@ class DataModule(pl.LightningDataModule):
             twin._copies = {}
             twin.__dict__.pop("fingerprint", None)
         if len(twin.train):
-            twin.batch_size = twin._fitting(batch_size)
-            twin._keys(twin.pool, shuffle=True)
+            twin.batch_size = fitting_batch(batch_size, twin.unlabeled_share, *twin._counts)
+            twin.training_keys()
         return twin
 
     def train_dataloader(self) -> KeyLoader:
@@ -458,12 +376,11 @@ class DataModule(pl.LightningDataModule):
             return False
         return self.views_by_step or self.trainer.strategy.root_device.type == "cuda"
 
-    def _keys(self, split: Split, shuffle: bool) -> KeySampler:
-        rank = self.trainer.global_rank if self.trainer else 0
-        ranks = self.trainer.world_size if self.trainer else 1
-        return self._sampler(split, shuffle, rank, ranks)
+    def training_keys(self, rank: int = 0, ranks: int = 1) -> KeySampler:
+        """Return which samples of the pool training shows on a rank, in which order."""
+        return self._keys(self.pool, True, rank, ranks)
 
-    def _sampler(self, split: Split, shuffle: bool, rank: int, ranks: int) -> KeySampler:
+    def _keys(self, split: Split, shuffle: bool, rank: int, ranks: int) -> KeySampler:
         beside = (len(self.unlabeled or ()), self.unlabeled_per_batch) if shuffle else (0, 0)
         batches = (len(split) - beside[0], self.batch_size, self.seed, shuffle, rank, ranks)
         return KeySampler(*batches, split.labels[: batches[0]], self.balance, *beside)
@@ -478,6 +395,7 @@ class DataModule(pl.LightningDataModule):
         self, name: str, split: Split, shuffle: bool = False, fetch: bool = True
     ) -> KeyLoader:
         streamed = isinstance(split, Streamed)
+        ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         labeled = self.labeled_per_batch if shuffle and self.unlabeled_per_batch else None
         return KeyLoader(
             KeyedSplit(
@@ -485,7 +403,7 @@ class DataModule(pl.LightningDataModule):
                 classes=self.num_classes, name=name, labeled=labeled,
             ),
             batch_size=None,
-            sampler=self._keys(split, shuffle),
+            sampler=self._keys(split, shuffle, *ranks),
             num_workers=self.num_workers if streamed else 0,
             persistent_workers=streamed and self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),

@@ -1,58 +1,45 @@
-"""The numbers of an objective that annealing can move, by name."""
+"""Numbers that annealing can move, by name, wherever they are kept."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import Any
 
 from distill.objective.term import checked_weight
 
-if TYPE_CHECKING:
-    from distill.objective.objective import Objective
-
 
 class AnnealedValues(MutableMapping[str, float]):
-    """Read and set the values of an objective that annealing can move.
+    """Read and set numbers of an objective by their configuration names.
 
-    They are `terms.NAME.weight` of each term, `alpha` where there is one, `temperature` where a
-    term takes it and it is not learned, `curriculum.strength` where it is, and
-    `sample_selection.small_loss` where samples are selected by it.
+    Nothing is copied: what is set here, the objective computes with.
 
     Args:
-        objective: whose values they are. Nothing is copied: what is set here, it computes with.
+        places: name → the object that keeps the number and its attribute, or the dictionary of
+            term weights and the term.
 
     Raises:
         ValueError: for another name, or a value out of range.
     """
 
-    def __init__(self, objective: Objective) -> None:
-        self._objective = objective
+    def __init__(self, places: Mapping[str, tuple[Any, str]]) -> None:
+        self._places = places
 
     def __iter__(self) -> Iterator[str]:
-        objective = self._objective
-        yield from (f"terms.{name}.weight" for name in objective.terms)
-        if objective.alpha is not None:
-            yield "alpha"
-        if objective.sample_selection.small_loss is not None:
-            yield "sample_selection.small_loss"
-        if objective.curriculum is not None:
-            yield "curriculum.strength"
-        elif objective.uses_temperature:
-            yield "temperature"
+        return iter(self._places)
 
     def __len__(self) -> int:
-        return sum(1 for _ in self)
+        return len(self._places)
 
     def __contains__(self, name: object) -> bool:
-        return any(name == own for own in self)
+        return name in self._places
 
     def __getitem__(self, name: str) -> float:
-        owner, attribute = self._owner(name)
+        owner, attribute = self._place(name)
         value: float = owner[attribute] if isinstance(owner, dict) else getattr(owner, attribute)
         return value
 
     def __setitem__(self, name: str, value: float) -> None:
-        owner, attribute = self._owner(name)
+        owner, attribute = self._place(name)
         if isinstance(owner, dict):
             owner[attribute] = checked_weight(attribute, value)
         else:
@@ -61,11 +48,7 @@ class AnnealedValues(MutableMapping[str, float]):
     def __delitem__(self, name: str) -> None:
         raise TypeError("an objective's values can be set, not removed")
 
-    def _owner(self, name: str) -> tuple[object, str]:
-        """Return what holds a value, and what it is called there."""
+    def _place(self, name: str) -> tuple[Any, str]:
         if name not in self:
             raise ValueError(f"cannot anneal {name!r}; this objective has {', '.join(self)}")
-        owner, _, attribute = name.rpartition(".")
-        if owner.startswith("terms."):
-            return self._objective.weights, owner.removeprefix("terms.")
-        return getattr(self._objective, owner) if owner else self._objective, attribute
+        return self._places[name]

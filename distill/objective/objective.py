@@ -162,7 +162,18 @@ class Objective(nn.Module):
     @property
     def annealed(self) -> AnnealedValues:
         """The values that annealing can move, by name: to read and to set."""
-        return AnnealedValues(self)
+        places: dict[str, tuple[Any, str]] = {
+            f"terms.{name}.weight": (self.weights, name) for name in self.terms
+        }
+        if self.alpha is not None:
+            places["alpha"] = self, "alpha"
+        if self.sample_selection.small_loss is not None:
+            places["sample_selection.small_loss"] = self.sample_selection, "small_loss"
+        if self.curriculum is not None:
+            places["curriculum.strength"] = self.curriculum, "strength"
+        elif self.uses_temperature:
+            places["temperature"] = self, "temperature"
+        return AnnealedValues(places)
 
     @property
     def uses_temperature(self) -> bool:

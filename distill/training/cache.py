@@ -281,10 +281,12 @@ def fill(cfg: DictConfig, data: DataModule, cached: CachedTeacher, trainer: pl.T
     shown = [("val", CLEAN), *(("train", number) for number in range(views_per_sample(cfg, data)))]
     device = trainer.strategy.root_device
     cached.teacher.to(device)
-    epochs, ranks = int(cfg.trainer.max_epochs), read.processes(cfg)
+    epochs, keys = int(cfg.trainer.max_epochs), data.training_keys(ranks=read.processes(cfg))
     for name, number in shown:
         split = stored(data, name)
-        asked = torch.arange(len(split)) if number == CLEAN else data.shown(number, epochs, ranks)
+        asked = (
+            torch.arange(len(split)) if number == CLEAN else keys.shown(number, data.views, epochs)
+        )
         batches = asked.split(data.batch_size)
         missing = [rows for rows in batches if not cached.has(name, number, split.index[rows])]
         for batch in data.in_order(split, number, missing, device, name=name):

@@ -245,8 +245,9 @@ def note_data(cfg: DictConfig, data: DataModule) -> None:
     """Say once for a command what was done with its data, and which numbers say nothing of them."""
     for note in data.notes:
         log.info("%s: %s", data.source.name, note)
-    if "trainer" in cfg and (told := data.unlabeled_note(processes(cfg))):
-        log.info("%s: %s", data.source.name, told)
+    if "trainer" in cfg and data.unlabeled is not None:
+        beside = data.training_keys(ranks=processes(cfg)).unlabeled_note()
+        log.info("%s: %s", data.source.name, beside)
     if cfg.topk is None and DEFAULT_TOPK[-1] not in reported_topk(cfg, data):
         log.info("top-5 is left out: there are %d classes", data.num_classes)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from distill.data.condition.costs import read_costs
-from distill.data.sources.splits import Split
+from distill.data.sources.splits import Source, Split
 from distill.data.views.draws import keyed_uniform, keyed_words
 from distill.utils.numbers import is_number
 
@@ -137,6 +137,21 @@ class CorruptedSplit:
         kept, given = len(self.true), int(self.wrong.sum())
         left_out = int(self.before.sum()) - kept
         return f"condition: {left_out} {part} images left out, {given} of {kept} labels wrong"
+
+
+def corrupt_splits(
+    source: Source, train: Split, val: Split, condition: Condition | None
+) -> dict[str, CorruptedSplit]:
+    """Return the splits of a source that a condition changes, by name; see `corrupt_split`."""
+    if condition is None:
+        return {}
+    if not len(train):
+        raise ValueError(f"condition: {source.name} has no training images to make hard")
+    changed = {"train": corrupt_split(train, condition, source.classes, CUT, training=True)}
+    if not condition.clean_validation:
+        where = CUT if source.val is None else OWN
+        changed["val"] = corrupt_split(val, condition, source.classes, where, training=False)
+    return changed
 
 
 def corrupt_split(

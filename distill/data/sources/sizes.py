@@ -10,7 +10,7 @@ from typing import IO, Any
 import torch
 from PIL import Image
 
-from distill.data.sources.splits import Split, Streamed
+from distill.data.sources.splits import Resident, Split, Streamed
 
 Size = tuple[int, int]  # height and width in pixels
 SAMPLED = 200  # pictures whose headers are read
@@ -151,3 +151,22 @@ def grey_note(headers: Sequence[Header], channels: int) -> str | None:
         f"the pictures are grey and shown in {channels} channels; data.channels=1 is enough for "
         "them"
     )
+
+
+def view_size(
+    split: Split, requested: Any, model: ModelSize | None, channels: int
+) -> tuple[Size, list[str]]:
+    """Return the size of a split's views, and what is said of what is done to its pictures.
+
+    Args:
+        split: a sample of whose pictures' headers is read, where they are not in memory.
+        requested: the side in pixels, or height and width, or None.
+        model: what the model says of its images' size.
+        channels: how many the views have.
+    """
+    if isinstance(split, Resident):
+        return (split.images.shape[-2], split.images.shape[-1]), []
+    headers = sampled_headers(split)
+    size = chosen_size(requested, model, headers)
+    notes = size_note(len(split), headers, size), grey_note(headers, channels)
+    return size, [note for note in notes if note]

@@ -29,6 +29,27 @@ class Reading:
     cache: str | None = None
 
 
+def read_beside(
+    where: str | Source | None, source: Source, held_out: Sequence[Split], reading: Reading
+) -> tuple[Split | None, int, list[str]]:
+    """Return unlabelled pictures but for those held out, how many those are, and what is said.
+
+    See `read` for the arguments and errors; nowhere to read from is no pictures.
+    """
+    if where is None:
+        return None, 0, []
+    pictures, notes = read(where, source, reading)
+    pictures, left_out = without(pictures, held_out)
+    if left_out is None:
+        notes.append("its pictures cannot be compared with those of validation and test")
+    elif left_out:
+        notes.append(
+            f"{left_out} pictures left out, which are also in validation or test; {len(pictures)} "
+            "are used"
+        )
+    return pictures, left_out or 0, [f"data.unlabeled: {note}" for note in notes]
+
+
 def read(where: str | Source, source: Source, reading: Reading) -> tuple[Split, list[str]]:
     """Return unlabelled pictures in the form of a source's training split, and what is to be said.
 
@@ -169,6 +190,17 @@ def per_batch(batch_size: int, share: float | None, labelled: int, unlabelled: i
             f"no room for {kind} in a batch of data.batch_size={batch_size}"
         )
     return count
+
+
+def fitting_batch(batch_size: int, share: float | None, labelled: int, unlabelled: int) -> int:
+    """Return a batch size, less where there are fewer labelled images than a batch has of them."""
+    if not unlabelled:
+        return min(batch_size, labelled)
+    while batch_size > 2:
+        if batch_size - per_batch(batch_size, share, labelled, unlabelled) <= labelled:
+            break
+        batch_size -= 1
+    return batch_size
 
 
 def check_share(share: Any) -> None:

@@ -136,7 +136,7 @@ def test_a_folder_is_read_to_any_depth_without_labels_and_beside_train(tmp_path)
     assert target[4:].tolist() == [-1] * 4
     assert index[4:].tolist() == data.pool.index[epoch_of(data)[0][1][4:]].tolist()
     assert len(loader) == 40 // 4
-    assert data.unlabeled_note() == (
+    assert data.training_keys().unlabeled_note() == (
         "each batch: 4 labelled and 4 of 10 unlabelled pictures; an epoch is one pass over the 40 "
         "labelled, and shows 40 of the unlabelled"
     )
@@ -222,7 +222,9 @@ def test_what_a_run_will_show_of_a_view_is_known_ahead(tmp_path, views, epochs):
         for batch in loader:
             shown.setdefault(batch.view_number, set()).update(batch.index.tolist())
     for number, indices in shown.items():
-        ahead = set(data.pool.index[data.shown(number, epochs)].tolist())
+        ahead = set(
+            data.pool.index[data.training_keys().shown(number, data.views, epochs)].tolist()
+        )
         assert ahead >= indices
         assert {i for i in ahead if i >= 40} == {i for i in indices if i >= 40}
 
