@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -389,26 +390,32 @@ def check_proportion(checkpoint: Checkpoint, name: str, args: Mapping[str, Any])
         The model without its numbers. It is built no further than there are tensors in the file,
         which bounds what building costs for an untrusted checkpoint.
     """
-    left = len(checkpoint.weights)
-
-    def count(*made: Any) -> None:
-        nonlocal left
-        left -= made[-1] is not None
-        if left < 0:
-            raise ValueError("the architecture has more tensors than the file")
-
-    hook = torch.nn.modules.module.register_module_parameter_registration_hook(count)
-    try:
-        with torch.device("meta"):
-            model = call_timm(name, args)
-    finally:
-        hook.remove()
+    with at_most_parameters(len(checkpoint.weights)), torch.device("meta"):
+        model = call_timm(name, args)
     held = sum(weight.numel() for weight in checkpoint.weights.values())
     if sum(weight.numel() for weight in model.parameters()) > 2 * held + LARGEST_HEAD or (
         sum(buffer.numel() for buffer in model.buffers()) > LARGEST_BUFFERS
     ):
         raise ValueError(f"the architecture {name} with {dict(args)} is out of all proportion")
     return model
+
+
+@contextmanager
+def at_most_parameters(count: int) -> Iterator[None]:
+    """Refuse to register more parameters than this, in any module that is made meanwhile."""
+    left = count
+
+    def register(*registered: Any) -> None:
+        nonlocal left
+        left -= registered[-1] is not None
+        if left < 0:
+            raise ValueError("the architecture has more tensors than the file")
+
+    hook = torch.nn.modules.module.register_module_parameter_registration_hook(register)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def call_timm(name: str, args: Mapping[str, Any], pretrained: bool = False) -> nn.Module:
