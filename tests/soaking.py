@@ -30,6 +30,8 @@ from distill import run
 from distill.cli import ADVICE
 from distill.config import build
 from distill.config.overrides import CONF
+from distill.losses import ModelInfo
+from distill.models.features import Features
 from distill.training.trainer import schedules
 
 TINY = (
@@ -127,7 +129,7 @@ def draw(seed, number):
     cfg = composed(overrides)
     built = build.build_objective(cfg, build.build_data(cfg))
     overrides += chosen.choice(MIXED) if takes_soft_targets(built) else ()
-    if built.needs_features or not taught:  # there are no logits to keep
+    if built.needs_teacher_features or not taught:  # there are no logits to keep
         overrides = ["store=auto" if one == "store=disk" else one for one in overrides]
     own = {moved.value for moved in schedules(cfg, built)}
     return overrides + annealed(chosen, [name for name in built.annealed if name not in own])
@@ -136,10 +138,11 @@ def draw(seed, number):
 def takes_soft_targets(objective):
     """Whether an objective can learn from labels that are mixed of several."""
     try:
-        maps = [torch.ones(2, 1, 1, 1)]
+        info = ModelInfo((8,) * len(objective.stages), 8, 10, torch.nn.Linear(8, 10))
+        features = Features([torch.ones(2, 8, 4, 4)] * len(objective.stages), torch.ones(2, 8))
         logits = torch.eye(10)[:2]
-        pair = (maps, maps) if objective.needs_features else None
-        objective(logits, logits, logits, pair)
+        objective.eval().make_helpers(info, info)
+        objective(logits, logits, logits, (features, features))
     except ValueError:
         return False
     return True

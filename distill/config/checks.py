@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,12 @@ from distill.data.condition.costs import read_costs
 from distill.data.sources.judged import named
 from distill.data.views.build import CLEAN_VIEW, border
 from distill.data.views.views import StreamedView, is_range
-from distill.losses import dist
+from distill.losses import ModelInfo, dist
 from distill.models.build import check_name, normalization
 from distill.models.bundle import read_facts
 from distill.models.checkpoint import FACTS, existing, read_checkpoint
 from distill.objective.objective import Objective
+from distill.objective.term import Term
 from distill.utils.errors import first_line
 from distill.utils.files import resolved_path
 from distill.utils.numbers import is_number
@@ -88,14 +89,20 @@ def try_objective(objective: Objective, data: DataModule) -> None:
     """Call each term on made-up logits, which finds what the classes leave undefined."""
     generator = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(2, 2, data.num_classes, generator=generator)
-    maps = [torch.ones(2, 1, 1, 1)]
+    classifier = torch.nn.Linear(8, data.num_classes, device="meta").to_empty(device="cpu")
+    info = ModelInfo((8,) * len(objective.stages), 8, data.num_classes, classifier)
+    maps, embedding = [torch.ones(2, 8, 4, 4) for _ in objective.stages], torch.ones(2, 8)
     target = torch.tensor([0, 1])
     if data.soft_targets:
         target = torch.nn.functional.one_hot(target, data.num_classes).float()
     inputs = {"student": student, "teacher": teacher, "target": target}
     inputs |= {"temperature": objective.temperature, "class_counts": data.class_counts}
-    inputs |= {"student_maps": maps, "projected_maps": maps, "teacher_maps": maps}
+    inputs |= {"student_maps": maps, "teacher_maps": maps}
+    inputs |= {"student_embedding": embedding, "teacher_embedding": embedding}
     for name, term in objective.terms.items():
+        if term.loss.learns:
+            try_learned(name, term, info, inputs)
+            continue
         try:
             term(inputs)
         except (ValueError, TypeError) as error:
@@ -107,6 +114,15 @@ def try_objective(objective: Objective, data: DataModule) -> None:
                 f"objective.label_smoothing: terms.{name} cannot be smoothed ({error})"
             ) from error
     objective.sample_selection(torch.zeros(2), teacher, target)
+
+
+def try_learned(name: str, term: Term, info: ModelInfo, inputs: Mapping[str, Any]) -> None:
+    """Make what learns with a student, and call it, which leaves the run's random numbers alone."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            term(inputs, term.module(info, info).eval())
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"objective.terms.{name}: {first_line(error)}") from error
 
 
 def check_models(cfg: DictConfig) -> None:

@@ -5,8 +5,9 @@ Pure functions of raw logits: no state, no reduction, one value per example in f
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from distill.losses.balanced import (
     ldam,
     logit_adjusted_cross_entropy,
 )
-from distill.losses.features import attention_transfer, hint
+from distill.losses.features import attention_transfer, hierarchical_context, hint
 from distill.losses.hinge import (
     crammer_singer,
     epsilon_insensitive_hinge,
@@ -27,6 +28,15 @@ from distill.losses.hinge import (
     squared_soft_hinge,
     weighted_sign_hinge,
     weston_watkins,
+)
+from distill.losses.learned import (
+    Contrast,
+    Hint,
+    ModelInfo,
+    Projector,
+    ReusedClassifier,
+    Review,
+    StageHeads,
 )
 from distill.losses.robust import (
     generalized_cross_entropy,
@@ -46,19 +56,36 @@ from distill.losses.soft import (
 )
 from distill.losses.topk import hard_topk_hinge, smooth_topk
 
+INPUTS = (
+    *("student", "teacher", "target", "student_maps", "teacher_maps"),
+    *("student_embedding", "teacher_embedding"),
+)
+
 
 class Loss(NamedTuple):
-    """A loss function and the tensors it is called with, in order.
+    """A loss and the tensors it is called with, in order.
 
     Attributes:
-        function: returns one value per example, `[N]`; what follows its tensors are options.
-        inputs: what it takes, positionally: `student` and `teacher` logits, `target`, or the
-            feature maps `student_maps`, `projected_maps` (to the teacher's channels) and
-            `teacher_maps`.
+        function: a function whose options follow its tensors, or a class of modules that learn,
+            which are made for the student and teacher (`ModelInfo`) and options. It, or
+            the module, returns one value per example, `[N]`.
+        inputs: what it takes, positionally, of `INPUTS`: `student` and `teacher` logits, `target`,
+            the feature maps of stages, and the embeddings that the classifiers read, `[N, D]`.
     """
 
-    function: Callable[..., Tensor]
+    function: Callable[..., Any]
     inputs: tuple[str, ...]
+
+    @property
+    def learns(self) -> bool:
+        """Whether it has weights of its own."""
+        return isinstance(self.function, type)
+
+    @property
+    def options(self) -> dict[str, inspect.Parameter]:
+        """What follows its tensors, or the models that it is made for."""
+        parameters = inspect.signature(self.function).parameters
+        return dict(list(parameters.items())[2 if self.learns else len(self.inputs) :])
 
 
 def _table(inputs: tuple[str, ...], *functions: Callable[..., Tensor]) -> dict[str, Loss]:
@@ -81,8 +108,15 @@ LOSSES: dict[str, Loss] = {
         pairwise_soft_hinge,
     ),
     **_table(("student", "teacher", "target"), decoupled),
-    **_table(("projected_maps", "teacher_maps"), hint),
     **_table(("student_maps", "teacher_maps"), attention_transfer),
+    "hint": Loss(Hint, ("student_maps", "teacher_maps")),
+    "review": Loss(
+        Review, ("student_maps", "teacher_maps", "student_embedding", "teacher_embedding")
+    ),
+    "contrast": Loss(Contrast, ("student_embedding", "teacher_embedding", "target")),
+    "projector": Loss(Projector, ("student_embedding", "teacher_embedding")),
+    "reused_classifier": Loss(ReusedClassifier, ("student_embedding", "teacher_embedding")),
+    "stage_heads": Loss(StageHeads, ("student_maps", "teacher", "target")),
     **_table(
         ("student", "target"),
         cross_entropy,
@@ -102,8 +136,16 @@ LOSSES: dict[str, Loss] = {
 }
 
 __all__ = [
+    "INPUTS",
     "LOSSES",
+    "Contrast",
+    "Hint",
     "Loss",
+    "ModelInfo",
+    "Projector",
+    "ReusedClassifier",
+    "Review",
+    "StageHeads",
     "attention_transfer",
     "class_balanced_cross_entropy",
     "class_balanced_weights",
@@ -114,6 +156,7 @@ __all__ = [
     "epsilon_insensitive_hinge",
     "generalized_cross_entropy",
     "hard_topk_hinge",
+    "hierarchical_context",
     "hint",
     "kl_divergence",
     "ldam",

@@ -71,6 +71,40 @@ def attention_transfer(student: Maps, teacher: Maps) -> Tensor:
     return torch.stack([(_attention(s) - _attention(z)).square().sum(1) for s, z in pairs]).mean(0)
 
 
+def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
+    r"""Compare two maps at several resolutions.
+
+    `Σ_l w_l·mean (pool_l(s) − pool_l(z))² / Σ_l w_l` over the whole map, of weight 1, and its
+    averages to 4 × 4, 2 × 2 and 1 × 1 places, of weights ½, ¼ and ⅛, as far as they are smaller.
+
+    Args:
+        student: maps `[N, C, H, W]`.
+        teacher: maps of that shape.
+
+    Returns:
+        One value per example, `[N]`.
+
+    Example:
+        >>> hierarchical_context(torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 8, 8))
+        tensor([1., 1.])
+
+    Reference:
+        Chen et al., Distilling Knowledge via Knowledge Review, 2104.09044, there "HCL".
+    """
+    require(
+        student.shape == teacher.shape,
+        f"maps of {list(student.shape)} and {list(teacher.shape)} do not compare",
+    )
+    s, z = upcast(student), upcast(teacher.detach())
+    sides = [None, *(side for side in (4, 2, 1) if side < s.shape[2])]
+    total, weights = s.new_zeros(len(s)), 0.0
+    for power, side in enumerate(sides):
+        ours, theirs = (x if side is None else F.adaptive_avg_pool2d(x, side) for x in (s, z))
+        total = total + 0.5**power * (ours - theirs).square().flatten(1).mean(1)
+        weights += 0.5**power
+    return total / weights
+
+
 def _attention(maps: Tensor) -> Tensor:
     return F.normalize(maps.square().sum(1).flatten(1), dim=1)
 

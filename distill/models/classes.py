@@ -82,9 +82,15 @@ class MappedClasses(nn.Module):
         """Return logits `[N, K]`."""
         return self._mapped(self.model(images))
 
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Return logits `[N, K]` for the model's last feature map."""
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Return logits `[N, K]` for the model's last feature map, or what they are made of."""
+        if pre_logits:
+            embedding: Tensor = self.model.forward_head(features, pre_logits=True)
+            return embedding
         return self._mapped(self.model.forward_head(features))
+
+    def get_classifier(self) -> None:
+        """Return nothing: what makes these logits is no single layer."""
 
     def _mapped(self, logits: Tensor) -> Tensor:
         if self.index.shape[1] == 1:

@@ -3,25 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from distill.losses import ModelInfo
 from distill.utils.errors import first_line
 
 
-def feature_channels(model: nn.Module, stages: Sequence[int], role: str) -> list[int]:
-    """Return the channels of a model's stages.
+class Features(NamedTuple):
+    """What a model made of a batch below its logits.
+
+    Attributes:
+        maps: `[N, C, H, W]`, of the stages that were named.
+        embedding: what the classifier reads, `[N, D]`.
+    """
+
+    maps: list[Tensor]
+    embedding: Tensor
+
+
+def model_info(model: Any, stages: Sequence[int], role: str) -> ModelInfo:
+    """Return the channels of a model's stages, the width of its embedding, classes and classifier.
 
     Raises:
         ValueError: if the model gives no feature maps, or has no such stage.
     """
+    channels = feature_channels(model, stages, role)
+    width = getattr(model, "head_hidden_size", None) or model.num_features
+    layer = model.get_classifier() if hasattr(model, "get_classifier") else None
+    linear = layer if isinstance(layer, nn.Linear) else None
+    return ModelInfo(tuple(channels), int(width), int(model.num_classes), linear)
+
+
+def feature_channels(model: nn.Module, stages: Sequence[int], role: str) -> list[int]:
+    """Return the channels of a model's stages; see `model_info` for errors."""
     info = getattr(model, "feature_info", None)
     if not info or not hasattr(model, "forward_intermediates"):
         name = type(model).__name__
         raise ValueError(
-            f"the {role} {name} gives no feature maps: leave out hint and attention terms"
+            f"the {role} {name} gives no feature maps: leave out the terms that read features"
         )
     channels = [stage["num_chs"] for stage in info]
     try:
@@ -46,12 +68,15 @@ def check_features(
     Raises:
         ValueError: if it fails at them, or gives others than it says.
     """
-    channels, training = feature_channels(model, stages, role), model.training
+    declared, training = model_info(model, stages, role), model.training
+    channels = list(declared.channels)
     try:
         with torch.inference_mode():
-            _, maps = forward_with_features(model.eval(), torch.zeros(1, *shape), stages)
-        actual = [m.shape[1] if m.ndim == 4 else 0 for m in maps]
+            _, given = forward_with_features(model.eval(), torch.zeros(1, *shape), stages)
+        actual = [m.shape[1] if m.ndim == 4 else 0 for m in given.maps]
         why = "" if actual == channels else f"maps of {actual} channels, and it declares {channels}"
+        if not why and given.embedding.shape != (1, declared.embedding):
+            why = f"embeddings {list(given.embedding.shape)}, and it declares {declared.embedding}"
     except Exception as error:  # a model fails in its own way
         why = first_line(error)
     finally:
@@ -59,14 +84,15 @@ def check_features(
     if why:
         name = type(model).__name__
         raise ValueError(
-            f"the {role} {name} gives no feature maps that could be compared ({why}): leave out "
-            "hint and attention terms, or change objective.stages"
+            f"the {role} {name} gives no features that could be compared ({why}): leave out the "
+            "terms that read them, or change objective.stages"
         )
 
 
 def forward_with_features(
     model: Any, images: Tensor, stages: Sequence[int]
-) -> tuple[Tensor, list[Tensor]]:
-    """Return logits `[N, K]` and the maps `[N, C, H, W]` of the stages."""
+) -> tuple[Tensor, Features]:
+    """Return logits `[N, K]` and the features, with the maps of the stages in their order."""
     final, maps = model.forward_intermediates(images, indices=list(stages))
-    return model.forward_head(final), maps
+    embedding = model.forward_head(final, pre_logits=True)
+    return model.forward_head(final), Features(maps, embedding)

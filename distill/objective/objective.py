@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.models.features import feature_channels
+from distill.losses import ModelInfo, ReusedClassifier
+from distill.models.features import Features, model_info
 from distill.objective.annealed import AnnealedValues
 from distill.objective.selection import build_selection
 from distill.objective.temperature import LearnedTemperature
@@ -100,7 +101,7 @@ class Objective(nn.Module):
                 "and this objective has none"
             )
         self.checked = False  # whether targets were looked at; a look waits for the device
-        self.projections = nn.ModuleList()
+        self.learned = nn.ModuleDict()  # term → what learns with the student, once connected
         if curriculum is not None:
             classes = {"num_classes": len(class_counts)} if class_counts is not None else {}
             self.curriculum = LearnedTemperature(temperature, **{**classes, **curriculum})
@@ -146,9 +147,18 @@ class Objective(nn.Module):
         return self.alpha == 1 and any(term.uses_teacher for term in self.terms.values())
 
     @property
-    def needs_features(self) -> bool:
-        """Whether any term compares feature maps."""
-        return any("teacher_maps" in term.loss.inputs for term in self.terms.values())
+    def needs_student_features(self) -> bool:
+        """Whether any term reads the student's feature maps or embeddings."""
+        return self._reads("student_")
+
+    @property
+    def needs_teacher_features(self) -> bool:
+        """Whether any term reads the teacher's feature maps or embeddings."""
+        return self._reads("teacher_")
+
+    def _reads(self, prefix: str) -> bool:
+        inputs = (name for term in self.terms.values() for name in term.loss.inputs)
+        return any(name.startswith(prefix) for name in inputs)
 
     def teaches_unlabeled(self, moved: Collection[str] = ()) -> bool:
         """Whether a sample without a label teaches anything, now or once annealing moves these."""
@@ -202,27 +212,42 @@ class Objective(nn.Module):
             self.annealed[name] = state[name]
 
     def connect(self, student: nn.Module, teacher: nn.Module | None) -> None:
-        """Learn to compare these two models' feature maps, where a term asks for it.
+        """Make what learns with the student to compare these two models, where a term does.
 
         Raises:
-            ValueError: if one of them gives no feature maps.
+            ValueError: if one of them gives no features, and a term reads them.
         """
-        if not self.needs_features or teacher is None:
+        learns = any(term.loss.learns for term in self.terms.values())
+        if not (learns or self.needs_student_features or self.needs_teacher_features):
             return
-        ours = feature_channels(student, self.stages, "student")
-        theirs = feature_channels(teacher, self.stages, "teacher")
-        if any("projected_maps" in term.loss.inputs for term in self.terms.values()):
-            self.projections = nn.ModuleList(
-                nn.Conv2d(s, z, kernel_size=1, bias=False)
-                for s, z in zip(ours, theirs, strict=True)
-            )
+        ours = model_info(student, self.stages, "student")
+        theirs = ours if teacher is None else model_info(teacher, self.stages, "teacher")
+        self.make_helpers(ours, theirs)
+        self.set_classifier(student)
+
+    def make_helpers(self, ours: ModelInfo, theirs: ModelInfo) -> None:
+        """Make what learns with a student of such a kind under such a teacher."""
+        for name, term in self.terms.items():
+            if term.loss.learns:
+                self.learned[name] = term.module(ours, theirs)
+
+    @property
+    def sets_classifier(self) -> bool:
+        """Whether a term decides what the student's classifier is, which then is not trained."""
+        return any(term.loss.function is ReusedClassifier for term in self.terms.values())
+
+    def set_classifier(self, student: Any) -> None:
+        """Set the student's classifier, where a term decides what it is."""
+        for module in self.learned.values():
+            if isinstance(module, ReusedClassifier):
+                module.set_classifier(student.get_classifier())
 
     def forward(
         self,
         student: Tensor,
         teacher: Tensor | None,
         target: Tensor,
-        maps: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
+        features: tuple[Features | None, Features | None] = (None, None),
         labelled: int | None = None,
         numbers: Mapping[str, Number] | None = None,
     ) -> dict[str, Tensor]:
@@ -232,7 +257,7 @@ class Objective(nn.Module):
             student: logits `[N, K]`.
             teacher: logits `[N, K]`, or None where no term uses a teacher.
             target: labels `[N]`, or class probabilities `[N, K]` for the losses that take them.
-            maps: the student's and the teacher's feature maps of `stages`, for the terms on them.
+            features: the student's and the teacher's, of `stages`, for the terms that read them.
             labelled: how many samples, the first ones, have a label; None is all. The targets of
                 the others are not read.
             numbers: in the place of `numbers()`: those of a captured step lie on its device.
@@ -254,10 +279,9 @@ class Objective(nn.Module):
         if self.curriculum is not None and teacher is not None:
             strength = numbers["curriculum.strength"]
             given["temperature"] = self.curriculum(student, teacher, strength)
-        if maps is not None:
-            given["student_maps"], given["teacher_maps"] = maps
-            pairs = zip(self.projections, maps[0], strict=False)
-            given["projected_maps"] = [project(ours) for project, ours in pairs]
+        for role, of in zip(("student", "teacher"), features, strict=True):
+            if of is not None:
+                given |= {f"{role}_maps": of.maps, f"{role}_embedding": of.embedding}
         known = given if labelled is None else first(given, labelled)
         values = {
             name: self.values(name, given if term.teaches_unlabeled else known)
@@ -276,7 +300,7 @@ class Objective(nn.Module):
         """
         term = self.terms[name]
         if not self.label_smoothing or term.uses_teacher:
-            return term(given)
+            return term(given, self.learned[name] if term.loss.learns else None)
         goal = smoothed(given["target"], given["student"], self.label_smoothing)
         return term({**given, "target": goal})
 

@@ -8,11 +8,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from distill.losses import LOSSES, Loss, class_balanced_weights
+from distill.losses import INPUTS, LOSSES, Loss, ModelInfo, class_balanced_weights
 from distill.utils.numbers import is_number
 
 SHARED = ("temperature", "class_counts")  # which the objective gives to losses that take them
@@ -56,18 +57,36 @@ class Term:
         return asks or self.reweight is not None
 
     @cached_property
-    def _options(self) -> frozenset[str]:
-        return frozenset(inspect.signature(self.loss.function).parameters)
+    def _shared(self) -> frozenset[str]:
+        """What the objective gives: a loss that learns has its options from the start."""
+        return frozenset() if self.loss.learns else frozenset(self.loss.options) & {*SHARED}
 
     def takes(self, option: str) -> bool:
-        """Whether the loss has an option of that name."""
-        return option in self._options
+        """Whether the loss takes a number that terms share."""
+        return option in self._shared
 
-    def __call__(self, given: Mapping[str, Any]) -> Tensor:
-        """Return the loss's values `[N]`; `given` holds tensors and what the objective knows."""
-        shared = {key: given[key] for key in SHARED if self.takes(key) and key in given}
+    def module(self, student: ModelInfo, teacher: ModelInfo) -> nn.Module:
+        """Return what learns with the student, for a loss that does.
+
+        Raises:
+            ValueError: if the loss cannot compare these two, or for an option out of range.
+        """
+        module: nn.Module = self.loss.function(student, teacher, **self.options)
+        return module
+
+    def __call__(self, given: Mapping[str, Any], module: nn.Module | None = None) -> Tensor:
+        """Return the loss's values `[N]`.
+
+        Args:
+            given: the tensors by the names of `Loss.inputs`, and what the terms share.
+            module: what `module` returned, for a loss that learns.
+        """
         tensors = (given[name] for name in self.loss.inputs)
-        values = self.loss.function(*tensors, **{**shared, **self.options})
+        if module is None:
+            shared = {key: given[key] for key in self._shared if key in given}
+            values: Tensor = self.loss.function(*tensors, **{**shared, **self.options})
+        else:
+            values = module(*tensors)
         if self.reweight is not None:
             weights = class_balanced_weights(given["class_counts"], self.reweight).to(values)
             target = given["target"]  # labels, or the shares of several
@@ -97,19 +116,18 @@ def build_term(name: str, spec: str | Mapping[str, Any]) -> Term:
     reweight = options.pop("reweight", None)
     if reweight is not None and not (is_number(reweight) and 0 <= reweight < 1):
         raise ValueError(f"objective.terms.{name}.reweight must lie in [0, 1), got {reweight}")
-    parameters = inspect.signature(loss.function).parameters
-    known = list(parameters)[len(loss.inputs) :]
+    accepted = loss.options
     for option, value in options.items():
-        if option not in known:
-            accepted = f"it takes {', '.join(known)}" if known else "it takes none"
-            raise ValueError(f"objective.terms.{name} has no option {option!r}; {accepted}")
-        if is_number(parameters[option].default) and not is_number(value):
+        if option not in accepted:
+            takes = f"it takes {', '.join(accepted)}" if accepted else "it takes none"
+            raise ValueError(f"objective.terms.{name} has no option {option!r}; {takes}")
+        if is_number(accepted[option].default) and not is_number(value):
             raise ValueError(f"objective.terms.{name}.{option} must be a number, got {value!r}")
     return Term(loss, weight, options, reweight)
 
 
 def find_loss(name: str) -> Loss:
-    """Return the loss of that name, or the function at that dotted path."""
+    """Return the loss of that name, or the function or class of modules at that dotted path."""
     if name in LOSSES:
         return LOSSES[name]
     module, _, attribute = name.rpartition(".")
@@ -119,10 +137,18 @@ def find_loss(name: str) -> Loss:
         function = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"cannot import the loss {name!r}: {error}") from error
-    parameters = list(inspect.signature(function).parameters) if callable(function) else []
-    inputs = tuple(n for n in ("student", "teacher", "target") if n in parameters)
-    if parameters[: len(inputs)] != list(inputs) or "student" not in inputs:
+    inputs = tuple(takewhile(INPUTS.__contains__, call_parameters(function)))
+    if not any(one.startswith("student") for one in inputs):
         raise ValueError(
-            f"{name} must take student, then teacher or target, as its first arguments"
+            f"{name} must take student (or student_maps, student_embedding), then what else it "
+            f"reads of {', '.join(INPUTS)}, as its first arguments"
         )
     return Loss(function, inputs)
+
+
+def call_parameters(function: Any) -> list[str]:
+    """Return the names of what a function, or a module of a class, is called with."""
+    if isinstance(function, type):
+        forward = getattr(function, "forward", None)
+        return list(inspect.signature(forward).parameters)[1:] if callable(forward) else []
+    return list(inspect.signature(function).parameters) if callable(function) else []

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from distill.models.features import forward_with_features
+from distill.models.features import Features, forward_with_features
 from distill.teacher.ensemble import Ensemble
 from distill.utils.inputs import as_float, logits_of
 from distill.utils.sharing import Recent
@@ -70,8 +70,8 @@ class Teacher:
         return self._once(view, detail, lambda: self._logits(view, step))
 
     @torch.inference_mode()
-    def with_features(self, view: Tensor, stages: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-        """Return logits `[N, K]` and the feature maps `[N, C, H, W]` of the stages."""
+    def with_features(self, view: Tensor, stages: Sequence[int]) -> tuple[Tensor, Features]:
+        """Return logits `[N, K]` and the features, with the maps of the stages."""
         detail = tuple(stages), computed_in(view)
         return self._once(
             view, detail, lambda: forward_with_features(self.model, self._prepared(view), stages)

@@ -221,7 +221,7 @@ def check_store(
 ) -> None:
     """Refuse a store for what it cannot hold, or that would not fit its limit."""
     options = cfg.store
-    if objective.needs_features:
+    if objective.needs_teacher_features:
         raise ValueError("store: the teacher's feature maps are not kept, only its logits")
     alone = cfg.teacher.get("combine") if not cfg.get("assistants") else None
     if alone == "draw" or (isinstance(model, Ensemble) and model.combine == "draw"):

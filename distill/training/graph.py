@@ -179,11 +179,11 @@ class GraphedStep:
         cached, data = self.module.cached_teacher, self.data
         store = cached.stores.get("train") if cached else None
         teacher = id(cached.teacher) if cached else None
-        kept = (teacher, store and store.folder, self.module.objective.needs_features)
+        kept = (teacher, store and store.folder, self.module.objective.needs_teacher_features)
         return id(data.pool), data.seed, data.views, *kept
 
     def _sources(self, batch: Batch) -> Sources:
-        logits_only = not self.module.objective.needs_features
+        logits_only = not self.module.objective.needs_teacher_features
         return sources_of(batch, self.module.cached_teacher, logits_only, self.device)
 
     def _settings(self) -> Settings:

@@ -218,6 +218,14 @@ class Distiller(pl.LightningModule):
                 optimizer, gradient_clip_val, gradient_clip_algorithm
             )
 
+    def on_validation_epoch_start(self) -> None:
+        """Let the student answer by what it has learned, where a term decides its classifier."""
+        self.objective.set_classifier(self.student)
+
+    def on_train_end(self) -> None:
+        """Leave the student as it is to be kept."""
+        self.objective.set_classifier(self.student)
+
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Update the validation metrics."""
         self._evaluate("val", self._taken(batch, batch_idx), batch_idx == 0)
@@ -348,15 +356,17 @@ class Distiller(pl.LightningModule):
         self, batch: Batch, step: int | None = None, answers: Tensor | None = None
     ) -> tuple[Any, ...]:
         """Return what the objective is called with."""
-        if answers is not None:
-            return self(batch.view), answers, batch.target
-        if self.teacher is None or self.cached_teacher is None:
-            return self(batch.view), None, batch.target
-        if not self.objective.needs_features:
-            return self(batch.view), self.cached_teacher(batch, step), batch.target
-        stages = self.objective.stages
-        student, ours = forward_with_features(self.student, self._images(batch.view), stages)
-        teacher, theirs = self.teacher.with_features(batch.view, stages)
+        stages, ours, theirs = self.objective.stages, None, None
+        if self.objective.needs_student_features:
+            student, ours = forward_with_features(self.student, self._images(batch.view), stages)
+        else:
+            student = self(batch.view)
+        teacher = answers
+        if teacher is None and self.teacher is not None and self.cached_teacher is not None:
+            if self.objective.needs_teacher_features:
+                teacher, theirs = self.teacher.with_features(batch.view, stages)
+            else:
+                teacher = self.cached_teacher(batch, step)
         return student, teacher, batch.target, (ours, theirs)
 
     def _evaluate(self, stage: str, batch: Batch, first: bool) -> None:

@@ -13,7 +13,7 @@ from distill.config import build, read
 from distill.config.keys import with_values
 from distill.data import DataModule
 from distill.models.build import ModelSpec, build_matched, normalization
-from distill.models.features import feature_channels
+from distill.models.features import model_info
 from distill.objective.objective import Objective
 from distill.teacher.ensemble import Ensemble
 from distill.teacher.teacher import Teacher
@@ -43,8 +43,8 @@ def prepare_teachers(
         chain.append(data.sharing.once(str([role, recipe]), partial(as_teacher, model, data)))
         looks.append(looked_at(cfg, data, objective, chain[-1], f"assistant {number}"))
     for teacher in chain:
-        if teacher is not None and objective.needs_features:
-            feature_channels(teacher.model, objective.stages, "teacher")
+        if teacher is not None and objective.needs_teacher_features:
+            model_info(teacher.model, objective.stages, "teacher")
     return chain, [look for look in looks if look is not None]
 
 

@@ -210,6 +210,12 @@ def check_callbacks(
     limited = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
     updates = max(math.ceil(limited / trainer.accumulate_grad_batches), 1) * trainer.max_epochs
     library.check_averages(made, str(trainer.precision), trainer.max_epochs, updates)
+    for label, callback in made.items():
+        if objective.sets_classifier and isinstance(callback, WeightAveraging):
+            raise ValueError(
+                f"{label} averages weights, and a term of this objective sets the student's "
+                "classifier from others: leave one out"
+            )
     terms = [f"train/{name}" for name in objective.terms]
     logged = ["train/loss", *terms, "train/temperature", "train/zeros", "train/skipped"]
     may_log = any(library.is_own_class(callback) for callback in made.values())

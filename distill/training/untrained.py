@@ -16,7 +16,7 @@ from distill.config.schema import check_folder
 from distill.data import DataModule
 from distill.data.cutting import clamped
 from distill.models.build import build_model
-from distill.models.features import check_features, feature_channels
+from distill.models.features import check_features, model_info
 from distill.objective.objective import Objective
 from distill.training import auxiliary
 from distill.training.cache import check_store
@@ -90,7 +90,7 @@ def prepare(cfg: DictConfig, data: DataModule) -> Untrained:
     callbacks = made_callbacks(cfg)
     check_callbacks(cfg, data, objective, callbacks)
     check_compile(cfg)
-    if objective.needs_features:
+    if objective.needs_student_features:
         check_features(model, (data.in_chans, *data.image_size), objective.stages, "student")
     trainer = build_trainer(cfg, objective, callbacks, data.sharing)
     check_graph(cfg, objective, data, trainer)
@@ -145,5 +145,5 @@ def check_assistants(cfg: DictConfig, data: DataModule, objective: Objective) ->
         spec = read.model_spec(auxiliary.assistant_config(cfg, number).student)
         label = f"assistant {number}"
         model = build_model(spec, build.data_shape(data), label, any_classes=True)
-        if objective.needs_features:
-            feature_channels(model, objective.stages, label)
+        if objective.needs_student_features or objective.needs_teacher_features:
+            model_info(model, objective.stages, label)

@@ -5,7 +5,7 @@ import torch
 from distill import Distiller, Objective, save_student
 from distill.data.batch import Batch
 from distill.models.build import ModelSpec, build_model
-from distill.models.features import check_features, feature_channels, forward_with_features
+from distill.models.features import check_features, forward_with_features, model_info
 from distill.models.weights import DataShape
 
 SHAPE = DataShape(5, 3, (32, 32))
@@ -33,9 +33,14 @@ def test_logits_are_the_models_own_and_maps_have_the_declared_channels(name):
     model = build_model(ModelSpec(name), SHAPE, "student").eval()
     images, stages = torch.randn(2, 3, 32, 32), (-2, -1)
     with torch.inference_mode():
-        logits, maps = forward_with_features(model, images, stages)
+        logits, (maps, embedding) = forward_with_features(model, images, stages)
         torch.testing.assert_close(logits, model(images))
-    assert [m.shape[1] for m in maps] == feature_channels(model, stages, "student")
+    info = model_info(model, stages, "student")
+    assert tuple(m.shape[1] for m in maps) == info.channels
+    assert embedding.shape == (2, info.embedding)
+    assert info.classifier is not None
+    with torch.inference_mode():
+        torch.testing.assert_close(info.classifier(embedding), logits)
 
 
 def test_student_and_projection_learn_and_only_the_student_is_in_the_bundle(tmp_path):
@@ -48,7 +53,10 @@ def test_student_and_projection_learn_and_only_the_student_is_in_the_bundle(tmp_
     losses = objective(*module._answers(Batch(view, target)))
     losses["loss"].backward()
     assert all(p.grad is not None for p in [*student.parameters(), *objective.parameters()])
-    assert [p.weight.shape[:2] for p in objective.projections] == [(64, 32), (128, 64)]
+    assert [p.weight.shape[:2] for p in objective.learned["hint"].projections] == [
+        (64, 32),
+        (128, 64),
+    ]
     assert all(p.grad is None for p in teacher.parameters())
     path = save_student(student, tmp_path / "student")
     from safetensors.torch import load_file
@@ -62,14 +70,14 @@ def test_the_projection_is_optimised_beside_the_student(tmp_path):
 
     student, teacher = pair()
     module = Distiller(student.train(), teacher, Objective(HINTS), topk=(1,))
-    before = module.objective.projections[0].weight.detach().clone()
+    before = module.objective.learned["hint"].projections[0].weight.detach().clone()
     data = TensorDataset(torch.rand(16, 3, 32, 32), torch.arange(16) % 5)
     trainer = pl.Trainer(
         accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
     )  # fmt: skip
     trainer.fit(module, DataLoader(data, 8), DataLoader(data, 8))
-    assert not torch.equal(before, module.objective.projections[0].weight)
+    assert not torch.equal(before, module.objective.learned["hint"].projections[0].weight)
     assert {"val/hint", "val/attention"} <= trainer.callback_metrics.keys()
 
 
@@ -86,7 +94,7 @@ def test_models_without_feature_maps_and_stages_that_are_not_there_are_refused(t
 def test_a_vision_transformer_can_be_hinted():
     size = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2}
     student = timm.create_model("vit_tiny_patch16_224", num_classes=5, **size).eval()
-    logits, (last,) = forward_with_features(student, torch.zeros(2, 3, 32, 32), (-1,))
+    logits, ((last,), _) = forward_with_features(student, torch.zeros(2, 3, 32, 32), (-1,))
     assert logits.shape == (2, 5)
     assert last.shape == (2, 24, 4, 4)
 
@@ -96,8 +104,8 @@ def test_maps_that_are_not_what_a_model_declares_are_refused_ahead():
     check_features(model, (3, 32, 32), [1, 2], "student")
     assert model.training
     model.feature_info[2]["num_chs"] += 1
-    with pytest.raises(ValueError, match=r"the student ResNet gives no feature maps .*declares"):
+    with pytest.raises(ValueError, match=r"the student ResNet gives no features .*declares"):
         check_features(model, (3, 32, 32), [1, 2], "student")
     model.layer2 = torch.nn.Conv2d(5, 5, 1)
-    with pytest.raises(ValueError, match="leave out hint and attention terms"):
+    with pytest.raises(ValueError, match="leave out the terms"):
         check_features(model, (3, 32, 32), [1], "student")
