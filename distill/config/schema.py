@@ -164,6 +164,7 @@ KINDS: dict[str, Kind] = {
     "teacher.fit.head_epochs": whole(0),
     "teacher.fit.patience": whole(1).or_(None),
     "teacher.fit.ema": SHARE.or_(None),
+    "teacher.fit.label_smoothing": SHARE,
     "imports": listed(WORD),
     **under("teacher.fit", TRAINING),
     "condition.seed": SEED,

@@ -71,6 +71,8 @@ def supervised_config(cfg: DictConfig, role: str) -> DictConfig:
         derived.student = {key: cfg.teacher.get(key) for key in start}
         spec = resolved(model_spec(derived.student))  # a checkpoint brings its own
         derived.student.name, derived.student.args = spec.name, dict(spec.args)
+        if share := recipe.get("label_smoothing"):
+            derived.objective.label_smoothing = share
         derived.optimizer, derived.scheduler = plain(recipe.optimizer), plain(recipe.scheduler)
         derived.trainer.max_epochs = recipe.max_epochs
         derived.seed = derived.data.seed = recipe.seed
