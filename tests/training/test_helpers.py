@@ -8,8 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.commands import attempt
-
 TINY = ("teacher.name=slim_resnet10_8 teacher.fit.max_epochs=1 trainer.limit_train_batches=4 "
         "trainer.accelerator=cpu store=off logger=none baseline=false report=false "
         "data.batch_size=30")  # fmt: skip

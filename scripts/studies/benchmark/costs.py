@@ -1,0 +1,167 @@
+"""What the table takes: seconds of a step, measured here, and of cells that have finished."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from torch.nn import functional as F
+
+from benchmark.cells import ALONE, Cell, Pair
+
+BATCH, REPEATS = 64, 3
+H200_IMAGES_PER_SECOND = 40_600  # r32x4_r8x4, live teacher, the whole step in one hand-made graph
+START_AND_END = 20.0  # seconds of a run that are no training: imports, evaluation, page
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds that an image takes in training: of a pair's teacher, of its student, of answers."""
+
+    teacher: float
+    student: float
+    answer: float
+
+    def of(self, method: str) -> float:
+        """Return the seconds of an image under a method, of which the helpers are not counted."""
+        return self.student + (0.0 if method == ALONE else self.answer)
+
+
+def measured(pair: Pair, classes: int) -> Speed:
+    """Time a teacher's and a student's step on made-up images, medians of a few."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    images = torch.rand(BATCH, 3, 32, 32, device=device)
+    target = torch.randint(classes, (BATCH,), device=device)
+    teacher, student = (
+        timm.create_model(name, num_classes=classes).to(device)
+        for name in (pair.teacher, pair.student)
+    )
+
+    def step(model: torch.nn.Module) -> None:
+        F.cross_entropy(model(images), target).backward()
+
+    def answer() -> None:
+        with torch.inference_mode():
+            teacher(images)
+
+    seconds = [timed(lambda: step(teacher), device), timed(lambda: step(student), device)]
+    teacher.eval()
+    return Speed(*(value / BATCH for value in (*seconds, timed(answer, device))))
+
+
+def timed(work: Callable[[], None], device: str) -> float:
+    """Return the median of a few timings, after a first one that is not counted."""
+    times = []
+    for _ in range(REPEATS + 1):
+        started = time.perf_counter()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[1:])
+
+
+class Costs:
+    """How long cells take: as cells like them did, else by the speed of their steps.
+
+    Args:
+        speeds: of each pair.
+        images: training images of an epoch.
+        epochs: of a cell, and of a teacher.
+        done: the numbers of the cells that have finished.
+    """
+
+    def __init__(
+        self,
+        speeds: Mapping[str, Speed],
+        images: int,
+        epochs: int,
+        done: Mapping[Cell, dict[str, Any]],
+    ) -> None:
+        self.speeds, self.images, self.epochs = speeds, images, epochs
+        self.seconds: dict[tuple[str, str], list[float]] = {}
+        for cell, summary in done.items():
+            self.add(cell, summary["seconds"])
+
+    def add(self, cell: Cell, seconds: float) -> None:
+        """Learn how long a cell took."""
+        self.seconds.setdefault((cell.pair.name, cell.method), []).append(seconds)
+
+    def of(self, cell: Cell) -> float:
+        """Return the seconds that a cell will take, without its teacher's training."""
+        if before := self.seconds.get((cell.pair.name, cell.method)):
+            return min(before)  # the first one of a pair may have trained the teacher, too
+        rate = self.speeds[cell.pair.name].of(cell.method)
+        return START_AND_END + rate * self.images * self.epochs
+
+    def of_teacher(self, pair: Pair) -> float:
+        """Return the seconds that a pair's teacher takes to be trained."""
+        return self.speeds[pair.name].teacher * self.images * self.epochs
+
+
+def plan(cells: Sequence[Cell], costs: Costs, batch_size: int, trained: Sequence[str]) -> str:
+    """Return what the cells would take, in Markdown.
+
+    Args:
+        cells: those that have not finished.
+        costs: of each.
+        batch_size: images of a step.
+        trained: the pairs whose teacher is there.
+    """
+    lines = ["| pair | cells | steps | hours here | hours on an H200 |", "|---|---|---|---|---|"]
+    steps_each = costs.images // batch_size * costs.epochs
+    total = [0, 0, 0.0]
+    reference = costs.speeds.get("r32x4_r8x4")
+    scale = (reference.student + reference.answer) * H200_IMAGES_PER_SECOND if reference else None
+    for pair in dict.fromkeys(cell.pair for cell in cells):
+        own = [cell for cell in cells if cell.pair == pair]
+        teacher = 0 if pair.name in trained else 1
+        hours = sum(costs.of(cell) for cell in own) / 3600
+        hours += teacher * costs.of_teacher(pair) / 3600
+        steps = (len(own) + teacher) * steps_each
+        total = [total[0] + len(own), total[1] + steps, total[2] + hours]
+        lines.append(_line(pair.name, len(own), steps, hours, scale))
+    lines.append(_line("all", *total, scale))  # type: ignore[arg-type]
+    if scale:
+        lines.append("")
+        lines.append(
+            f"Here: measured on batches of {BATCH}, teachers included, live. H200: scaled by "
+            f"{H200_IMAGES_PER_SECOND:,} images/s of r32x4_r8x4, the one pair that was measured "
+            "there."
+        )
+    return "\n".join(lines)
+
+
+def _line(name: str, cells: int, steps: int, hours: float, scale: float | None) -> str:
+    there = f"{hours / scale:,.1f}" if scale else "–"
+    return f"| {name} | {cells} | {steps:,} | {hours:,.1f} | {there} |"
+
+
+def seconds_of(text: str) -> float:
+    """Return the seconds of a time such as `90s`, `8m` or `2h`."""
+    units = {"s": 1, "m": 60, "h": 3600}
+    number, unit = (text[:-1], text[-1:]) if text[-1:] in units else (text, "s")
+    try:
+        seconds = float(number) * units[unit]
+    except ValueError:
+        raise ValueError(f"--budget {text} is no time, such as 90s, 8m or 2h") from None
+    if seconds <= 0:
+        raise ValueError(f"--budget {text} leaves no time")
+    return seconds
+
+
+def teachers_trained(pairs: Sequence[Pair], done: Mapping[Cell, Any]) -> list[str]:
+    """Return the pairs of which a cell with a teacher has finished."""
+    taught = {cell.pair.name for cell in done if cell.method != ALONE}
+    return [pair.name for pair in pairs if pair.name in taught]
+
+
+def fits(cell: Cell, costs: Costs, trained: Sequence[str], left: float) -> bool:
+    """Whether a cell, and its teacher if need be, would end in so many seconds."""
+    needs_teacher = cell.method != ALONE and cell.pair.name not in trained
+    return costs.of(cell) + needs_teacher * costs.of_teacher(cell.pair) <= left

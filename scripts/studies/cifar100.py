@@ -1,0 +1,141 @@
+"""The field's table on CIFAR-100: methods on the usual pairs, claimed against reproduced.
+
+Every cell is a run of the installed command by `experiment=cifar100`, kept in a folder of its own
+and gone on with where it was interrupted. Several processes, GPUs and machines that share the
+folder fill one table: each claims the cell it runs. Teachers are trained once and kept. What has
+finished is in `table.html`, `table.csv` and `table.md` after every cell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmark.cells import Cell, Pair, cells_of, claimed, command, finished
+from benchmark.costs import Costs, fits, measured, plan, seconds_of, teachers_trained
+from benchmark.published import PAIRS
+from benchmark.table import as_markdown, lines_of, write_table
+from distill.models import build  # noqa: F401  (registers the pairs' models with timm)
+
+METHODS = ("kd", "hint", "attention_transfer", "sp", "rkd", "pkt", "crd", "dkd", "dist",
+           "reviewkd", "simkd", "srd", "ofa", "standardized_kd", "nkd", "wttm", "rld")  # fmt: skip
+IMAGES = 49_000  # that the protocol trains on
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", nargs="+", default=["r32x4_r8x4"],
+                        help="of conf/pair, TEACHER:STUDENT, or all")  # fmt: skip
+    parser.add_argument("--methods", nargs="+", default=["kd", "dkd", "crd"],
+                        help=f"objectives, or all: {' '.join(METHODS)}")  # fmt: skip
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=240)
+    parser.add_argument("--subset", type=int, help="training images of each class; all without")
+    parser.add_argument("--data", nargs="+", default=["data=cifar100", "data.root=cifar"],
+                        help="overrides that say where the pictures are")  # fmt: skip
+    parser.add_argument("--override", nargs="+", default=[], help="of every run")
+    parser.add_argument("--budget", help="such as 8m: runs the cells that end within it")
+    parser.add_argument("--devices", type=int, default=1, help="GPUs, with a process for each")
+    parser.add_argument("--dry-run", action="store_true", help="what it would take, and end")
+    parser.add_argument("--out", type=Path, default=Path("outputs/studies/cifar100"))
+    options = parser.parse_args()
+    try:
+        options.out = options.out.absolute()
+        if options.devices > 1:
+            sys.exit(on_devices(options.devices))
+        study(options)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def on_devices(count: int) -> int:
+    """Run the same command once for each GPU, and return the worst exit code."""
+    place = sys.argv.index("--devices")
+    words = [sys.executable, *sys.argv[:place], *sys.argv[place + 2 :]]
+    environments = [{**os.environ, "CUDA_VISIBLE_DEVICES": str(gpu)} for gpu in range(count)]
+    processes = [subprocess.Popen(words, env=environment) for environment in environments]
+    return max(process.wait() for process in processes)
+
+
+def study(options: argparse.Namespace) -> None:
+    """Fill what is missing of the table, or say what that would take."""
+    names = PAIRS if options.pairs == ["all"] else options.pairs
+    pairs = [Pair.of(name) for name in names]
+    methods = METHODS if options.methods == ["all"] else options.methods
+    cells = cells_of(pairs, methods, options.seeds)
+    done = dict(finished(cells, options.out))
+    images = IMAGES if options.subset is None else 100 * options.subset
+    speeds = {pair.name: measured(pair, classes=100) for pair in pairs}
+    costs = Costs(speeds, images, options.epochs, done)
+    if options.dry_run:
+        left = [cell for cell in cells if cell not in done]
+        print(plan(left, costs, 64, teachers_trained(pairs, done)))
+        return
+    options.out.mkdir(parents=True, exist_ok=True)
+    fill(options, pairs, cells, costs)
+    done = dict(finished(cells, options.out))
+    if done:
+        print(as_markdown(lines_of(done, options.out)))
+    print(f"{len(done)} of {len(cells)} cells: {options.out / 'table.html'}")
+
+
+def fill(options: argparse.Namespace, pairs: list[Pair], cells: list[Cell], costs: Costs) -> None:
+    """Run the cells that nobody runs and that end in time, writing the table after each."""
+    ends = time.monotonic() + seconds_of(options.budget) if options.budget else float("inf")
+    for cell in cells:
+        trained = teachers_trained(pairs, finished(cells, options.out))
+        if cell.summary(options.out) is not None:
+            continue
+        if not fits(cell, costs, trained, ends - time.monotonic()):
+            print(f"{cell.label}: about {costs.of(cell):.0f} s, more than is left", flush=True)
+            continue
+        with claimed(cell, options.out) as mine:
+            if mine:
+                costs.add(cell, run(cell, options))
+                write(options, cells)
+
+
+def run(cell: Cell, options: argparse.Namespace) -> float:
+    """Run a cell's command, printing it, and return its seconds."""
+    started = time.perf_counter()
+    words = command(cell, options.out, options.epochs, overrides(options))
+    print(shlex.join(words), flush=True)
+    log = cell.folder(options.out) / "output.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        ended = subprocess.run(words, stdout=file, stderr=subprocess.STDOUT)
+    seconds = time.perf_counter() - started
+    outcome = f"{seconds:.0f} s" if ended.returncode == 0 else f"failed, see {log}"
+    print(f"{cell.label}: {outcome}", flush=True)
+    return seconds
+
+
+def overrides(options: argparse.Namespace) -> list[str]:
+    """Return the overrides that all cells share."""
+    shots = options.subset
+    few = ["condition=few_shot", f"condition.shots={shots}"] if shots else []
+    return ["experiment=cifar100", *options.data, *few, *options.override]
+
+
+def write(options: argparse.Namespace, cells: list[Cell]) -> None:
+    """Write the table of what has finished."""
+    done = finished(cells, options.out)
+    if not done:
+        return
+    told = (
+        f"{options.epochs} epochs of {' '.join(options.data)}"
+        f"{f', {options.subset} training images of each class' if options.subset else ''}"
+        f"{f', {shlex.join(options.override)}' if options.override else ''}; {len(done)} of "
+        f"{len(cells)} cells."
+    )
+    spoken = shlex.join(["scripts/studies/cifar100", *sys.argv[1:]])
+    write_table(options.out, lines_of(done, options.out), told, spoken)
+
+
+if __name__ == "__main__":
+    main()
