@@ -4,13 +4,16 @@ import re
 import traceback
 
 import pytest
+import timm
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill import report
 from distill.config import build, checks, read
 from distill.config.overrides import CONF
+from distill.config.resolvers import recommended_lr
 from distill.losses import LOSSES
 from distill.training import auxiliary, cache, fit, teachers
 from distill.training.module import Distiller
@@ -18,6 +21,12 @@ from distill.training.trainer import schedules
 from distill.training.untrained import prepare
 
 OBJECTIVES = sorted(path.stem for path in (CONF / "objective").glob("*.yaml"))
+PAIRS = sorted(path.stem for path in (CONF / "pair").glob("*.yaml"))
+PAIRED = {"r32x4": "resnet32x4", "r8x4": "resnet8x4", "r110": "resnet110", "r56": "resnet56",
+          "r50": "resnet50", "r32": "resnet32", "r20": "resnet20", "wrn40_2": "wrn_40_2",
+          "wrn40_1": "wrn_40_1", "wrn16_2": "wrn_16_2", "vgg13": "vgg13", "vgg8": "vgg8",
+          "mobilenetv2": "mobilenetv2", "shufflev1": "shufflenet_v1",
+          "shufflev2": "shufflenet_v2"}  # fmt: skip
 QUICK = ("trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1",
          "teacher.fit.max_epochs=1", "trainer.accelerator=cpu", "logger=none", "callbacks=none",
          "baseline=false")  # fmt: skip
@@ -196,6 +205,24 @@ def test_every_experiment_composes(composed, experiment):
     assert composed(f"experiment={experiment}").task_name == "train"
 
 
+@pytest.mark.parametrize("pair", PAIRS)
+def test_every_pair_names_two_models_and_nothing_else(composed, pair):
+    with torch.device("meta"):
+        cfg = OmegaConf.merge(composed(), OmegaConf.load(CONF / "pair" / f"{pair}.yaml"))
+        parts = {role: timm.create_model(cfg[role].name) for role in ("teacher", "student")}
+    sizes = {role: sum(p.numel() for p in model.parameters()) for role, model in parts.items()}
+    assert sizes["teacher"] > 2 * sizes["student"]
+    names = [f"cifar_{PAIRED[part]}" for part in re.findall("|".join(PAIRED), pair)]
+    assert names == [cfg.teacher.name, cfg.student.name]
+    assert cfg.student.lr == recommended_lr(cfg.student.name)
+    assert {**cfg.teacher, "name": ""} == {**composed().teacher, "name": ""}
+    package, command, *_ = (CONF / "pair" / f"{pair}.yaml").read_text().splitlines()
+    assert (package, command) == (
+        "# @package _global_",
+        f"# distill experiment=cifar100 pair={pair} data.root=CIFAR",
+    )
+
+
 def test_what_is_better_follows_from_the_metric(composed):
     for metric, mode in (
         ("val/top1", "max"),
@@ -273,8 +300,6 @@ def test_a_checkpoint_of_another_run_is_refused(composed, tmp_path):
 
 
 def test_a_students_checkpoint_names_the_architecture_of_the_run(composed, tmp_path):
-    import timm
-
     from distill import save_student
 
     model = timm.create_model("cifar_resnet8", num_classes=10, in_chans=1)

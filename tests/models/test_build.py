@@ -4,12 +4,13 @@ import copy
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn import functional as F
 
 from distill.models.build import ModelSpec, build_model
 from distill.models.weights import DataShape
 
 SHAPE = DataShape(num_classes=7, in_chans=1, image_size=(32, 32))
+LIGHT = ("cifar_shufflenet_v1", "cifar_shufflenet_v2", "cifar_mobilenetv2")
 
 
 def small(*channels):
@@ -18,17 +19,26 @@ def small(*channels):
 
 
 def gradients(model, images, labels):
-    cross_entropy(model(images), labels).backward()
+    F.cross_entropy(model(images), labels).backward()
     return {name: p.grad.double() for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("channels", [(4, 8, 16, 32), (16, 16, 24, 32)])
-def test_the_gradients_are_those_of_float64_in_the_plain_layout(channels):
+@pytest.mark.parametrize(
+    ("spec", "count"),
+    [
+        (small(4, 8, 16, 32), 32),
+        (small(16, 16, 24, 32), 32),
+        *((ModelSpec(name), 8) for name in LIGHT),
+    ],
+)
+def test_the_gradients_are_those_of_float64_in_the_plain_layout(spec, count, monkeypatch):
     """Narrow strided 1×1 convolutions in channels-last are wrong on CPUs that have only AVX2."""
+    # In deep networks some rectifier is so near its kink that rounding decides its gradient.
+    monkeypatch.setattr(F, "relu", lambda x, inplace=False: F.silu(x))
     torch.manual_seed(0)
-    model = build_model(small(*channels), SHAPE, "student").train()
+    model = build_model(spec, SHAPE, "student").train()
     reference = copy.deepcopy(model).to(memory_format=torch.contiguous_format).double()
-    images, labels = torch.rand(32, 1, 32, 32), torch.arange(32) % 7
+    images, labels = torch.rand(count, 1, 32, 32), torch.arange(count) % 7
     expected = gradients(reference, images.double(), labels)
     for name, found in gradients(model, images, labels).items():
         assert (found - expected[name]).norm() <= 1e-3 * expected[name].norm() + 1e-6, name
@@ -40,6 +50,7 @@ def test_the_gradients_are_those_of_float64_in_the_plain_layout(channels):
         (small(4, 8, 16, 32), False),
         (small(16, 16, 24, 32), True),
         (ModelSpec("mobilenetv3_small_050"), True),
+        *((ModelSpec(name), True) for name in ("cifar_mobilenetv2", "cifar_resnet50")),
     ],
 )
 def test_only_models_that_it_breaks_are_left_in_the_plain_layout(spec, expected):

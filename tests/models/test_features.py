@@ -26,8 +26,10 @@ def pair():
 
 
 @pytest.mark.parametrize(
-    "name", ["cifar_resnet8", "resnet10t", "mobilenetv3_small_050", "cifar_vgg8"]
-)
+    "name",
+    ["cifar_resnet8", "resnet10t", "mobilenetv3_small_050", "cifar_vgg8", "cifar_mobilenetv2",
+     "cifar_shufflenet_v1", "cifar_shufflenet_v2"],
+)  # fmt: skip
 def test_logits_are_the_models_own_and_maps_have_the_declared_channels(name):
     torch.manual_seed(0)
     model = build_model(ModelSpec(name), SHAPE, "student").eval()

@@ -11,6 +11,7 @@ from distill.deploy.export import onnx as formats
 from distill.deploy.export import program
 from distill.deploy.export.program import Deployed
 from distill.models.build import Normalize
+from distill.models.cifar_blocks import ShuffleV1Block, ShuffleV2Block
 from tests.conftest import ROOT
 from tests.deploy.export.conftest import small_student
 
@@ -95,3 +96,19 @@ def test_what_cannot_be_exported_is_said_in_one_line(capfd):
         formats.as_onnx(traced)
     assert "\n" not in str(refused.value)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+def test_shuffled_channels_are_exported(kind, tmp_path):
+    torch.manual_seed(0)
+    blocks = nn.Sequential(ShuffleV1Block(48, 48), ShuffleV2Block(48, 48)).eval()
+    traced = program.trace(blocks, (48, 4, 4))
+    path = tmp_path / f"blocks.{kind}"
+    if kind == "onnx":
+        formats.write_onnx(formats.as_onnx(traced), path, FACTS)
+    else:
+        program.write_program(traced, path, FACTS)
+    run = {"onnx": formats.open_onnx, "pt2": program.open_program}[kind](path)
+    images = torch.rand(3, 48, 4, 4)
+    with torch.no_grad():
+        assert torch.allclose(run(images), blocks(images), atol=1e-5)
