@@ -24,6 +24,7 @@ from distill.losses._common import (
     labels_or_probabilities,
     logit_pair,
     non_negative,
+    other_classes,
     per_example,
     require,
     student_logits,
@@ -295,11 +296,7 @@ def decoupled(
     t = checked_temperature(temperature, s)
     non_negative("alpha", alpha)
     non_negative("beta", beta)
-    require(
-        s.shape[1] >= 3,
-        "decoupled distillation compares how the classes beside the label share what is left; "
-        "with two classes there is only one, use kl_divergence",
-    )
+    other_classes("decoupled", s)
     s_rest, z_rest = without_label(s, label, NEVER), without_label(z, label, NEVER)
     s_odds = log_odds(s, s_rest, label, t)
     z_odds = log_odds(z, z_rest, label, t)
