@@ -16,6 +16,7 @@ from distill.losses.balanced import (
     ldam,
     logit_adjusted_cross_entropy,
 )
+from distill.losses.batchwise import multi_level_kd, streamlined_kd
 from distill.losses.features import attention_transfer, hint
 from distill.losses.hinge import (
     crammer_singer,
@@ -28,6 +29,7 @@ from distill.losses.hinge import (
     weighted_sign_hinge,
     weston_watkins,
 )
+from distill.losses.label_aware import normalized_kd, refined_kd
 from distill.losses.robust import (
     generalized_cross_entropy,
     ramp_hinge,
@@ -45,6 +47,11 @@ from distill.losses.soft import (
     tempered_cross_entropy,
 )
 from distill.losses.topk import hard_topk_hinge, smooth_topk
+from distill.losses.transformed import (
+    entropy_weighted_kl,
+    transformed_teacher,
+    weighted_transformed_teacher,
+)
 
 
 class Loss(NamedTuple):
@@ -73,6 +80,11 @@ LOSSES: dict[str, Loss] = {
         logit_mse,
         standardized_kl,
         dist,
+        transformed_teacher,
+        weighted_transformed_teacher,
+        entropy_weighted_kl,
+        multi_level_kd,
+        streamlined_kd,
         soft_hinge,
         squared_soft_hinge,
         weighted_sign_hinge,
@@ -80,7 +92,7 @@ LOSSES: dict[str, Loss] = {
         epsilon_insensitive_hinge,
         pairwise_soft_hinge,
     ),
-    **_table(("student", "teacher", "target"), decoupled),
+    **_table(("student", "teacher", "target"), decoupled, normalized_kd, refined_kd),
     **_table(("projected_maps", "teacher_maps"), hint),
     **_table(("student_maps", "teacher_maps"), attention_transfer),
     **_table(
@@ -111,6 +123,7 @@ __all__ = [
     "cross_entropy",
     "decoupled",
     "dist",
+    "entropy_weighted_kl",
     "epsilon_insensitive_hinge",
     "generalized_cross_entropy",
     "hard_topk_hinge",
@@ -119,18 +132,24 @@ __all__ = [
     "ldam",
     "logit_adjusted_cross_entropy",
     "logit_mse",
+    "multi_level_kd",
+    "normalized_kd",
     "one_vs_rest_hinge",
     "pairwise_soft_hinge",
     "product_hinge",
     "ramp_hinge",
     "reachable_confidence",
+    "refined_kd",
     "smooth_topk",
     "soft_cross_entropy",
     "soft_hinge",
     "squared_soft_hinge",
     "standardized_kl",
+    "streamlined_kd",
     "symmetric_cross_entropy",
     "tempered_cross_entropy",
+    "transformed_teacher",
     "weighted_sign_hinge",
+    "weighted_transformed_teacher",
     "weston_watkins",
 ]

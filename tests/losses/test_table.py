@@ -11,7 +11,8 @@ import pytest
 import distill.losses
 from distill.losses import LOSSES
 
-MODULES = ["soft", "hinge", "balanced", "robust", "topk"]
+MODULES = ["soft", "transformed", "label_aware", "batchwise", "hinge", "balanced",
+           "robust", "topk"]  # fmt: skip
 TENSORS = ("student", "teacher", "target")
 TAU = ("temperature", 1.0)
 CENTRED = ("target", "centred")
@@ -23,6 +24,19 @@ CONTRACT = {
     "standardized_kl": ("student teacher", [TAU]),
     "decoupled": ("student teacher target", [("alpha", 1.0), ("beta", 8.0), TAU]),
     "dist": ("student teacher", [("beta", 1.0), ("gamma", 1.0), TAU]),
+    "normalized_kd": ("student teacher target", [("gamma", 3.5), TAU]),
+    "refined_kd": (
+        "student teacher target",
+        [("alpha", 1.0), ("beta", 8.0), ("confidence_temperature", 1.0), TAU],
+    ),
+    "transformed_teacher": ("student teacher", [TAU]),
+    "weighted_transformed_teacher": ("student teacher", [TAU]),
+    "entropy_weighted_kl": ("student teacher", [("entropy_temperature", 3.0), TAU]),
+    "multi_level_kd": (
+        "student teacher",
+        [("beta", 1.0), ("gamma", 1.0), ("spread", (0.5, 0.75, 1.0, 1.25, 1.5)), TAU],
+    ),
+    "streamlined_kd": ("student teacher", [("beta", 1.0), ("regularization", 0.1), TAU]),
     "soft_hinge": ("student teacher", [CENTRED, TAU]),
     "squared_soft_hinge": ("student teacher", [CENTRED, TAU]),
     "weighted_sign_hinge": ("student teacher", [CENTRED, TAU]),
