@@ -52,6 +52,7 @@ from distill.losses.transformed import (
     transformed_teacher,
     weighted_transformed_teacher,
 )
+from distill.losses.transport import class_costs, wasserstein_kd
 
 
 class Loss(NamedTuple):
@@ -119,6 +120,7 @@ __all__ = [
     "attention_transfer",
     "class_balanced_cross_entropy",
     "class_balanced_weights",
+    "class_costs",
     "crammer_singer",
     "cross_entropy",
     "decoupled",
@@ -149,6 +151,7 @@ __all__ = [
     "symmetric_cross_entropy",
     "tempered_cross_entropy",
     "transformed_teacher",
+    "wasserstein_kd",
     "weighted_sign_hinge",
     "weighted_transformed_teacher",
     "weston_watkins",

@@ -11,7 +11,7 @@ import pytest
 import distill.losses
 from distill.losses import LOSSES
 
-MODULES = ["soft", "transformed", "label_aware", "batchwise", "hinge", "balanced",
+MODULES = ["soft", "transformed", "label_aware", "batchwise", "transport", "hinge", "balanced",
            "robust", "topk"]  # fmt: skip
 TENSORS = ("student", "teacher", "target")
 TAU = ("temperature", 1.0)
