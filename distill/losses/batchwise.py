@@ -70,7 +70,10 @@ def multi_level_kd(
     t = checked_temperature(temperature, s)
     non_negative("beta", beta)
     non_negative("gamma", gamma)
-    require(len(spread) > 0, "spread must hold at least one factor of the temperature")
+    require(
+        isinstance(spread, Sequence) and len(spread) > 0,
+        f"spread must list at least one factor of the temperature, got {spread}",
+    )
     total = torch.zeros_like(s[:, 0])
     for factor in spread:
         tau = t * positive("spread", factor)

@@ -159,6 +159,7 @@ def test_gradients_in_student_and_temperature(loss, shape):
         (multi_level_kd, {"beta": -1.0}, "beta must be finite"),
         (multi_level_kd, {"gamma": math.inf}, "gamma must be finite"),
         (multi_level_kd, {"spread": ()}, "at least one factor"),
+        (multi_level_kd, {"spread": 1.0}, "spread must list at least one factor"),
         (multi_level_kd, {"spread": (1.0, 0.0)}, "spread must be positive"),
         (multi_level_kd, {"temperature": 0.0}, "temperature must be positive"),
         (streamlined_kd, {"beta": -1.0}, "beta must be finite"),
