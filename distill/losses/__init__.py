@@ -17,6 +17,7 @@ from distill.losses.balanced import (
     ldam,
     logit_adjusted_cross_entropy,
 )
+from distill.losses.batchwise import multi_level_kd, streamlined_kd
 from distill.losses.features import attention_transfer, hierarchical_context, hint
 from distill.losses.hinge import (
     crammer_singer,
@@ -29,6 +30,7 @@ from distill.losses.hinge import (
     weighted_sign_hinge,
     weston_watkins,
 )
+from distill.losses.label_aware import normalized_kd, refined_kd
 from distill.losses.learned import (
     Contrast,
     Hint,
@@ -37,6 +39,13 @@ from distill.losses.learned import (
     ReusedClassifier,
     Review,
     StageHeads,
+    Transport,
+)
+from distill.losses.relational import (
+    probabilistic_transfer,
+    relational_angle,
+    relational_distance,
+    similarity_preserving,
 )
 from distill.losses.robust import (
     generalized_cross_entropy,
@@ -55,6 +64,12 @@ from distill.losses.soft import (
     tempered_cross_entropy,
 )
 from distill.losses.topk import hard_topk_hinge, smooth_topk
+from distill.losses.transformed import (
+    entropy_weighted_kl,
+    transformed_teacher,
+    weighted_transformed_teacher,
+)
+from distill.losses.transport import class_costs, wasserstein_kd
 
 INPUTS = (
     *("student", "teacher", "target", "student_maps", "teacher_maps"),
@@ -100,6 +115,11 @@ LOSSES: dict[str, Loss] = {
         logit_mse,
         standardized_kl,
         dist,
+        transformed_teacher,
+        weighted_transformed_teacher,
+        entropy_weighted_kl,
+        multi_level_kd,
+        streamlined_kd,
         soft_hinge,
         squared_soft_hinge,
         weighted_sign_hinge,
@@ -107,7 +127,14 @@ LOSSES: dict[str, Loss] = {
         epsilon_insensitive_hinge,
         pairwise_soft_hinge,
     ),
-    **_table(("student", "teacher", "target"), decoupled),
+    **_table(("student", "teacher", "target"), decoupled, normalized_kd, refined_kd),
+    **_table(
+        ("student_embedding", "teacher_embedding"),
+        relational_distance,
+        relational_angle,
+        probabilistic_transfer,
+        similarity_preserving,
+    ),
     **_table(("student_maps", "teacher_maps"), attention_transfer),
     "hint": Loss(Hint, ("student_maps", "teacher_maps")),
     "review": Loss(
@@ -117,6 +144,7 @@ LOSSES: dict[str, Loss] = {
     "projector": Loss(Projector, ("student_embedding", "teacher_embedding")),
     "reused_classifier": Loss(ReusedClassifier, ("student_embedding", "teacher_embedding")),
     "stage_heads": Loss(StageHeads, ("student_maps", "teacher", "target")),
+    "transport": Loss(Transport, ("student", "teacher", "target")),
     **_table(
         ("student", "target"),
         cross_entropy,
@@ -146,13 +174,16 @@ __all__ = [
     "ReusedClassifier",
     "Review",
     "StageHeads",
+    "Transport",
     "attention_transfer",
     "class_balanced_cross_entropy",
     "class_balanced_weights",
+    "class_costs",
     "crammer_singer",
     "cross_entropy",
     "decoupled",
     "dist",
+    "entropy_weighted_kl",
     "epsilon_insensitive_hinge",
     "generalized_cross_entropy",
     "hard_topk_hinge",
@@ -162,18 +193,29 @@ __all__ = [
     "ldam",
     "logit_adjusted_cross_entropy",
     "logit_mse",
+    "multi_level_kd",
+    "normalized_kd",
     "one_vs_rest_hinge",
     "pairwise_soft_hinge",
+    "probabilistic_transfer",
     "product_hinge",
     "ramp_hinge",
     "reachable_confidence",
+    "refined_kd",
+    "relational_angle",
+    "relational_distance",
+    "similarity_preserving",
     "smooth_topk",
     "soft_cross_entropy",
     "soft_hinge",
     "squared_soft_hinge",
     "standardized_kl",
+    "streamlined_kd",
     "symmetric_cross_entropy",
     "tempered_cross_entropy",
+    "transformed_teacher",
+    "wasserstein_kd",
     "weighted_sign_hinge",
+    "weighted_transformed_teacher",
     "weston_watkins",
 ]

@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import torch
 import torch.distributed
+import torch.nn.functional as F
 from torch import Tensor
 
 Temperature: TypeAlias = float | Tensor
@@ -67,6 +68,14 @@ def labels(student: Tensor, target: Tensor) -> Tensor:
     return index.clone() if index.is_inference() else index
 
 
+def other_classes(name: str, logits: Tensor) -> None:
+    require(
+        logits.shape[1] >= 3,
+        f"{name} distillation compares how the classes beside the label share what is left; "
+        "with two classes there is only one, use kl_divergence",
+    )
+
+
 def labels_or_probabilities(student: Tensor, target: Tensor) -> Tensor:
     if not target.is_floating_point():
         return labels(student, target)
@@ -122,6 +131,26 @@ def without_label(student: Tensor, label: Tensor, fill: float = -math.inf) -> Te
 
 def at_label(values: Tensor, label: Tensor) -> Tensor:
     return values.gather(1, label.unsqueeze(1)).squeeze(1)
+
+
+def confident_cross_entropy(student: Tensor, teacher: Tensor, label: Tensor) -> Tensor:
+    """Cross-entropy with the label, weighted by the teacher's probability of it."""
+    confidence = at_label(torch.softmax(teacher, dim=1), label)
+    return confidence * F.cross_entropy(student, label, reduction="none")
+
+
+def unit(x: Tensor) -> Tensor:
+    """Vectors along the last dimension at length 1; zeros stay zeros, with a finite slope."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / torch.where(length > 0, length, 1.0)
+
+
+def matrix_product(a: Tensor, b: Tensor) -> Tensor:
+    """`a @ b` in the precision of a and b, also under autocast."""
+    if not torch.amp.is_autocast_available(a.device.type):  # the meta device
+        return a @ b
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b
 
 
 def world_size() -> int:

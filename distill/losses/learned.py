@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from distill.losses._common import labels, logit_pair, positive, require, upcast
 from distill.losses.features import hierarchical_context, hint
+from distill.losses.transport import class_costs, wasserstein_kd
 
 
 class ModelInfo(NamedTuple):
@@ -303,6 +304,53 @@ def _halvings(channels: int, width: int, count: int) -> list[nn.Module]:
         )
         for one, two in pairwise(widths)
     ]
+
+
+class Transport(nn.Module):
+    r"""WKD-L: `wasserstein_kd`, with the costs between classes of the teacher's classifier.
+
+    It has no weights; the costs are made once, of the teacher.
+
+    Args:
+        student: the student.
+        teacher: the teacher, whose classifier is one linear layer.
+        gamma: weight of the transport.
+        temperature: T > 0 of the other classes.
+        regularization: η > 0, in units of the costs.
+        iterations: how often both marginals are fitted.
+        sharpness: κ > 0 of `class_costs`.
+
+    Raises:
+        ValueError: for another kind of classifier.
+
+    Reference:
+        Lv et al., Wasserstein Distance Rivals Kullback-Leibler Divergence for Knowledge
+        Distillation, 2412.08139.
+    """
+
+    cost: Tensor
+
+    def __init__(
+        self,
+        student: ModelInfo,
+        teacher: ModelInfo,
+        gamma: float = 800.0,
+        temperature: float = 8.0,
+        regularization: float = 0.05,
+        iterations: int = 10,
+        sharpness: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if teacher.classifier is None:
+            raise ValueError("the teacher's classifier is not one linear layer")
+        self.options: dict[str, Any] = {"gamma": gamma, "temperature": temperature}
+        self.options |= {"regularization": regularization, "iterations": iterations}
+        cost = class_costs(teacher.classifier.weight, sharpness)
+        self.register_buffer("cost", cost, persistent=False)
+
+    def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
+        """Return one value per example, `[N]`."""
+        return wasserstein_kd(student, teacher, target, self.cost, **self.options)
 
 
 class ReusedClassifier(nn.Module):

@@ -19,26 +19,24 @@ from torch.autograd.function import once_differentiable
 
 from distill.losses._common import (
     Temperature,
-    at_label,
     checked_temperature,
     labels,
     labels_or_probabilities,
     logit_pair,
     non_negative,
+    other_classes,
     per_example,
     require,
     student_logits,
     without_label,
     world_size,
 )
+from distill.losses._divergence import NEVER, binary_kl, log_odds, tempered_kl
 
 _STANDARDISATION_FLOOR = 1e-3  # a smaller one gives constant rows gradients of 1e6
 _SMALLEST_MEAN = (
     1e-25  # squares of what it scales do not vanish, its inverse keeps gradients finite
 )
-_NEVER = (
-    -1e30
-)  # a logit whose probability is 0 at any temperature, but whose differences stay finite
 
 
 def cross_entropy(student: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -125,7 +123,7 @@ def kl_divergence(student: Tensor, teacher: Tensor, temperature: Temperature = 1
     Reference: arXiv:1503.02531.
     """
     s, z = logit_pair(student, teacher)
-    return _tempered_kl(s, z, checked_temperature(temperature, s))
+    return tempered_kl(s, z, checked_temperature(temperature, s))
 
 
 def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: Temperature = 1.0) -> Tensor:
@@ -232,7 +230,7 @@ def standardized_kl(student: Tensor, teacher: Tensor, temperature: Temperature =
             "temperature; lower it",
             stacklevel=2,
         )
-    return _tempered_kl(_standardised(s), _standardised(z), t)
+    return tempered_kl(_standardised(s), _standardised(z), t)
 
 
 def reachable_confidence(classes: int, temperature: float = 1.0) -> float:
@@ -298,16 +296,12 @@ def decoupled(
     t = checked_temperature(temperature, s)
     non_negative("alpha", alpha)
     non_negative("beta", beta)
-    require(
-        s.shape[1] >= 3,
-        "decoupled distillation compares how the classes beside the label share what is left; "
-        "with two classes there is only one, use kl_divergence",
-    )
-    s_rest, z_rest = without_label(s, label, _NEVER), without_label(z, label, _NEVER)
-    s_odds = _log_odds(s, s_rest, label, t)
-    z_odds = _log_odds(z, z_rest, label, t)
-    target_term = per_example(t) ** 2 * _binary_kl(s_odds, z_odds)
-    return alpha * target_term + beta * _tempered_kl(s_rest, z_rest, t)
+    other_classes("decoupled", s)
+    s_rest, z_rest = without_label(s, label, NEVER), without_label(z, label, NEVER)
+    s_odds = log_odds(s, s_rest, label, t)
+    z_odds = log_odds(z, z_rest, label, t)
+    target_term = per_example(t) ** 2 * binary_kl(s_odds, z_odds)
+    return alpha * target_term + beta * tempered_kl(s_rest, z_rest, t)
 
 
 def dist(
@@ -356,87 +350,8 @@ def dist(
     return per_example(t) ** 2 * (beta * rows + gamma * columns)
 
 
-class _TemperedKL(torch.autograd.Function):
-    """`T²·Σ p_z·(e^r − 1 − r)`, `r = log p_s − log p_z`, which equals `T²·KL` as both sum to 1.
-
-    No cancellation at large T, and an error δ common to a row's r changes the sum by δ²/2 only.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, s: Tensor, z: Tensor, temperature: Temperature) -> Tensor:
-        s_prob, s_lse = _softmax_and_logsumexp(s / temperature)
-        z_prob, z_lse = _softmax_and_logsumexp(z / temperature)
-        log_ratio = torch.sub(s, z).div_(temperature).sub_(s_lse - z_lse)
-        terms = _divergence_terms(s_prob, z_prob, log_ratio)
-        # No term is negative but for a last digit of expm1, which differs between machines.
-        kl = terms.sum(dim=1).clamp_(min=0)
-        slope = None
-        if ctx.needs_input_grad[2]:
-            slope = _slope_in_temperature(s, z, s_prob, z_prob, log_ratio)
-            slope += 2 * per_example(temperature) * kl
-        ctx.temperature = temperature
-        ctx.save_for_backward(s_prob.sub_(z_prob), slope)
-        return per_example(temperature) ** 2 * kl
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor | None]:
-        difference, slope = ctx.saved_tensors
-        temperature = ctx.temperature
-        in_student = (gradient * per_example(temperature)).unsqueeze(1) * difference
-        if slope is None:
-            return in_student, None, None
-        in_temperature = gradient * slope
-        if temperature.dim() == 0:
-            return in_student, None, in_temperature.sum()
-        return in_student, None, in_temperature.unsqueeze(1)
-
-
-def _tempered_kl(s: Tensor, z: Tensor, temperature: Temperature) -> Tensor:
-    value: Tensor = _TemperedKL.apply(s, z, temperature)
-    return value
-
-
-def _softmax_and_logsumexp(x: Tensor) -> tuple[Tensor, Tensor]:
-    # The largest probability is at least 1/K, so its logarithm is well conditioned.
-    p = torch.softmax(x, dim=1)
-    return p, x.amax(dim=1, keepdim=True) - p.amax(dim=1, keepdim=True).log()
-
-
-def _divergence_terms(p: Tensor, q: Tensor, log_ratio: Tensor) -> Tensor:
-    """`q·(e^r − 1 − r)` for `p = q·e^r`, without overflow where q is 0 and r large."""
-    # p > e·q exactly where r > 1, so the relu adds what the clamp took from q·e^r.
-    near = log_ratio.clamp(max=1.0).expm1_().sub_(log_ratio).mul_(q)
-    return near.add_(torch.sub(p, q, alpha=math.e).relu_())
-
-
-def _slope_in_temperature(
-    s: Tensor, z: Tensor, s_prob: Tensor, z_prob: Tensor, log_ratio: Tensor
-) -> Tensor:
-    """`T²·∂KL/∂T = Σ (p_z − p_s)·s + Cov_{p_z}(z, r)`."""
-    # Both are blind to a shift of the logits; removing it keeps digits.
-    moved = ((z_prob - s_prob) * (s - s.amax(dim=1, keepdim=True))).sum(dim=1)
-    spread = z_prob * (z - (z_prob * z).sum(dim=1, keepdim=True))
-    return moved + (spread * log_ratio).sum(dim=1)
-
-
 def _standardised(x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[1:], eps=_STANDARDISATION_FLOOR**2)
-
-
-def _log_odds(x: Tensor, rest: Tensor, label: Tensor, temperature: Temperature) -> Tensor:
-    chosen = (at_label(x, label).unsqueeze(1) / temperature).squeeze(1)
-    return chosen - torch.logsumexp(rest / temperature, dim=1)
-
-
-def _binary_kl(s_odds: Tensor, z_odds: Tensor) -> Tensor:
-    """`KL(sigmoid(z_odds) ‖ sigmoid(s_odds))`, differentiable in both."""
-    total = torch.zeros_like(s_odds)
-    for sign in (1.0, -1.0):
-        s_log, z_log = F.logsigmoid(sign * s_odds), F.logsigmoid(sign * z_odds)
-        r, p, q = s_log - z_log, s_log.exp(), z_log.exp()
-        total = total + q * (torch.expm1(r.clamp(max=1.0)) - r) + torch.relu(p - math.e * q)
-    return total
 
 
 def _column_decorrelation(s: Tensor, z: Tensor) -> Tensor:

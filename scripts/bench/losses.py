@@ -7,6 +7,7 @@ against (cancellation, overflow, ties), not parts of the formula.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from functools import partial
 from statistics import median
@@ -58,6 +59,54 @@ def lean_dist(s: Tensor, z: Tensor) -> Tensor:
         rho = (a * b).sum(dim) / ((a * a).sum(dim) * (b * b).sum(dim)).sqrt()
         total = total + (1 - rho if dim else (1 - rho).mean())
     return T * T * total
+
+
+def lean_normalized(s: Tensor, z: Tensor, y: Tensor) -> Tensor:
+    index = y.unsqueeze(1)
+    label = torch.softmax(z, 1).gather(1, index).squeeze(1) * F.cross_entropy(
+        s, y, reduction="none"
+    )
+    s_rest, z_rest = (x.scatter(1, index, -1e9) / T for x in (s, z))
+    shares = -(torch.softmax(z_rest, 1) * torch.log_softmax(s_rest, 1)).sum(1)
+    return label + 3.5 * T * T * shares
+
+
+def lean_refined(s: Tensor, z: Tensor, y: Tensor) -> Tensor:
+    index = y.unsqueeze(1)
+    p, q = torch.softmax(z, 1).amax(1), torch.softmax(s, 1).gather(1, index).squeeze(1)
+    sure = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    above = z >= z.gather(1, index)
+    return sure + 8 * lean_kl(s.masked_fill(above, -1e9), z.masked_fill(above, -1e9))
+
+
+def lean_transformed(s: Tensor, z: Tensor, weighted: bool = False) -> Tensor:
+    powers = torch.softmax(z, 1) ** (1 / T)
+    total = powers.sum(1)
+    p = powers / total.unsqueeze(1)
+    kl = (p * (p.log() - torch.log_softmax(s, 1))).sum(1)
+    return total * kl if weighted else kl
+
+
+def lean_entropy_weighted(s: Tensor, z: Tensor) -> Tensor:
+    log_p = torch.log_softmax(z / 3, 1)
+    return -(log_p.exp() * log_p).sum(1) / math.log(s.shape[1]) * lean_kl(s, z)
+
+
+def lean_multi_level(s: Tensor, z: Tensor) -> Tensor:
+    total = torch.zeros(len(s))
+    for t in (2.0, 3.0, 4.0, 5.0, 6.0):
+        p, q = torch.softmax(s / t, 1), torch.softmax(z / t, 1)
+        classes = (p.T @ p - q.T @ q).square().sum() / s.shape[1]
+        total = total + lean_kl(s, z, t) + (p @ p.T - q @ q.T).square().sum(1) + classes
+    return total
+
+
+def lean_streamlined(s: Tensor, z: Tensor) -> Tensor:
+    a, b = F.normalize(s), F.normalize(z)
+    d = (a @ a.T - b @ b.T) / s.shape[1]
+    lower = torch.linalg.cholesky(torch.cov(d.T) + 0.1 * torch.eye(len(s)))
+    angles = torch.linalg.solve_triangular(lower, d.T, upper=False).norm(dim=0)
+    return lean_kl(s, z) + angles
 
 
 def signed(z: Tensor) -> Tensor:
@@ -162,6 +211,31 @@ def cases(z: Tensor, y: Tensor) -> dict[str, Case]:
             1.5,
         ),
         "dist": pair(losses.dist, teacher(lean_dist), temperature=T),
+        "normalized_kd": Case(
+            lambda s: losses.normalized_kd(s, z, y, temperature=T),
+            lambda s: lean_normalized(s, z, y),
+            1.5,
+        ),
+        "refined_kd": Case(
+            lambda s: losses.refined_kd(s, z, y, temperature=T),
+            lambda s: lean_refined(s, z, y),
+            1.5,
+        ),
+        "transformed_teacher": pair(
+            losses.transformed_teacher, teacher(lean_transformed), temperature=T
+        ),
+        "weighted_transformed_teacher": pair(
+            losses.weighted_transformed_teacher,
+            teacher(lean_transformed, weighted=True),
+            temperature=T,
+        ),
+        "entropy_weighted_kl": pair(
+            losses.entropy_weighted_kl, teacher(lean_entropy_weighted), temperature=T
+        ),
+        "multi_level_kd": pair(
+            losses.multi_level_kd, teacher(lean_multi_level), 2.0, temperature=T
+        ),
+        "streamlined_kd": pair(losses.streamlined_kd, teacher(lean_streamlined), temperature=T),
         "soft_hinge": pair(losses.soft_hinge, teacher(lean_soft_hinge)),
         "squared_soft_hinge": pair(losses.squared_soft_hinge, teacher(lean_squared)),
         "weighted_sign_hinge": pair(losses.weighted_sign_hinge, teacher(lean_weighted)),

@@ -112,7 +112,7 @@ def test_every_objective_trains_a_student_and_never_waits_for_its_device(
     assert all(p.isfinite().all() for p in student.student.parameters())
 
 
-@pytest.mark.parametrize("objective", ["kd", "ctkd", "dist"])
+@pytest.mark.parametrize("objective", ["kd", "ctkd", "dist", "mlkd", "skd"])
 def test_pictures_without_labels_teach_and_nothing_waits_for_its_device(
     composed, waits, tmp_path, objective
 ):
@@ -159,7 +159,7 @@ def write_two_classes(folder):
             )
 
 
-@pytest.mark.parametrize("objective", ["dkd", "standardized_kd"])
+@pytest.mark.parametrize("objective", ["dkd", "nkd", "rld", "standardized_kd"])
 def test_what_two_classes_leave_undefined_is_refused(composed, tmp_path, objective):
     write_two_classes(tmp_path / "photos")
     cfg = composed(*QUICK, "data=folder", f"data.root={tmp_path / 'photos'}", "data.batch_size=8",

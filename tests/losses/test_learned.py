@@ -16,8 +16,11 @@ from distill.losses import (
     ReusedClassifier,
     Review,
     StageHeads,
+    Transport,
+    class_costs,
     hierarchical_context,
     hint,
+    wasserstein_kd,
 )
 
 OURS = ModelInfo((4, 6, 8), 8, 5, nn.Linear(8, 5))
@@ -52,11 +55,16 @@ MADE = {
     "projector": (Projector, embeddings),
     "heads": (
         StageHeads,
+    Transport,
+    class_costs,
         lambda: (
             maps(OURS.channels, (8, 4, 2)), torch.randn(6, 5), torch.tensor([0, 1, 2, 0, 3, 4]),
         ),
     ),
     "classifier": (ReusedClassifier, embeddings),
+    "transport": (
+        Transport, lambda: (torch.randn(6, 5), torch.randn(6, 5), torch.tensor([0, 1, 2, 0, 3, 4]))
+    ),
 }  # fmt: skip
 
 
@@ -72,6 +80,8 @@ def test_there_is_a_value_for_each_sample_and_all_that_is_learned_gets_a_gradien
     value = module(*inputs)
     assert value.shape == (6,)
     assert value.isfinite().all()
+    if name == "transport":  # has nothing to learn
+        return
     value.mean().backward()
     for parameter in module.parameters():
         assert parameter.grad is not None
@@ -87,7 +97,9 @@ def test_the_teacher_may_come_from_inference_mode_and_gets_no_gradient(name):
         value = inputs[place]
         with torch.inference_mode():
             given[place] = [m.clone() for m in value] if isinstance(value, list) else value.clone()
-    module(*given).mean().backward()
+    value = module(*given)
+    if value.requires_grad:
+        value.mean().backward()
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -216,6 +228,17 @@ def test_the_students_classifier_is_the_teachers_after_the_projection():
     assert not any(name == "weight" for name in module.state_dict())
     with pytest.raises(ValueError, match="teacher's classifier is not one linear layer"):
         ReusedClassifier(OURS, THEIRS._replace(classifier=None))
+
+
+def test_transport_takes_its_costs_from_the_teachers_classifier():
+    teacher = nn.Linear(9, 5)
+    module = Transport(OURS, THEIRS._replace(classifier=teacher), gamma=3.0, temperature=2.0)
+    inputs = torch.randn(6, 5), torch.randn(6, 5), torch.tensor([0, 1, 2, 0, 3, 4])
+    cost = class_costs(teacher.weight)
+    expected = wasserstein_kd(*inputs, cost, gamma=3.0, temperature=2.0)
+    torch.testing.assert_close(module(*inputs), expected)
+    with pytest.raises(ValueError, match="not one linear layer"):
+        Transport(OURS, THEIRS._replace(classifier=None))
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,11 @@ import torch
 from distill.losses import LOSSES
 from tests.losses.loss_cases import random_batch
 
-NEEDS_THREE_CLASSES = {"decoupled", "standardized_kl"}
+NEEDS_THREE_CLASSES = {"decoupled", "normalized_kd", "refined_kd", "standardized_kl"}
 INDICES_ONLY = {
     "decoupled",
+    "normalized_kd",
+    "refined_kd",
     "one_vs_rest_hinge",
     "crammer_singer",
     "weston_watkins",
@@ -18,6 +20,11 @@ INDICES_ONLY = {
     "ramp_hinge",
     "smooth_topk",
     "hard_topk_hinge",
+}
+WITHOUT_BATCH = {  # options that leave out what compares the examples of a batch
+    "dist": {"gamma": 0.0},
+    "multi_level_kd": {"beta": 0.0, "gamma": 0.0},
+    "streamlined_kd": {"beta": 0.0},
 }
 OF_LOGITS = [name for name, loss in LOSSES.items() if "student" in loss.inputs]
 WITH_TEACHER = [name for name, loss in LOSSES.items() if "teacher" in loss.inputs]
@@ -116,7 +123,7 @@ def test_float64_stays_float64(name):
 @pytest.mark.parametrize("name", OF_LOGITS)
 def test_an_example_does_not_depend_on_its_batch(name):
     batch = random_batch()
-    options = {"gamma": 0.0} if name == "dist" else {}  # whose column term does
+    options = dict(WITHOUT_BATCH.get(name, {}))
     inputs = inspect.signature(LOSSES[name].function).parameters
     options |= options_of(name, 7)
     tensors = dict(zip(("student", "teacher", "target"), batch, strict=True))
