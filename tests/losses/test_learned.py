@@ -55,8 +55,6 @@ MADE = {
     "projector": (Projector, embeddings),
     "heads": (
         StageHeads,
-    Transport,
-    class_costs,
         lambda: (
             maps(OURS.channels, (8, 4, 2)), torch.randn(6, 5), torch.tensor([0, 1, 2, 0, 3, 4]),
         ),
