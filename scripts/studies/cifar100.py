@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmark.cells import Cell, Pair, cells_of, claimed, command, finished
+from benchmark.cells import Cell, Pair, cells_of, claimed, command, finished, recipes
 from benchmark.costs import Costs, fits, measured, plan, seconds_of, teachers_trained
 from benchmark.published import PAIRS
 from benchmark.table import as_markdown, lines_of, write_table
@@ -24,6 +24,7 @@ from distill.models import build  # noqa: F401  (registers the pairs' models wit
 
 METHODS = ("kd", "hint", "attention_transfer", "sp", "rkd", "pkt", "crd", "dkd", "dist",
            "reviewkd", "simkd", "srd", "ofa", "standardized_kd", "nkd", "wttm", "rld")  # fmt: skip
+LOG = "output.log"  # of each cell
 IMAGES = 49_000  # that the protocol trains on
 
 
@@ -33,6 +34,8 @@ def main() -> None:
                         help="of conf/pair, TEACHER:STUDENT, or all")  # fmt: skip
     parser.add_argument("--methods", nargs="+", default=["kd", "dkd", "crd"],
                         help=f"objectives, or all: {' '.join(METHODS)}")  # fmt: skip
+    parser.add_argument("--method", nargs="+", action="append", default=[], metavar="WORD",
+                        help="your own: its name, then the overrides that make it")  # fmt: skip
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=240)
     parser.add_argument("--subset", type=int, help="training images of each class; all without")
@@ -67,9 +70,10 @@ def study(options: argparse.Namespace) -> None:
     names = PAIRS if options.pairs == ["all"] else options.pairs
     pairs = [Pair.of(name) for name in names]
     methods = METHODS if options.methods == ["all"] else options.methods
-    cells = cells_of(pairs, methods, options.seeds)
+    own = {name: tuple(overrides) for name, *overrides in options.method}
+    cells = cells_of(pairs, {**recipes(methods, options.epochs), **own}, options.seeds)
     done = dict(finished(cells, options.out))
-    images = IMAGES if options.subset is None else 100 * options.subset
+    images = 100 * options.subset if options.subset else IMAGES
     speeds = {pair.name: measured(pair, classes=100) for pair in pairs}
     costs = Costs(speeds, images, options.epochs, done)
     if options.dry_run:
@@ -77,49 +81,60 @@ def study(options: argparse.Namespace) -> None:
         print(plan(left, costs, 64, teachers_trained(pairs, done)))
         return
     options.out.mkdir(parents=True, exist_ok=True)
-    fill(options, pairs, cells, costs)
+    failed = fill(options, pairs, cells, costs)
     done = dict(finished(cells, options.out))
     if done:
         print(as_markdown(lines_of(done, options.out)))
     print(f"{len(done)} of {len(cells)} cells: {options.out / 'table.html'}")
+    if failed:
+        raise SystemExit(1)
 
 
-def fill(options: argparse.Namespace, pairs: list[Pair], cells: list[Cell], costs: Costs) -> None:
-    """Run the cells that nobody runs and that end in time, writing the table after each."""
+def fill(
+    options: argparse.Namespace, pairs: list[Pair], cells: list[Cell], costs: Costs
+) -> list[Cell]:
+    """Run the cells that nobody runs and that end in time, and return those that failed."""
     ends = time.monotonic() + seconds_of(options.budget) if options.budget else float("inf")
+    failed = []
     for cell in cells:
-        trained = teachers_trained(pairs, finished(cells, options.out))
         if cell.summary(options.out) is not None:
             continue
+        trained = teachers_trained(pairs, finished(cells, options.out))
         if not fits(cell, costs, trained, ends - time.monotonic()):
             print(f"{cell.label}: about {costs.of(cell):.0f} s, more than is left", flush=True)
             continue
         with claimed(cell, options.out) as mine:
-            if mine:
-                costs.add(cell, run(cell, options))
-                write(options, cells)
+            if not mine:
+                continue
+            seconds = run(cell, options)
+            if cell.summary(options.out) is None:
+                failed.append(cell)
+                print(f"{cell.label}: failed, see {cell.folder(options.out) / LOG}", flush=True)
+                continue
+            print(f"{cell.label}: {seconds:.0f} s", flush=True)
+            costs.add(cell, seconds)
+            write(options, cells)
+    return failed
 
 
 def run(cell: Cell, options: argparse.Namespace) -> float:
     """Run a cell's command, printing it, and return its seconds."""
     started = time.perf_counter()
-    words = command(cell, options.out, options.epochs, overrides(options))
+    words = command(cell, options.out, overrides(options))
     print(shlex.join(words), flush=True)
-    log = cell.folder(options.out) / "output.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as file:
-        ended = subprocess.run(words, stdout=file, stderr=subprocess.STDOUT)
-    seconds = time.perf_counter() - started
-    outcome = f"{seconds:.0f} s" if ended.returncode == 0 else f"failed, see {log}"
-    print(f"{cell.label}: {outcome}", flush=True)
-    return seconds
+    folder = cell.folder(options.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOG).open("a") as file:
+        subprocess.run(words, stdout=file, stderr=subprocess.STDOUT)
+    return time.perf_counter() - started
 
 
 def overrides(options: argparse.Namespace) -> list[str]:
     """Return the overrides that all cells share."""
     shots = options.subset
     few = ["condition=few_shot", f"condition.shots={shots}"] if shots else []
-    return ["experiment=cifar100", *options.data, *few, *options.override]
+    epochs = f"trainer.max_epochs={options.epochs}"
+    return ["experiment=cifar100", *options.data, *few, epochs, *options.override]
 
 
 def write(options: argparse.Namespace, cells: list[Cell]) -> None:

@@ -26,14 +26,15 @@ WITHOUT_BATCH = {  # options that leave out what compares the examples of a batc
     "multi_level_kd": {"beta": 0.0, "gamma": 0.0},
     "streamlined_kd": {"beta": 0.0},
 }
-OF_LOGITS = [name for name, loss in LOSSES.items() if "student" in loss.inputs]
-WITH_TEACHER = [name for name, loss in LOSSES.items() if "teacher" in loss.inputs]
-WITH_TARGET = [name for name, loss in LOSSES.items() if "target" in loss.inputs]
-TEMPERED = [
-    name
+# Functions of logits and labels; those of features, and what learns, have files of their own.
+OF_LOGITS = {
+    name: loss.inputs
     for name, loss in LOSSES.items()
-    if "temperature" in inspect.signature(loss.function).parameters
-]
+    if "student" in loss.inputs and not loss.learns
+}
+WITH_TEACHER = [name for name, inputs in OF_LOGITS.items() if "teacher" in inputs]
+WITH_TARGET = [name for name, inputs in OF_LOGITS.items() if "target" in inputs]
+TEMPERED = [name for name in OF_LOGITS if "temperature" in LOSSES[name].options]
 pytestmark = pytest.mark.filterwarnings("ignore:standardised logits")
 
 

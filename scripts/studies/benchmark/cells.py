@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ class Cell:
     pair: Pair
     method: str
     seed: int
+    recipe: tuple[str, ...] = field(compare=False)  # the overrides that make the method
 
     @property
     def label(self) -> str:
@@ -76,25 +77,33 @@ class Cell:
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
-def cells_of(pairs: Sequence[Pair], methods: Sequence[str], seeds: int) -> list[Cell]:
+def recipes(methods: Sequence[str], epochs: int) -> dict[str, tuple[str, ...]]:
+    """Return the overrides that make each method, an objective, what it is in the literature."""
+    made = {name: LITERATURE.get(name, (f"objective={name}",)) for name in methods}
+    warm_up = f"objective.schedules.warmup.duration={epochs / 12:g}"
+    return {name: (*own, warm_up) if name in WARMED_UP else own for name, own in made.items()}
+
+
+def cells_of(
+    pairs: Sequence[Pair], methods: Mapping[str, tuple[str, ...]], seeds: int
+) -> list[Cell]:
     """Return the cells: every pair and method with one seed, then with the next."""
-    every = dict.fromkeys((ALONE, *methods))
-    return [Cell(pair, method, seed) for seed in range(seeds) for pair in pairs for method in every]
-
-
-def command(cell: Cell, out: Path, epochs: int, more: Sequence[str]) -> list[str]:
-    """Return the command of a cell: it goes on where it was interrupted."""
-    if cell.method == ALONE:
-        method: tuple[str, ...] = ("objective=supervised", "teacher=none")
-    else:
-        method = LITERATURE.get(cell.method, (f"objective={cell.method}",))
-        method = (*method, f"teacher.name={cell.pair.teacher}")
-    if cell.method in WARMED_UP:
-        method += (f"objective.schedules.warmup.duration={epochs / 12:g}",)
+    every = {ALONE: ("objective=supervised", "teacher=none"), **methods}
     return [
-        "distill", *method, f"student.name={cell.pair.student}", f"seed={cell.seed}",
-        "baseline=false", "logger=none", f"trainer.max_epochs={epochs}",
-        f"hydra.run.dir={cell.folder(out)}", "resume=auto", *more,
+        Cell(pair, method, seed, recipe)
+        for seed in range(seeds)
+        for pair in pairs
+        for method, recipe in every.items()
+    ]
+
+
+def command(cell: Cell, out: Path, more: Sequence[str]) -> list[str]:
+    """Return the command of a cell: it goes on where it was interrupted."""
+    teacher = [] if cell.method == ALONE else [f"teacher.name={cell.pair.teacher}"]
+    return [
+        "distill", *more, *cell.recipe, f"student.name={cell.pair.student}", *teacher,
+        f"seed={cell.seed}", "baseline=false", "logger=none",
+        f"hydra.run.dir={cell.folder(out)}", "resume=auto",
     ]  # fmt: skip
 
 
