@@ -39,7 +39,7 @@ from distill.data.sources.unlabeled import (
     per_batch,
     read_beside,
 )
-from distill.data.views.build import CLEAN_VIEW, build_view
+from distill.data.views.build import CLEAN_VIEW, build_view, unlike_notes
 from distill.data.views.resident import ResidentViews
 from distill.data.views.views import CLEAN, ResidentView, StreamedView
 from distill.utils.sharing import Recent, Sharing, Streams
@@ -58,8 +58,8 @@ class DataModule(pl.LightningDataModule):
     Args:
         source: where the images come from.
         view: how training views are made; a mapping is keywords of `ResidentView` for data in
-            memory, and those of `timm.data.create_transform` named in `TRAINING` and
-            `EVALUATION` for streamed data.
+            memory, which may have timm's names (`distill.data.views.timm_names`), and those of
+            `timm.data.create_transform` named in `TRAINING` and `EVALUATION` for streamed data.
         image_size: side length of streamed views in pixels, or height and width; None lets the
             model's own size and the pictures' decide, see `chosen_size`.
         batch_size: samples per step and device.
@@ -136,7 +136,7 @@ class DataModule(pl.LightningDataModule):
         self.unlabeled, self.left_out, said = read_beside(unlabeled, source, held_out, reading)
         shown = self.train if len(self.train) else self.test
         self.image_size, resized = view_size(shown, image_size, model_size, source.channels)
-        self.notes += [*said, *resized]
+        self.notes += [*said, *resized, *unlike_notes(shown, preprocessing)]
         self.condition = build_condition(condition)
         self.corrupted = corrupt_splits(source, self.train, self.val, self.condition)
         for name, one in self.corrupted.items():
@@ -365,8 +365,8 @@ class DataModule(pl.LightningDataModule):
         assert isinstance(self.view, ResidentView)
         if pool.images.device != device:
             if device not in self._copies:
-                parts = (pool.images, pool.labels, pool.index)
-                self._copies[device] = Resident(*(part.to(device) for part in parts))
+                images, labels = pool.images.to(device), pool.labels.to(device)
+                self._copies[device] = Resident(images, labels, pool.index.to(device))
             pool = self._copies[device]
         return ResidentViews(pool, self.view, self.seed, self.num_classes)
 

@@ -14,7 +14,6 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -32,6 +31,7 @@ from distill.sweep.lockstep import in_turns
 from distill.sweep.workers import Job, Report, accelerator, nothing
 from distill.utils import signals
 from distill.utils.compat import returned
+from distill.utils.memory import available_bytes
 from distill.utils.sharing import Sharing
 
 STATES = 5  # of each parameter: its value, gradient, the optimiser's two, and an average
@@ -102,11 +102,7 @@ def free_bytes(config: DictConfig) -> int:
     """Return the free memory where a job's student will be; 0 if that is not known."""
     if accelerator(config) != "cpu" and torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return 0
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    return available_bytes()
 
 
 def run_together(

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from distill.teacher.records import Layout
+from distill.utils.memory import bytes_text
 
 SPARE_BYTES = 10**9  # of the disk, for checkpoints and whatever else a run writes
 
@@ -24,16 +25,8 @@ def describe(
     """Return what a store holds and takes, for people."""
     kept = f"{classes:,} classes" if topk is None else f"{topk:,} of {classes:,} classes"
     plural = "" if views == 1 else "s"
-    size = size_text(expected_bytes(samples, classes, views, dtype, topk))
+    size = bytes_text(expected_bytes(samples, classes, views, dtype, topk))
     return f"{samples:,} images × {views:,} view{plural} × {kept} in {dtype}: {size}"
-
-
-def size_text(count: int) -> str:
-    """Return a number of bytes for people."""
-    unit, name = next(
-        (unit for unit in ((10**9, "GB"), (10**6, "MB")) if count >= unit[0]), (10**3, "kB")
-    )
-    return f"{count / unit:,.1f} {name}"
 
 
 def check_size(samples: int, views: int, layout: Layout, max_gb: float | None) -> None:
@@ -54,8 +47,8 @@ def check_room(folder: Path, samples: int, views: int, layout: Layout) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed + min(needed, SPARE_BYTES):
         raise ValueError(
-            f"the teacher's answers ({describe(*shape)}) need {size_text(needed)} more, and "
-            f"{folder} has {size_text(free)} free: lower store.views or set store.topk"
+            f"the teacher's answers ({describe(*shape)}) need {bytes_text(needed)} more, and "
+            f"{folder} has {bytes_text(free)} free: lower store.views or set store.topk"
         )
 
 
@@ -75,6 +68,6 @@ def reserve(path: Path, size: int) -> None:
                 file.truncate(size)
     except OSError as error:
         raise ValueError(
-            f"{path} cannot grow to {size_text(size)}: {error.strerror}; lower store.views or set "
+            f"{path} cannot grow to {bytes_text(size)}: {error.strerror}; lower store.views or set "
             "store.topk"
         ) from error

@@ -1,8 +1,9 @@
-"""How a process keeps the memory that it frees."""
+"""Memory: how much is free, how a number of bytes is written, what a process keeps of it."""
 
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 LARGEST_BLOCK, LARGEST_REST = 2**30, 2**31 - 1  # bytes
@@ -23,3 +24,20 @@ def keep_freed_memory() -> None:
         return
     mallopt(M_MMAP_THRESHOLD, LARGEST_BLOCK)
     mallopt(M_TRIM_THRESHOLD, LARGEST_REST)
+
+
+def available_bytes() -> int:
+    """Return how much memory new data can take without swapping; 0 if that is not known."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 0
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+
+
+def bytes_text(count: int) -> str:
+    """Return a number of bytes for people."""
+    unit, name = next(
+        (unit for unit in ((10**9, "GB"), (10**6, "MB")) if count >= unit[0]), (10**3, "kB")
+    )
+    return f"{count / unit:,.1f} {name}"

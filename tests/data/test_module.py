@@ -758,7 +758,7 @@ def test_enlarged_and_reduced_clean_views_are_not_aliased():
         ({"pda": 1}, "data.view has no option pda; there are pad, flip"),
         ({"pad": -1}, "data.view.pad"),
         ({"pad": "wide"}, "data.view.pad"),
-        ({"hflip": 0.5}, "hflip"),
+        ({"hflip": 0.3}, "data.view.hflip=0.3 is not taken for images in memory: give 0 or 0.5"),
         ({"hue": 0.1}, r"data\.view\.hue needs colours \(3 channels\), and these images have 1"),
         ({"saturation": 0.1}, "saturation needs colours"),
         ({"crop_scale": [0.5]}, "data.view.crop_scale must be two shares"),
@@ -999,6 +999,17 @@ def test_views_of_data_in_memory_take_their_options_from_the_command_line():
     assert target.shape[1] == 10
 
 
+def test_a_folder_in_memory_takes_the_recipe_of_small_images(tmp_path):
+    write_folder(tmp_path, ("train",), count=8)
+    common = (f"root={tmp_path}", "batch_size=4", "resident=true")
+    data = group("folder", *common, "view.scale=null", "+view.pad=4")
+    assert data.view == ResidentView(pad=4, flip=True)
+    assert (data.image_size, data.train.images.shape[1:]) == ((16, 20), (3, 16, 20))
+    assert shown(data)[0].shape[1:] == (3, 16, 20)
+    assert group("folder", *common).view == ResidentView(crop_scale=[0.35, 1], flip=True)
+    assert group("folder", *common, "image_size=8").image_size == (8, 8)
+
+
 def test_options_of_a_source_are_keys_of_its_config_group(tmp_path):
     path = write_folder(tmp_path, ("train",), count=8) / "train" / "cat" / "5.png"
     path.write_bytes(b"")
@@ -1025,6 +1036,12 @@ def test_options_of_a_source_are_keys_of_its_config_group(tmp_path):
         ("folder", ["root=HERE", "view.scale=[1]"], "data.view.scale must be two numbers"),
         ("timm", ["root=HERE", "splits.test=tset"], "contains train"),
         ("timm", ["root=HERE", "name=cifar10"], "data.name=cifar10"),
+        ("folder", ["root=HERE", "resident=true", "view.pad=x"], "data.view.pad must be whole"),
+        ("folder", ["root=HERE", "resident=true", "view.hflip=1"], "data.view.hflip=1 is not"),
+        ("cifar10", [], "data.root"),
+        ("cifar100", ["root=nowhere"], "data.download=true fetches it"),
+        ("cifar100", ["root=HERE", "labels=both"], "data.labels must be fine or coarse"),
+        ("arrays", ["root=nowhere.npz"], "nowhere.npz does not exist"),
         ("digits", ["view.pad=-1"], "data.view.pad"),
         ("digits", ["+view.crop_scale=[1,0.5]"], "data.view.crop_scale must be two shares"),
         ("digits", ["+view.zoom=[nan,1]"], "data.view.zoom must be two factors"),

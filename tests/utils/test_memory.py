@@ -1,10 +1,13 @@
 """Freed memory is kept: a second pass over blocks of the same size touches no new page."""
 
+import os
 import platform
 import subprocess
 import sys
 
 import pytest
+
+from distill.utils.memory import available_bytes, bytes_text
 
 PROGRAM = """
 import resource, sys
@@ -30,3 +33,16 @@ def test_blocks_are_used_again_without_asking_the_system():
         for mode in ("kept", "given back")
     }  # fmt: skip
     assert found["kept"] < found["given back"] / 10
+
+
+def test_free_memory_is_no_more_than_there_is():
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < available_bytes() <= whole
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0.0 kB"), (1_500, "1.5 kB"), (184_320_000, "184.3 MB"), (2 * 10**12, "2,000.0 GB")],
+)
+def test_bytes_are_written_in_the_unit_that_suits_them(count, text):
+    assert bytes_text(count) == text

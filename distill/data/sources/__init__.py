@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from distill.data.sources.arrays import arrays
+from distill.data.sources.cifar import cifar10, cifar100
 from distill.data.sources.folder import folder
 from distill.data.sources.idx import idx
 from distill.data.sources.images import resize
@@ -13,7 +15,16 @@ from distill.data.sources.splits import Resident, Source, stratified
 from distill.data.sources.table import table
 from distill.data.sources.timm_data import timm_dataset
 
-__all__ = ["digits", "folder", "idx", "table", "timm_dataset"]
+__all__ = [
+    "arrays",
+    "cifar10",
+    "cifar100",
+    "digits",
+    "folder",
+    "idx",
+    "table",
+    "timm_dataset",
+]
 
 
 def digits(image_size: int | Sequence[int] = 32, test_size: int = 800) -> Source:

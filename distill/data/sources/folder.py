@@ -16,6 +16,7 @@ from torch import Tensor
 from distill.data.sources.contents import Listed, Piece, read_splits
 from distill.data.sources.errors import explained
 from distill.data.sources.images import check_channels, decoded
+from distill.data.sources.in_memory import in_memory
 from distill.data.sources.listing import (
     Seen,
     endings,
@@ -28,6 +29,7 @@ from distill.data.sources.listing import (
     some,
     subfolders,
 )
+from distill.data.sources.sizes import ModelSize
 from distill.data.sources.splits import PARTS, Source, check_same_classes, meaning, with_test_split
 from distill.utils.files import resolved_path
 
@@ -38,6 +40,10 @@ def folder(
     verify: bool = True,
     broken: str = "refuse",
     cache: str | None = None,
+    resident: bool = False,
+    image_size: int | Sequence[int] | None = None,
+    model_size: ModelSize | None = None,
+    num_workers: int = 0,
 ) -> Source:
     """Return an image folder: `train/CLASS/*`, `val/CLASS/*` and `test/CLASS/*`, or `CLASS/*`.
 
@@ -52,10 +58,15 @@ def folder(
         verify: decode each file once to find broken images before training does.
         broken: `refuse` broken images, or `skip` them.
         cache: where to keep what the files hold; None reads them anew each time.
+        resident: decode all images once and keep them in memory, see `in_memory`, which takes
+            `image_size`, `model_size` and `num_workers`.
+        image_size: side length in pixels, or height and width, of images that are kept in memory.
+        model_size: what the model says of its images' size.
+        num_workers: processes that decode images which are kept in memory.
 
     Raises:
         ValueError: for an empty folder, a layout that may mean two things, held-out classes that
-            train lacks, or broken images.
+            train lacks, broken images, or more than memory has room for.
         FileNotFoundError: if the folder or `train` is missing.
     """
     check_channels(channels)
@@ -68,7 +79,7 @@ def folder(
     splits, left_out = read_splits(base, listed, classes, verify, broken, cache)
     source = with_test_split(base.name, classes, channels, splits)
     source.notes = [*layout.notes, *source.notes, *left_out, *seen.notes()]
-    return source
+    return in_memory(source, image_size, model_size, num_workers) if resident else source
 
 
 @dataclass

@@ -50,14 +50,18 @@ def upright(image: Image.Image, channels: int) -> Image.Image:
 
 
 def cropped(image: Image.Image, channels: int, size: tuple[int, int]) -> Tensor:
-    """Return an image as uint8 `[C, H, W]`: resized until it covers H × W, centre cropped."""
+    """Return an image as uint8 `[C, H, W]`: upright, and of H × W, see `covering`."""
+    return covering(upright(image, channels), size)
+
+
+def covering(image: Image.Image, size: tuple[int, int]) -> Tensor:
+    """Return an upright image as uint8 `[C, H, W]`: resized to cover H × W, centre cropped."""
     from torchvision.transforms.v2 import functional as tv
 
-    image = upright(image, channels)
     scale = max(size[0] / image.height, size[1] / image.width)
     own = image.height, image.width
-    covering = [max(least, int(scale * side)) for least, side in zip(size, own, strict=True)]
-    return tv.pil_to_tensor(tv.center_crop(tv.resize(image, covering), list(size)))
+    sides = [max(least, int(scale * side)) for least, side in zip(size, own, strict=True)]
+    return tv.pil_to_tensor(tv.center_crop(tv.resize(image, sides), list(size)))
 
 
 def resize(images: Tensor, size: int | Sequence[int]) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from distill.data.sources.contents import Listed, Piece, read_splits
 from distill.data.sources.folder import FileLoader, existing_folder, folder, labelled_images
 from distill.data.sources.images import check_channels
+from distill.data.sources.in_memory import in_memory
 from distill.data.sources.listing import folders_in, relative
 from distill.data.sources.splits import PARTS, Source, meaning, stratified
 from distill.data.sources.table import table
@@ -120,14 +121,22 @@ def folder_to_judge(group: Mapping[str, Any]) -> Source | None:
         return None
     places = [parts[part] for part in ("test", "val") if part in parts] or [base]
     judged, *more = (images_to_judge(base, place, group) for place in places)
-    if not more:
+    if more:
+        judged = beside_validation(base, judged, more[0])
+    if not group.get("resident"):
         return judged
+    sizes = group.get("image_size"), group.get("model_size")
+    return in_memory(judged, *sizes, group.get("num_workers", 0))
+
+
+def beside_validation(base: Path, judged: Source, validation: Source) -> Source:
+    """Return pictures to be judged with those of another folder as their validation split."""
     numbers = {name: k for k, name in enumerate(judged.classes)}
-    missing = [name for name in more[0].classes if name not in numbers]
+    missing = [name for name in validation.classes if name not in numbers]
     if missing:
         raise ValueError(f"{base}: val has {named(missing)}, of which test has no folder")
-    labels = torch.tensor([numbers[name] for name in more[0].classes])
-    return replace(judged, val=relabelled(more[0].test, labels))
+    labels = torch.tensor([numbers[name] for name in validation.classes])
+    return replace(judged, val=relabelled(validation.test, labels))
 
 
 def images_to_judge(base: Path, place: Path, group: Mapping[str, Any]) -> Source:

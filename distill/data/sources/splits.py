@@ -22,10 +22,17 @@ class Resident:
         images: uint8 `[N, C, H, W]`.
         labels: int64 `[N]`.
         index: the samples' indices in the source, int64 `[N]`; None counts from 0.
+        digests: a hash of the file that each sample was decoded from; None where there was none.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, index: Tensor | None = None) -> None:
-        self.images, self.labels = images, labels
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        index: Tensor | None = None,
+        digests: Sequence[str] | None = None,
+    ) -> None:
+        self.images, self.labels, self.digests = images, labels, digests
         self.index = torch.arange(len(labels)) if index is None else index
 
     def __len__(self) -> int:
@@ -33,14 +40,18 @@ class Resident:
 
     def subset(self, positions: Tensor) -> Resident:
         """Return the samples at these positions, which keep their index."""
-        return Resident(self.images[positions], self.labels[positions], self.index[positions])
+        digests = self.digests and [self.digests[place] for place in positions.tolist()]
+        labels, index = self.labels[positions], self.index[positions]
+        return Resident(self.images[positions], labels, index, digests)
 
     def relabelled(self, labels: Tensor) -> Resident:
         """Return the same samples with other labels, int64 `[N]`."""
-        return Resident(self.images, labels, self.index)
+        return Resident(self.images, labels, self.index, self.digests)
 
     def contents(self) -> list[str]:
-        """Return a hash of each sample's pixels."""
+        """Return a hash of the file of each sample, or of its pixels where there was none."""
+        if self.digests is not None:
+            return list(self.digests)
         images = np.ascontiguousarray(self.images.numpy())
         return [hashlib.blake2b(image.data, digest_size=16).hexdigest() for image in images]
 

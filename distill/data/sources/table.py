@@ -13,7 +13,9 @@ import torch
 from distill.data.sources.contents import Listed, Piece, check_broken, read_splits
 from distill.data.sources.folder import FileLoader, existing_folder
 from distill.data.sources.images import check_channels
+from distill.data.sources.in_memory import in_memory
 from distill.data.sources.listing import endings, relative, some
+from distill.data.sources.sizes import ModelSize
 from distill.data.sources.splits import PARTS, Source, meaning, with_test_split
 from distill.utils.files import resolved_path
 
@@ -43,6 +45,10 @@ def table(
     verify: bool = True,
     broken: str = "refuse",
     cache: str | None = None,
+    resident: bool = False,
+    image_size: int | Sequence[int] | None = None,
+    model_size: ModelSize | None = None,
+    num_workers: int = 0,
 ) -> Source:
     """Return images whose labels, and splits if it names them, are in a CSV file.
 
@@ -58,10 +64,15 @@ def table(
         verify: decode each file once to find broken images before training does.
         broken: `refuse` broken and missing images, or `skip` them.
         cache: where to keep what the files hold; None reads them anew each time.
+        resident: decode all images once and keep them in memory, see `in_memory`, which takes
+            `image_size`, `model_size` and `num_workers`.
+        image_size: side length in pixels, or height and width, of images that are kept in memory.
+        model_size: what the model says of its images' size.
+        num_workers: processes that decode images which are kept in memory.
 
     Raises:
-        ValueError: if the table is not as it should be, a file has two labels, or files are missing
-            or broken.
+        ValueError: if the table is not as it should be, a file has two labels, files are missing
+            or broken, or memory has no room for the images.
         FileNotFoundError: if there is no such folder or table.
     """
     check_channels(channels)
@@ -81,7 +92,7 @@ def table(
     parts, left_out = read_splits(base, listed, classes, verify, broken, cache)
     source = with_test_split(place.stem, classes, channels, parts)
     source.notes = [*again, *source.notes, *missing, *left_out]
-    return source
+    return in_memory(source, image_size, model_size, num_workers) if resident else source
 
 
 def table_path(base: Path, file: str) -> Path:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from distill.data.sources.contents import Listed, Piece, read_splits
 from distill.data.sources.folder import FileLoader, existing_folder
-from distill.data.sources.images import cropped
+from distill.data.sources.in_memory import resident
 from distill.data.sources.listing import Seen, endings, image_files
 from distill.data.sources.splits import Resident, Source, Split, Streamed
 from distill.utils.numbers import is_number
@@ -111,11 +111,10 @@ def in_form_of(train: Split, unlabeled: Split, channels: int) -> Split:
                 f"train {list(train.images.shape[1:])}"
             )
         return unlabeled
-    size = (height, width)
-    pictures = [
-        cropped(unlabeled.load(place), channels, size) for place in unlabeled.index.tolist()
-    ]
-    return Resident(torch.stack(pictures), unlabeled.labels)
+    pictures = resident(unlabeled, channels, (height, width))
+    if train.digests is None:  # they are told apart by their pixels, as those of train are
+        return Resident(pictures.images, pictures.labels)
+    return pictures
 
 
 def joined(train: Split, unlabeled: Split, first: int) -> Split:
@@ -157,10 +156,13 @@ class JoinedLoader:
 def without(unlabeled: Split, held_out: Sequence[Split]) -> tuple[Split, int | None]:
     """Return pictures less those whose content is one of the held-out splits', and how many.
 
-    How many is None where a split does not know what its images hold.
+    How many is None where a split does not know what its images hold, or one knows their files and
+    another their pixels.
     """
-    own, *others = (split.contents() for split in (unlabeled, *held_out))
-    if not all([own, *others]):
+    splits = (unlabeled, *held_out)
+    own, *others = (split.contents() for split in splits)
+    of_files = {split.digests is not None for split in splits}
+    if not all([own, *others]) or len(of_files) > 1:
         return unlabeled, None
     held = set(chain(*others))
     rest = [position for position, content in enumerate(own) if content not in held]

@@ -15,6 +15,7 @@ from distill.data.sources.sizes import Size, as_size
 from distill.data.sources.splits import Resident, Split
 from distill.data.views.erasing import MODES as MODES_OF_ERASING
 from distill.data.views.erasing import Erasing
+from distill.data.views.timm_names import in_own_names
 from distill.data.views.views import CLEAN, ResidentView, StreamedView, is_range
 from distill.utils.numbers import is_number
 
@@ -67,19 +68,29 @@ def build_view(
 ) -> ResidentView | StreamedView:
     """Return how views of this split are made."""
     resident = isinstance(split, Resident)
-    known = (
-        [f.name for f in fields(ResidentView)]
-        if resident
-        else [*TRAINING, *EVALUATION, *ERASING, *MIXING]
-    )
+    timms = [*TRAINING, *EVALUATION, *ERASING]
+    own = [f.name for f in fields(ResidentView)] if resident else [*timms, *MIXING]
     for name in options:
         if not resident and name in INSTEAD:
             raise ValueError(f"data.view.{name} is not taken: {INSTEAD[name]}")
-        if name not in known:
-            raise ValueError(f"data.view has no option {name}; there are {', '.join(known)}")
+        if name not in own and name not in timms:
+            raise ValueError(f"data.view has no option {name}; there are {', '.join(own)}")
     if resident:
-        return resident_view(options, channels)
+        check_streamed(options)
+        return resident_view(in_own_names(options, channels), channels)
     return streamed_view(options, as_size(image_size), channels, preprocessing or {})
+
+
+def unlike_notes(split: Split, preprocessing: Mapping[str, Any] | None) -> list[str]:
+    """Return a note of how a trained model was shown pictures, where those in memory are not."""
+    given = preprocessing or {}
+    unlike = [f"{k}={given[k]}" for k, own in CLEAN_VIEW.items() if given.get(k, own) != own]
+    if not unlike or not isinstance(split, Resident):
+        return []
+    return [
+        f"the model was shown pictures with {', '.join(unlike)}; those in memory are shown whole, "
+        "and were resized bilinearly"
+    ]
 
 
 def resident_view(options: Mapping[str, Any], channels: int) -> ResidentView:

@@ -21,6 +21,17 @@ def test_subsets_keep_images_labels_and_indices_together():
     assert part.index.tolist() == [5, 4]
 
 
+def test_images_in_memory_may_know_the_files_that_they_are_from():
+    images = torch.arange(3, dtype=torch.uint8).view(3, 1, 1, 1)
+    split = Resident(images, torch.tensor([0, 1, 0]), digests=["a", "b", "c"])
+    part = split.subset(torch.tensor([2, 0])).relabelled(torch.tensor([1, 1]))
+    assert part.contents() == ["c", "a"]
+    assert split.subset(torch.arange(0)).contents() == []
+    pixels = Resident(images, split.labels)
+    assert len(set(pixels.contents())) == 3
+    assert pixels.fingerprint() == split.fingerprint()
+
+
 def test_the_fingerprint_of_images_in_memory_is_of_pixels_labels_and_indices():
     images = torch.zeros(4, 1, 2, 2, dtype=torch.uint8)
     labels = torch.tensor([0, 1, 0, 1])
