@@ -76,9 +76,9 @@ NUMBERS = {  # key of summary.json → heading, factor, digits
 }
 HEADINGS = (
     *("pair", "method", "seeds", "top-1 % last", "top-1 % best on validation", "gap to alone"),
-    *("published", "difference", "protocol of the published"),
+    *("published", "difference"),
     *(heading for heading, _, _ in NUMBERS.values()),
-    "cost / kd",
+    *("cost / kd", "protocol of the published"),
 )
 
 
@@ -167,12 +167,12 @@ def cells_of_line(one: Line) -> list[str]:
         else "",
         f"{one.claim.top1:.2f}" if one.claim else "",
         f"{one.difference:+.2f}" if one.difference is not None else "",
-        one.claim.protocol if one.claim else "",
         *(
             one.numbers[key].text(digits) if key in one.numbers else ""
             for key, (_, _, digits) in NUMBERS.items()
         ),
         f"{one.cost:.2f}" if one.cost else "",
+        one.claim.protocol if one.claim else "",
     ]
 
 
