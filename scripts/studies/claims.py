@@ -44,7 +44,8 @@ def main() -> None:
     for number, study in chosen.items():
         found[number] = Checked(study, study.examine(seeds, runs))
         write_study(options.out / study.name, found[number], told)
-        print(f"{number}. {study.claim}\n   {found[number].verdict}", flush=True)
+        one = found[number]
+        print(f"{number}. {study.claim}\n   {one.in_short}\n   {one.verdict}", flush=True)
     seconds = time.perf_counter() - started
     if not options.names:
         write_page(options.out / "claims.html", found, in_words(told))

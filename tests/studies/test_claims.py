@@ -6,6 +6,7 @@ import statistics
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from distill.config import build
@@ -14,7 +15,17 @@ from ten_claims import STUDIES, eight_bits, imbalance, margins, poison, redundan
 from ten_claims.calibration import excess_of_ece
 from ten_claims.page import Checked, write_page, write_study
 from ten_claims.runs import ALONE, Run, Runs, cross_fitted, train_one
-from ten_claims.study import FAILS, HOLDS, OPEN, Finding, Interval, Result, larger, verdict
+from ten_claims.study import (
+    FAILS,
+    HOLDS,
+    OPEN,
+    Finding,
+    Interval,
+    Result,
+    in_short,
+    larger,
+    verdict,
+)
 from ten_claims.temperature import entropy, free_energy, laws, least_free_energy
 
 TWO = (0, 1)
@@ -44,6 +55,38 @@ def test_a_verdict_follows_from_the_outcomes(outcomes, told):
 def test_a_condition_under_which_anything_fails_is_not_one_under_which_the_claim_holds():
     assert verdict([finding(HOLDS), finding(FAILS)]) == "fails"
     assert verdict([finding(HOLDS), finding(OPEN)]) == "undecided"
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "told"),
+    [
+        ((HOLDS, HOLDS), "It holds."),
+        ((FAILS, FAILS), "It is wrong."),
+        ((OPEN, OPEN), "These runs cannot tell."),
+        ((HOLDS, FAILS), "Of 2 ways to read it, it is right in 1 and wrong in 1."),
+        ((HOLDS, FAILS, OPEN, OPEN),
+         "Of 4 ways to read it, it is right in 1, wrong in 1 and undecided in 2."),
+    ],
+)  # fmt: skip
+def test_a_claim_is_told_in_one_sentence_first(outcomes, told):
+    assert in_short([finding(o, f"part {k}") for k, o in enumerate(outcomes)]) == told
+
+
+def test_what_is_open_says_how_many_seeds_would_decide_it():
+    values = [1.0, 2.0, -1.5, 0.5]
+    found = Interval.of(values)
+    assert found.outcome(0.0) == OPEN
+    needed = found.seeds_to_decide(0.0)
+    # The same mean and deviation in as many seeds, and in one fewer: z-scores, repeated by hand.
+    spread, mean = np.std(values, ddof=1), np.mean(values)
+    for count, decided in ((needed, True), (needed - 1, False)):
+        half = scipy.stats.t.ppf(0.975, count - 1) * spread / np.sqrt(count)
+        assert (mean > half) is bool(decided)
+    told = larger("it rains", {"": values}, "points").measured
+    assert told.endswith(f"about {needed} seeds would decide it, if means and deviations stay as "
+                         "they are")  # fmt: skip
+    assert "would decide" not in larger("it rains", {"": [1.0, 1.1, 0.9]}, "points").measured
+    assert Interval.of([0.5, -0.5]).seeds_to_decide(0.0) is None
 
 
 def test_an_interval_is_students():

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure as Canvas
 
 from distill.report import figures, page
 from distill.utils.files import write_whole
-from ten_claims.study import FAILS, Finding, Result, Study, as_json, verdict
+from ten_claims.study import FAILS, Finding, Result, Study, as_json, in_short, verdict
 
 SIZE = (7.6, 3.2)  # inches
 
@@ -31,6 +31,11 @@ class Checked:
     def verdict(self) -> str:
         """Return the verdict in words."""
         return verdict(self.result.findings)
+
+    @property
+    def in_short(self) -> str:
+        """Return what became of the claim in one sentence."""
+        return in_short(self.result.findings)
 
     @property
     def wrong(self) -> list[Finding]:
@@ -83,6 +88,7 @@ def on_paper(paper: Mapping[str, str]) -> dict[str, Any]:
 
 def as_markdown(found: Mapping[int, Checked]) -> str:
     """Return the headline table: a line for each claim."""
-    lines = ["| | claim | verdict |", "|---|---|---|"]
-    lines += [f"| {number} | {one.study.claim} | {one.verdict} |" for number, one in found.items()]
+    lines = ["| | claim | in short | more exactly |", "|---|---|---|---|"]
+    lines += [f"| {number} | {one.study.claim} | {one.in_short} | {one.verdict} |"
+              for number, one in found.items()]  # fmt: skip
     return "\n".join(lines)

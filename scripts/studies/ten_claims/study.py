@@ -68,17 +68,38 @@ class Study:
     runs: Callable[[int], Sequence[Run]] = field(default=lambda seed: ())
 
 
-def verdict(findings: Sequence[Finding]) -> str:
-    """Return *holds*, *fails*, *holds only if …* or *undecided if …*, from the outcomes alone.
+def by_outcome(findings: Sequence[Finding]) -> tuple[list[str], list[str], list[str]]:
+    """Return the conditions under which a claim holds, fails, and is open.
 
     Of several findings under one condition the worst decides.
     """
     worst: dict[str, str] = {}
     for one in findings:
-        known = worst.get(one.condition, HOLDS)
-        worst[one.condition] = max(known, one.outcome, key=(HOLDS, OPEN, FAILS).index)
+        before = worst.get(one.condition, HOLDS)
+        worst[one.condition] = max(before, one.outcome, key=(HOLDS, OPEN, FAILS).index)
     held, failed, unknown = ([condition for condition, outcome in worst.items() if outcome == which]
                              for which in (HOLDS, FAILS, OPEN))  # fmt: skip
+    return held, failed, unknown
+
+
+def in_short(findings: Sequence[Finding]) -> str:
+    """Return what became of a claim in one plain sentence, before any condition."""
+    held, failed, unknown = map(len, by_outcome(findings))
+    tested = held + failed + unknown
+    if held == tested:
+        return "It holds."
+    if failed == tested:
+        return "It is wrong."
+    if unknown == tested:
+        return "These runs cannot tell."
+    counts = ((held, "right"), (failed, "wrong"), (unknown, "undecided"))
+    parts = [f"{word} in {count}" for count, word in counts if count]
+    return f"Of {tested} ways to read it, it is {', '.join(parts[:-1])} and {parts[-1]}."
+
+
+def verdict(findings: Sequence[Finding]) -> str:
+    """Return *holds*, *fails*, *holds only if …* or *undecided if …*, from the outcomes alone."""
+    held, failed, unknown = by_outcome(findings)
     if not held:
         told = "fails" if failed else "undecided"
         return f"{told}; undecided if {'; or if '.join(unknown)}" if failed and unknown else told
@@ -100,15 +121,35 @@ class Interval:
 
     mean: float
     half: float
+    deviation: float = math.nan
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Interval:
         """Return the interval of some values; unbounded for a single one."""
-        count = len(values)
+        mean, count = statistics.mean(values), len(values)
         if count < 2:
-            return cls(statistics.mean(values), math.inf)
-        error = statistics.stdev(values) / math.sqrt(count)
-        return cls(statistics.mean(values), float(student_t.ppf(0.975, count - 1)) * error)
+            return cls(mean, math.inf)
+        deviation = statistics.stdev(values)
+        return cls(mean, half_width(deviation, count), deviation)
+
+    def seeds_to_decide(self, margin: float) -> int | None:
+        """Return how many seeds would decide, if mean and deviation stayed what they are.
+
+        None where a million would not.
+        """
+        fewest, most = 2, 1_000_000
+        if math.isnan(self.deviation) or self._with(most).outcome(margin) == OPEN:
+            return None
+        while fewest < most:
+            middle = (fewest + most) // 2
+            if self._with(middle).outcome(margin) == OPEN:
+                fewest = middle + 1
+            else:
+                most = middle
+        return fewest
+
+    def _with(self, seeds: int) -> Interval:
+        return Interval(self.mean, half_width(self.deviation, seeds), self.deviation)
 
     def outcome(self, margin: float) -> str:
         """Return whether the mean is above zero; below `margin` a difference does not matter."""
@@ -118,6 +159,11 @@ class Interval:
 
     def __str__(self) -> str:
         return f"{self.mean:+.3g} ± {self.half:.2g}"
+
+
+def half_width(deviation: float, count: int) -> float:
+    """Return half the width of the 95 % interval of a mean of so many values."""
+    return float(student_t.ppf(0.975, count - 1)) * deviation / math.sqrt(count)
 
 
 def larger(
@@ -140,7 +186,18 @@ def larger(
     outcome = FAILS if FAILS in outcomes else OPEN if OPEN in outcomes else HOLDS
     told = ", ".join(f"{name} {interval}" if name else str(interval)
                      for name, interval in found.items())  # fmt: skip
-    return Finding(condition, outcome, f"{what}: {told}")
+    return Finding(condition, outcome, f"{what}: {told}{what_would_decide(found, margin)}")
+
+
+def what_would_decide(found: Mapping[str, Interval], margin: float) -> str:
+    """Return how many seeds would decide what is open, for people; nothing where nothing is."""
+    needed = [one.seeds_to_decide(margin) for one in found.values() if one.outcome(margin) == OPEN]
+    if not needed:
+        return ""
+    if None in needed:
+        return "; no number of seeds would decide it at these means"
+    most = max(number for number in needed if number)
+    return f"; about {most:,} seeds would decide it, if means and deviations stay as they are"
 
 
 def minus(a: Sequence[float], b: Sequence[float], scale: float = 1.0) -> list[float]:
@@ -153,6 +210,7 @@ def as_json(study: Study, result: Result) -> dict[str, Any]:
     return {
         "name": study.name,
         "claim": study.claim,
+        "in_short": in_short(result.findings),
         "verdict": verdict(result.findings),
         "findings": [vars(one) for one in result.findings],
         "table": [list(row) for row in result.table],
