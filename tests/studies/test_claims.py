@@ -81,7 +81,7 @@ def test_what_is_open_says_how_many_seeds_would_decide_it():
     spread, mean = np.std(values, ddof=1), np.mean(values)
     for count, decided in ((needed, True), (needed - 1, False)):
         half = scipy.stats.t.ppf(0.975, count - 1) * spread / np.sqrt(count)
-        assert (mean > half) is bool(decided)
+        assert (mean > half) == decided
     told = larger("it rains", {"": values}, "points").measured
     assert told.endswith(f"about {needed} seeds would decide it, if means and deviations stay as "
                          "they are")  # fmt: skip
