@@ -1,6 +1,7 @@
 """Every mistake a person can make ends in one line and exit code 2, before anything is trained."""
 
 import os
+import pickle
 import re
 import shlex
 import shutil
@@ -21,6 +22,7 @@ WHOLE = {"summary.json", "report.html", "student", "predictions.npz", "export.js
          "student.onnx", "found.csv", "reports.html"}  # fmt: skip
 TIMM, IDX, FOLDER = "data=timm data.batch_size=4", "data=idx", "data=folder data.batch_size=4"
 CSV = "data=csv data.batch_size=4"
+RESIDENT = f"{FOLDER} data.root=photos data.resident=true"
 BUNDLE, GIVEN = "student.checkpoint=bundle", "teacher=timm teacher.checkpoint=bundle"
 ALONE = "teacher=none"
 
@@ -208,6 +210,22 @@ MISTAKES = {
     f"{IDX} data.root=empty": "train-images-idx3-ubyte",
     f"{IDX} data.root=labels data.classes=[a,b]": "7",
     f"{IDX} data.root=cutidx": "train-images-idx3-ubyte",
+    f"{FOLDER} data.root=photos data.resident=yes": "data.resident",
+    f"{RESIDENT} data.view.crop_pct=0.9": "data.view.crop_pct=0.9",
+    f"{RESIDENT} data.view.flip=false": "data.view.hflip=null",
+    f"{RESIDENT} data.image_size=1000000": "data.resident=false",
+    "data=cifar10": "data.root=…",
+    "data=cifar10 data.root=nowhere": "data.download=true",
+    "data=cifar10 data.root=photos": "cifar-10-batches-py",
+    "data=cifar10 data.root=empty data.download=perhaps": "data.download",
+    "data=cifar100 data.root=empty data.labels=rough": "data.labels",
+    "data=cifar100 data.root=pickled": "cifar-100-python/meta: it would run",
+    "data=cifar100 data.root=partial": "cifar-100-python lacks test",
+    "data=arrays data.root=nowhere.npz": "nowhere.npz",
+    "data=arrays data.root=text.txt": "text.txt",
+    "data=arrays data.root=empty": "x_train",
+    "data=arrays data.root=floats.npz": "float64",
+    "data=arrays data.root=objects.npz": "y_train",
     f"{TIMM} data.root=nowhere": "data.root=nowhere",
     f"{TIMM} data.root=text.txt": "text.txt",
     f"{TIMM} data.name=nope/x": "hfds/",
@@ -414,6 +432,12 @@ def world(tmp_path_factory):
     write_idx(world / "cutidx", [0, 1] * 20, images)
     file = world / "cutidx" / "train-images-idx3-ubyte"
     file.write_bytes(file.read_bytes()[:-100])
+    np.savez(world / "floats.npz", x_train=images / 255, y_train=np.arange(40))
+    np.savez(world / "objects.npz", x_train=images, y_train=np.array([Pickled()]))
+    for name, files in (("pickled", ("train", "test", "meta")), ("partial", ("train", "meta"))):
+        (world / name / "cifar-100-python").mkdir(parents=True)
+        for file in files:
+            (world / name / "cifar-100-python" / file).write_bytes(pickle.dumps(Pickled()))
     torch.save({"state_dict": {"student.x": torch.ones(1)}}, world / "other.ckpt")
     torch.save({"state_dict": {"student.x": Pickled()}}, world / "pickle.ckpt")
     for name, content in (("run", "{}"), ("nested", "[" * 10**5)):
