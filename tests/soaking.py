@@ -139,8 +139,8 @@ def takes_soft_targets(objective):
     """Whether an objective can learn from labels that are mixed of several."""
     try:
         info = ModelInfo((8,) * len(objective.stages), 8, 10, torch.nn.Linear(8, 10))
-        features = Features([torch.ones(2, 8, 4, 4)] * len(objective.stages), torch.ones(2, 8))
-        logits = torch.eye(10)[:2]
+        logits, maps = torch.eye(10)[:2], [torch.ones(2, 8, 4, 4)] * len(objective.stages)
+        features = Features(maps, torch.ones(2, 8), logits)
         objective.eval().make_helpers(info, info)
         objective(logits, logits, logits, (features, features))
     except ValueError:

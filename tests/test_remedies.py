@@ -125,7 +125,10 @@ def test_at_alpha_one_no_label_reaches_the_student(default, name):
 
     def gradients(target):
         student, *own = (x.clone().requires_grad_() for x in (logits, maps[0], embeddings[0]))
-        both = Features([*own[0]], own[1]), Features([*maps[1]], embeddings[1])
+        both = (
+            Features([*own[0]], own[1], student),
+            Features([*maps[1]], embeddings[1], teacher),
+        )
         objective(student, teacher, target, both)["loss"].backward()
         gradients = [x.grad for x in (student, *own)]
         return [g.numpy().tobytes() for g in gradients if g is not None]

@@ -99,6 +99,7 @@ def try_objective(objective: Objective, data: DataModule) -> None:
     inputs |= {"temperature": objective.temperature, "class_counts": data.class_counts}
     inputs |= {"student_maps": maps, "teacher_maps": maps}
     inputs |= {"student_embedding": embedding, "teacher_embedding": embedding}
+    inputs |= {"student_token": student}
     for name, term in objective.terms.items():
         if term.loss.learns:
             try_learned(name, term, info, inputs)

@@ -34,12 +34,14 @@ from distill.losses.label_aware import normalized_kd, refined_kd
 from distill.losses.learned import (
     Contrast,
     Hint,
+    MaskedMaps,
     ModelInfo,
     Projector,
     ReusedClassifier,
     Review,
     StageHeads,
     Transport,
+    linear_classifier,
 )
 from distill.losses.relational import (
     probabilistic_transfer,
@@ -56,6 +58,7 @@ from distill.losses.soft import (
     cross_entropy,
     decoupled,
     dist,
+    hard_cross_entropy,
     kl_divergence,
     logit_mse,
     reachable_confidence,
@@ -73,7 +76,7 @@ from distill.losses.transport import class_costs, wasserstein_kd
 
 INPUTS = (
     *("student", "teacher", "target", "student_maps", "teacher_maps"),
-    *("student_embedding", "teacher_embedding"),
+    *("student_embedding", "teacher_embedding", "student_token"),
 )
 
 
@@ -85,7 +88,8 @@ class Loss(NamedTuple):
             which are made for the student and teacher (`ModelInfo`) and options. It, or
             the module, returns one value per example, `[N]`.
         inputs: what it takes, positionally, of `INPUTS`: `student` and `teacher` logits, `target`,
-            the feature maps of stages, and the embeddings that the classifiers read, `[N, D]`.
+            the feature maps of stages, and the embeddings that the classifiers read, `[N, D]`, and
+            the logits of the student's distillation token.
     """
 
     function: Callable[..., Any]
@@ -112,6 +116,7 @@ LOSSES: dict[str, Loss] = {
         ("student", "teacher"),
         kl_divergence,
         soft_cross_entropy,
+        hard_cross_entropy,
         logit_mse,
         standardized_kl,
         dist,
@@ -136,6 +141,8 @@ LOSSES: dict[str, Loss] = {
         similarity_preserving,
     ),
     **_table(("student_maps", "teacher_maps"), attention_transfer),
+    "token_cross_entropy": Loss(hard_cross_entropy, ("student_token", "teacher")),
+    "masked_maps": Loss(MaskedMaps, ("student_maps", "teacher_maps")),
     "hint": Loss(Hint, ("student_maps", "teacher_maps")),
     "review": Loss(
         Review, ("student_maps", "teacher_maps", "student_embedding", "teacher_embedding")
@@ -169,6 +176,7 @@ __all__ = [
     "Contrast",
     "Hint",
     "Loss",
+    "MaskedMaps",
     "ModelInfo",
     "Projector",
     "ReusedClassifier",
@@ -186,11 +194,13 @@ __all__ = [
     "entropy_weighted_kl",
     "epsilon_insensitive_hinge",
     "generalized_cross_entropy",
+    "hard_cross_entropy",
     "hard_topk_hinge",
     "hierarchical_context",
     "hint",
     "kl_divergence",
     "ldam",
+    "linear_classifier",
     "logit_adjusted_cross_entropy",
     "logit_mse",
     "multi_level_kd",

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.losses._common import labels, logit_pair, positive, require, upcast
+from distill.losses._common import labels, logit_pair, non_negative, positive, require, upcast
 from distill.losses.features import hierarchical_context, hint
 from distill.losses.transport import class_costs, wasserstein_kd
 
@@ -34,6 +34,14 @@ class ModelInfo(NamedTuple):
     embedding: int
     classes: int
     classifier: nn.Linear | None = None
+
+
+def linear_classifier(info: ModelInfo, role: str) -> nn.Linear:
+    """Return a model's classifier, refusing what is not one linear layer with a bias."""
+    layer = info.classifier
+    if layer is None or layer.bias is None or layer.in_features != info.embedding:
+        raise ValueError(f"the {role}'s classifier is not one linear layer with a bias")
+    return layer
 
 
 class Hint(nn.Module):
@@ -130,6 +138,79 @@ def _convolution(channels: int, out_channels: int, kernel: int, stride: int = 1)
     convolution = nn.Conv2d(channels, out_channels, kernel, stride, kernel // 2, bias=False)
     nn.init.kaiming_uniform_(convolution.weight, a=1)
     return nn.Sequential(convolution, nn.BatchNorm2d(out_channels))
+
+
+class MaskedMaps(nn.Module):
+    r"""ViTKD: the first maps are to be the teacher's, and the last is to be made from half of it.
+
+    `Σ_l Σ (W_l·s_l − z_l)² + β·Σ m·(G(masked(W·s)) − z)²/share`, summed over channels and places:
+    l goes over all maps but the last, of which a share of the places, drawn for each sample, is
+    replaced by a learned token; G is two 3×3 convolutions with a ReLU between, and m marks the
+    places that were replaced. In evaluation the same places are drawn each time.
+
+    Args:
+        student: the student.
+        teacher: the teacher, whose maps are as large.
+        share: of the places that are masked, in (0, 1).
+        beta: β ≥ 0.
+
+    Raises:
+        ValueError: for a share or β out of range.
+
+    Reference:
+        Yang et al., ViTKD, 2209.02432; stages [0, 1, -1] there, α = 3e-5 and β = 0.1.
+    """
+
+    def __init__(
+        self, student: ModelInfo, teacher: ModelInfo, share: float = 0.5, beta: float = 0.1
+    ) -> None:
+        super().__init__()
+        require(0 < share < 1, f"share must lie between 0 and 1, got {share}")
+        self.share, self.beta = float(share), non_negative("beta", beta)
+        self.projections = nn.ModuleList(
+            nn.Conv2d(ours, theirs, kernel_size=1)
+            for ours, theirs in zip(student.channels, teacher.channels, strict=True)
+        )
+        width = teacher.channels[-1]
+        self.token = nn.Parameter(torch.zeros(1, width, 1, 1))
+        self.generate = nn.Sequential(
+            nn.Conv2d(width, width, kernel_size=3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, kernel_size=3, padding=1),
+        )
+
+    def forward(self, student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
+        """Return one value per example, `[N]`."""
+        pairs = zip(self.projections, student_maps, strict=True)
+        ours = [project(maps) for project, maps in pairs]
+        theirs = [upcast(maps.detach()) for maps in teacher_maps]
+        for one, other in zip(ours, theirs, strict=True):
+            require(
+                one.shape == other.shape,
+                f"maps of {list(one.shape[2:])} and {list(other.shape[2:])} places do not compare",
+            )
+        masked = self._masked(ours[-1])
+        made = self.generate(torch.where(masked, self.token.to(ours[-1].dtype), ours[-1]))
+        value = self.beta / self.share * _squares(torch.where(masked, made - theirs[-1], 0.0))
+        for one, other in zip(ours[:-1], theirs[:-1], strict=True):
+            value = value + _squares(upcast(one) - other)
+        return value
+
+    def _masked(self, maps: Tensor) -> Tensor:
+        """Return which places of each sample are masked, bool `[N, 1, H, W]`."""
+        count, _, height, width = maps.shape
+        if self.training:
+            noise = torch.rand(count, height * width, device=maps.device)
+        else:
+            fixed = torch.Generator().manual_seed(0)
+            noise = torch.rand(count, height * width, generator=fixed).to(maps.device)
+        rank = noise.argsort(dim=1).argsort(dim=1)
+        kept = int(height * width * (1 - self.share))
+        return (rank >= kept).view(count, 1, height, width)
+
+
+def _squares(differences: Tensor) -> Tensor:
+    return upcast(differences).square().flatten(1).sum(dim=1)
 
 
 class Contrast(nn.Module):
@@ -341,11 +422,10 @@ class Transport(nn.Module):
         sharpness: float = 1.0,
     ) -> None:
         super().__init__()
-        if teacher.classifier is None:
-            raise ValueError("the teacher's classifier is not one linear layer")
+        weight = linear_classifier(teacher, "teacher").weight
         self.options: dict[str, Any] = {"gamma": gamma, "temperature": temperature}
         self.options |= {"regularization": regularization, "iterations": iterations}
-        cost = class_costs(teacher.classifier.weight, sharpness)
+        cost = class_costs(weight, sharpness)
         self.register_buffer("cost", cost, persistent=False)
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
@@ -377,13 +457,10 @@ class ReusedClassifier(nn.Module):
 
     def __init__(self, student: ModelInfo, teacher: ModelInfo) -> None:
         super().__init__()
-        for role, info in (("student", student), ("teacher", teacher)):
-            layer = info.classifier
-            if layer is None or layer.bias is None or layer.in_features != info.embedding:
-                raise ValueError(f"the {role}'s classifier is not one linear layer with a bias")
-        assert teacher.classifier is not None
+        linear_classifier(student, "student")
+        layer = linear_classifier(teacher, "teacher")
         for name in ("weight", "bias"):
-            value = getattr(teacher.classifier, name).detach().clone()
+            value = getattr(layer, name).detach().clone()
             self.register_buffer(name, value, persistent=False)
         self.project = nn.Linear(student.embedding, teacher.embedding, bias=False)
 

@@ -156,6 +156,31 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: Temperatur
     )
 
 
+def hard_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
+    """Ask the student for the teacher's first choice, as if it were the label.
+
+    `−log softmax(s)_y` with `y = argmax_k z_k`, the first of equals.
+
+    Args:
+        student: logits `[N, K]`.
+        teacher: logits `[N, K]`; no gradient flows into them.
+
+    Returns:
+        Nats per example, `[N]`.
+
+    Raises:
+        ValueError: shapes or types do not fit.
+
+    Example:
+        >>> hard_cross_entropy(torch.zeros(1, 4), torch.tensor([[0.0, 3.0, 1.0, 2.0]]))
+        tensor([1.3863])
+
+    Reference: Touvron et al., DeiT, arXiv:2012.12877, for a distillation token.
+    """
+    s, z = logit_pair(student, teacher)
+    return F.cross_entropy(s, z.argmax(dim=1), reduction="none")
+
+
 def logit_mse(student: Tensor, teacher: Tensor, centred: bool = True) -> Tensor:
     """Half the mean squared difference of the logits.
 

@@ -18,10 +18,13 @@ class Features(NamedTuple):
     Attributes:
         maps: `[N, C, H, W]`, of the stages that were named.
         embedding: what the classifier reads, `[N, D]`.
+        token: logits `[N, K]` of a distillation token's own classifier, in training; of a model
+            that has none, and in evaluation, the model's logits.
     """
 
     maps: list[Tensor]
     embedding: Tensor
+    token: Tensor
 
 
 def model_info(model: Any, stages: Sequence[int], role: str) -> ModelInfo:
@@ -35,6 +38,21 @@ def model_info(model: Any, stages: Sequence[int], role: str) -> ModelInfo:
     layer = model.get_classifier() if hasattr(model, "get_classifier") else None
     linear = layer if isinstance(layer, nn.Linear) else None
     return ModelInfo(tuple(channels), int(width), int(model.num_classes), linear)
+
+
+def train_token(student: Any) -> None:
+    """Let a student's distillation token answer by itself in training.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    if not hasattr(student, "set_distilled_training"):
+        raise ValueError(
+            f"the student {type(student).__name__} has no distillation token: take one of timm's "
+            "*_distilled_*, such as student.name=deit_tiny_distilled_patch16_224, or the loss "
+            "hard_cross_entropy"
+        )
+    student.set_distilled_training(True)
 
 
 def feature_channels(model: nn.Module, stages: Sequence[int], role: str) -> list[int]:
@@ -95,4 +113,6 @@ def forward_with_features(
     """Return logits `[N, K]` and the features, with the maps of the stages in their order."""
     final, maps = model.forward_intermediates(images, indices=list(stages))
     embedding = model.forward_head(final, pre_logits=True)
-    return model.forward_head(final), Features(maps, embedding)
+    answer = model.forward_head(final)
+    logits, token = answer if isinstance(answer, tuple) else (answer, answer)
+    return logits, Features(maps, embedding, token)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.losses import ModelInfo, ReusedClassifier
-from distill.models.features import Features, model_info
+from distill.losses import ModelInfo, ReusedClassifier, linear_classifier
+from distill.models.features import Features, model_info, train_token
 from distill.objective.annealed import AnnealedValues
 from distill.objective.selection import build_selection
 from distill.objective.temperature import LearnedTemperature
@@ -220,10 +220,22 @@ class Objective(nn.Module):
         learns = any(term.loss.learns for term in self.terms.values())
         if not (learns or self.needs_student_features or self.needs_teacher_features):
             return
+        self.check_student(student)
         ours = model_info(student, self.stages, "student")
         theirs = ours if teacher is None else model_info(teacher, self.stages, "teacher")
         self.make_helpers(ours, theirs)
         self.set_classifier(student)
+
+    def check_student(self, student: nn.Module) -> None:
+        """Refuse a student that lacks what a term reads or sets.
+
+        Raises:
+            ValueError: if it has no distillation token, or a classifier that is not one layer.
+        """
+        if self._reads("student_token"):
+            train_token(student)
+        if self.sets_classifier:
+            linear_classifier(model_info(student, self.stages, "student"), "student")
 
     def make_helpers(self, ours: ModelInfo, theirs: ModelInfo) -> None:
         """Make what learns with a student of such a kind under such a teacher."""
@@ -281,7 +293,7 @@ class Objective(nn.Module):
             given["temperature"] = self.curriculum(student, teacher, strength)
         for role, of in zip(("student", "teacher"), features, strict=True):
             if of is not None:
-                given |= {f"{role}_maps": of.maps, f"{role}_embedding": of.embedding}
+                given |= {f"{role}_{name}": value for name, value in of._asdict().items()}
         known = given if labelled is None else first(given, labelled)
         values = {
             name: self.values(name, given if term.teaches_unlabeled else known)

@@ -92,6 +92,7 @@ def prepare(cfg: DictConfig, data: DataModule) -> Untrained:
     check_compile(cfg)
     if objective.needs_student_features:
         check_features(model, (data.in_chans, *data.image_size), objective.stages, "student")
+    objective.check_student(model)
     trainer = build_trainer(cfg, objective, callbacks, data.sharing)
     check_graph(cfg, objective, data, trainer)
     check_teacher(cfg, data)

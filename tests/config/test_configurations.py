@@ -94,12 +94,19 @@ def test_waiting_is_noticed():
     assert len(watch.found) == 2
 
 
+TOKEN = (  # a student that has a distillation token
+    "student=timm", "student.name=deit_tiny_distilled_patch16_224",
+    "student.args={img_size: 32, patch_size: 8, depth: 1, embed_dim: 24, num_heads: 2}",
+)  # fmt: skip
+
+
 @pytest.mark.filterwarnings("ignore:.*standardised logits")
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_trains_a_student_and_never_waits_for_its_device(
     composed, waits, objective
 ):
-    cfg = composed(*QUICK, f"objective={objective}", "store=off")
+    student = TOKEN if objective == "deit" else ()
+    cfg = composed(*QUICK, f"objective={objective}", "store=off", *student)
     data = build.build_data(cfg)
     built = build.build_objective(cfg, data)
     prepare(cfg, data)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from distill.losses import (
     Contrast,
     Hint,
+    MaskedMaps,
     ModelInfo,
     Projector,
     ReusedClassifier,
@@ -50,6 +51,9 @@ MADE = {
         lambda: (
             maps(OURS.channels, (8, 4, 2)), maps(THEIRS.channels, (16, 4, 2)), *embeddings(),
         ),
+    ),
+    "masked": (
+        MaskedMaps, lambda: (maps(OURS.channels, (8, 4, 2)), maps(THEIRS.channels, (8, 4, 2)))
     ),
     "contrast": (Contrast, lambda: (*embeddings(), torch.tensor([0, 1, 2, 0, 3, 4]))),
     "projector": (Projector, embeddings),
@@ -136,6 +140,25 @@ def test_the_hierarchical_context_is_the_weighted_mean_over_resolutions():
     assert hierarchical_context(one, 3 * one).tolist() == [4.0] * 3
     with pytest.raises(ValueError, match="do not compare"):
         hierarchical_context(one, s)
+
+
+def test_the_last_map_is_made_from_the_places_that_are_not_masked():
+    module, (ours, theirs) = make("masked", share=0.5, beta=0.3)
+    module.eval()
+    projected = [project(x) for project, x in zip(module.projections, ours, strict=True)]
+    pairs = zip(projected[:-1], theirs[:-1], strict=True)
+    first = sum((p - z).square().sum((1, 2, 3)) for p, z in pairs)
+    masked = module._masked(projected[-1])
+    assert masked.flatten(1).sum(1).tolist() == [2] * 6  # of 2 × 2 places
+    hidden = torch.where(masked, module.token, projected[-1])
+    missing = ((module.generate(hidden) - theirs[-1]).square() * masked).sum((1, 2, 3))
+    torch.testing.assert_close(module(ours, theirs), first + 0.3 / 0.5 * missing)
+    module.train()
+    assert not torch.equal(module(ours, theirs), module(ours, theirs))  # drawn anew each time
+    with pytest.raises(ValueError, match="share must lie"):
+        make("masked", share=1.0)
+    with pytest.raises(ValueError, match=r"maps of \[8, 8\] and \[4, 4\] places"):
+        module(ours, [F.avg_pool2d(theirs[0], 2), *theirs[1:]])
 
 
 def test_the_last_level_of_a_review_sees_only_the_embedding_and_the_first_sees_all():

@@ -20,6 +20,7 @@ CENTRED = ("target", "centred")
 CONTRACT = {
     "kl_divergence": ("student teacher", [TAU]),
     "soft_cross_entropy": ("student teacher", [TAU]),
+    "hard_cross_entropy": ("student teacher", []),
     "logit_mse": ("student teacher", [("centred", True)]),
     "standardized_kl": ("student teacher", [TAU]),
     "decoupled": ("student teacher target", [("alpha", 1.0), ("beta", 8.0), TAU]),

@@ -175,8 +175,8 @@ def test_a_thousand_classes_that_are_not_imagenets_keep_their_order(caplog):
 def test_features_come_with_mapped_logits_and_all_else_is_the_models_own(images):
     model = resnet()
     mapped = MappedClasses(model, [[k] for k in ORDER])
-    logits, (maps, embedding) = forward_with_features(mapped, images, [1, 2])
-    expected, (others, theirs) = forward_with_features(model, images, [1, 2])
+    logits, (maps, embedding, _) = forward_with_features(mapped, images, [1, 2])
+    expected, (others, theirs, _) = forward_with_features(model, images, [1, 2])
     assert torch.equal(embedding, theirs)
     assert torch.equal(logits, expected[:, ORDER])
     assert all(map(torch.equal, maps, others))

@@ -1,6 +1,7 @@
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 
 from distill import Distiller, Objective, save_student
 from distill.data.batch import Batch
@@ -35,11 +36,12 @@ def test_logits_are_the_models_own_and_maps_have_the_declared_channels(name):
     model = build_model(ModelSpec(name), SHAPE, "student").eval()
     images, stages = torch.randn(2, 3, 32, 32), (-2, -1)
     with torch.inference_mode():
-        logits, (maps, embedding) = forward_with_features(model, images, stages)
+        logits, (maps, embedding, token) = forward_with_features(model, images, stages)
         torch.testing.assert_close(logits, model(images))
     info = model_info(model, stages, "student")
     assert tuple(m.shape[1] for m in maps) == info.channels
     assert embedding.shape == (2, info.embedding)
+    assert token is logits
     assert info.classifier is not None
     with torch.inference_mode():
         torch.testing.assert_close(info.classifier(embedding), logits)
@@ -96,9 +98,31 @@ def test_models_without_feature_maps_and_stages_that_are_not_there_are_refused(t
 def test_a_vision_transformer_can_be_hinted():
     size = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2}
     student = timm.create_model("vit_tiny_patch16_224", num_classes=5, **size).eval()
-    logits, ((last,), _) = forward_with_features(student, torch.zeros(2, 3, 32, 32), (-1,))
+    logits, ((last,), *_) = forward_with_features(student, torch.zeros(2, 3, 32, 32), (-1,))
     assert logits.shape == (2, 5)
     assert last.shape == (2, 24, 4, 4)
+
+
+def test_a_distillation_token_answers_by_itself_in_training():
+    size = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2}
+    student = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=5, **size)
+    objective = Objective({"ce": "cross_entropy", "token": "token_cross_entropy"}, alpha=0.5)
+    module = Distiller(student, build_model(ModelSpec("resnet10t"), SHAPE, "teacher"), objective)
+    batch = Batch(torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 2, 3]))
+    student.train()
+    logits, teacher, target, (ours, _) = module._answers(batch)
+    expected = 0.5 * F.cross_entropy(logits, target) + 0.5 * F.cross_entropy(
+        ours.token, teacher.argmax(1)
+    )
+    losses = objective(logits, teacher, target, (ours, None))
+    torch.testing.assert_close(losses["loss"], expected)
+    losses["loss"].backward()
+    assert student.head_dist.weight.grad.abs().sum() > 0
+    student.eval()
+    logits, (_, _, token) = forward_with_features(student, batch.view, (-1,))
+    torch.testing.assert_close(token, logits)
+    with pytest.raises(ValueError, match="ResNet has no distillation token: take one"):
+        objective.check_student(timm.create_model("resnet10t", num_classes=5))
 
 
 def test_maps_that_are_not_what_a_model_declares_are_refused_ahead():
