@@ -42,7 +42,10 @@ ASSISTED = ("assistants=[{name:slim_resnet10_8}]",)
 TEACHERLESS = ("supervised", "one_vs_rest_hinge", "crammer_singer", "weston_watkins",
                "class_balanced", "ldam", "ldam_drw", "logit_adjusted", "gce", "sce", "ramp_hinge",
                "smooth_topk", "hard_topk")  # fmt: skip
-OBJECTIVES = tuple(sorted(path.stem for path in (CONF / "objective").glob("*.yaml")))
+NEEDS_A_TOKEN = ("deit",)  # a kind of student that these are not
+OBJECTIVES = tuple(
+    sorted({path.stem for path in (CONF / "objective").glob("*.yaml")} - {*NEEDS_A_TOKEN})
+)
 SCHEDULES = ("linear", "cosine", "exponential", "step")
 # Each row is one choice that a configuration makes, independent of the others.
 CHOICES = (
