@@ -22,6 +22,7 @@ import distill  # noqa: F401  (first: it makes torchvision importable)
 import gpu
 import host
 import losses
+import methods
 import metrics
 import steps
 import store
@@ -30,7 +31,10 @@ import torch
 import views
 from measure import RESULTS, machine, save
 
-PARTS = {part.__name__: part for part in (host, steps, views, store, sweep, losses, metrics, gpu)}
+PARTS = {
+    part.__name__: part
+    for part in (host, steps, methods, views, store, sweep, losses, metrics, gpu)
+}
 
 
 def main() -> int:

@@ -22,8 +22,9 @@ from typing import Any
 import torch
 from measure import Row, resident, seconds
 
-from distill.teacher.room import expected_bytes, size_text
+from distill.teacher.room import expected_bytes
 from distill.teacher.store import TeacherStore
+from distill.utils.memory import bytes_text
 
 BATCH = 128
 FILLED_AT_ONCE = 1024
@@ -62,7 +63,7 @@ def growth(
     size = expected_bytes(samples, classes, views, topk=topk)
     row: dict[str, Any] = {"classes": classes, "samples": samples, "views": views, "topk": topk}
     row["bytes"] = size
-    line = f"{classes:7,}{samples:12,}{views:5}{topk or '–':>7}{size_text(size):>12}"
+    line = f"{classes:7,}{samples:12,}{views:5}{topk or '–':>7}{bytes_text(size):>12}"
     if size > options.max_gb * 1e9:
         print(f"{line}  by formula", flush=True)
         return row
