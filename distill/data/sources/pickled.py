@@ -15,8 +15,8 @@ import numpy as np
 from distill.utils.errors import printable
 
 INTEGERS = re.compile(r"[iu][1248]")  # NumPy's codes of the types that are read
-REMEMBERS = ("PUT", "BINPUT", "LONG_BINPUT")
 ORDERS = ("<", ">", "=", "|")  # of their bytes
+REMEMBERS = ("PUT", "BINPUT", "LONG_BINPUT")  # operations that number what comes up again
 
 
 class PickledType:
