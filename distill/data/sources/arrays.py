@@ -177,6 +177,8 @@ def class_names(place: Path, count: int) -> list[str]:
         if array.dtype.kind not in "US" or array.ndim != 1:
             raise ValueError(f"it is {array.dtype} {list(array.shape)}, and should be [K] strings")
         names = [name.decode() if isinstance(name, bytes) else name for name in array.tolist()]
+        if len(set(names)) < len(names):
+            raise ValueError("it names a class twice")
     if len(names) < count:
         raise ValueError(
             f"{place}: labels go up to {count - 1}, but {len(names)} classes are named"

@@ -159,21 +159,22 @@ def read_release(
         labels: which labels, a key of the release's.
         image_size: side length in pixels, or height and width, the images are enlarged or reduced
             to.
-        download: let torchvision fetch it into `root` where there is no copy.
+        download: let torchvision fetch it into `root` where there is no copy that can be read.
 
     Raises:
-        ValueError: for a copy that is partial, damaged, or would run code.
+        ValueError: for a copy that is damaged or would run code.
         FileNotFoundError: if there is none, or files of it are missing.
     """
     if labels not in release.labels:
         raise ValueError(f"data.labels must be {' or '.join(release.labels)}, got {labels!r}")
     place, wanted = resolved_path(root), release.labels[labels]
-    copy = found_copy(release, wanted, place)
-    if copy is None and download:
+    try:
+        copy = found_copy(release, wanted, place)
+    except (ValueError, FileNotFoundError):
+        if not download:
+            raise
         fetch(release, wanted, place)
         copy = found_copy(release, wanted, place)
-    if copy is None:
-        raise FileNotFoundError(missing(release, place))
     train, test = (
         Resident(resize(torch.from_numpy(images), image_size), torch.from_numpy(numbers))
         for images, numbers in (copy.train, copy.test)
@@ -191,35 +192,42 @@ class Copy:
     notes: list[str] = field(default_factory=list)
 
 
-def missing(release: Release, root: Path) -> str:
-    """Return the line that says what was looked for."""
-    forms = (release.pickled, release.binary)
-    names = [form.folder for form in forms] + [form.archive for form in forms]
-    there = "holds none of" if root.exists() else "does not exist; it should hold one of"
-    return (
-        f"{root} {there} {', '.join(names)} and train-*.parquet: data.root is where {release.name} "
-        "lies, and data.download=true fetches it there"
-    )
-
-
 def fetch(release: Release, labels: Labels, root: Path) -> None:
-    """Let torchvision fetch a release, whose checksum it knows; of several runs the first does."""
+    """Let torchvision fetch a release that cannot be read there; of several runs the first does.
+
+    Torchvision knows the checksum of the archive that it fetches.
+    """
     from torchvision import datasets
 
     with explained(f"{release.name} cannot be fetched into {root}"):
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f".{release.torchvision}.lock"):
-            if found_copy(release, labels, root) is None:
+            try:
+                found_copy(release, labels, root)  # which another run may have fetched meanwhile
+            except (ValueError, FileNotFoundError):
                 getattr(datasets, release.torchvision)(root, download=True)
 
 
-def found_copy(release: Release, labels: Labels, root: Path) -> Copy | None:
-    """Return the first copy of a release in a place, or None where there is none."""
+def found_copy(release: Release, labels: Labels, root: Path) -> Copy:
+    """Return the first copy of a release in a place.
+
+    Raises:
+        ValueError: if it is damaged or would run code.
+        FileNotFoundError: if there is none, or files of it are missing.
+    """
     for place, form in places(release, root):
         if files := held_files(place, form.files(labels)):
             return read_files(release, labels, form, place, files)
     shards = {part: sorted(root.glob(f"**/{part}-*.parquet")) for part in ("train", "test")}
-    return read_parquet(release, labels, root, shards) if any(shards.values()) else None
+    if any(shards.values()):
+        return read_parquet(release, labels, root, shards)
+    forms = (release.pickled, release.binary)
+    names = [form.folder for form in forms] + [form.archive for form in forms]
+    there = "holds none of" if root.exists() else "does not exist; it should hold one of"
+    raise FileNotFoundError(
+        f"{root} {there} {', '.join(names)} and train-*.parquet: data.root is where {release.name} "
+        "lies, and data.download=true fetches it there"
+    )
 
 
 def places(release: Release, root: Path) -> Iterator[tuple[Path, Form]]:
@@ -265,8 +273,8 @@ def check_whole(release: Release, place: Path, lacking: Sequence[str]) -> None:
     """Refuse a copy that lacks files."""
     if lacking:
         raise FileNotFoundError(
-            f"{place} lacks {some(lacking, 5)}, and so is a partial copy of {release.name}: remove "
-            "it, and data.download=true fetches a whole one"
+            f"{place} lacks {some(lacking, 5)}, and so is a partial copy of {release.name}: "
+            "data.download=true fetches a whole one"
         )
 
 

@@ -55,7 +55,8 @@ def in_memory(
     """
     splits = {part: split for part in PARTS if (split := getattr(source, part)) is not None}
     count = sum(map(len, splits.values()))
-    headers = sampled_headers(next(split for split in splits.values() if len(split)))
+    shown = source.train if len(source.train) or source.test is None else source.test
+    headers = sampled_headers(shown)
     size = kept_size(image_size, model_size, headers)
     taken = checked_bytes(source, count, size)
     if count >= MANY:

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from distill.utils.errors import printable
+from distill.utils.errors import first_line, printable
 
 INTEGERS = re.compile(r"[iu][1248]")  # NumPy's codes of the types that are read
-REMEMBERS = ("PUT", "BINPUT", "LONG_BINPUT")
 ORDERS = ("<", ">", "=", "|")  # of their bytes
+REMEMBERS = ("PUT", "BINPUT", "LONG_BINPUT")  # operations that number what comes up again
 
 
 class PickledType:
@@ -127,15 +127,20 @@ def read_pickle(content: bytes) -> Any:
         content: the pickle, of any protocol.
 
     Raises:
-        Exception: whatever `pickle` raises for what is damaged, or names something else.
+        ValueError: if it is damaged, or names anything else.
 
     Example:
         >>> array = read_pickle(pickle.dumps({"data": np.ones((2, 3), np.uint8)}))["data"]
         >>> array.integers().tolist()
         [[1, 1, 1], [1, 1, 1]]
     """
-    check_memory(content)
-    return Inert(io.BytesIO(content), encoding="bytes").load()
+    try:
+        check_memory(content)
+        return Inert(io.BytesIO(content), encoding="bytes").load()
+    except pickle.UnpicklingError as error:
+        raise ValueError(first_line(error)) from error
+    except Exception as error:  # what is damaged calls, looks up and adds to whatever there is
+        raise ValueError(f"it is no pickle, or a damaged one ({first_line(error)})") from error
 
 
 def check_memory(content: bytes) -> None:
@@ -144,11 +149,12 @@ def check_memory(content: bytes) -> None:
     Python keeps a table as long as the largest number; whoever writes a pickle counts from 0 or 1.
 
     Raises:
-        ValueError: if it does so, or is no pickle.
+        UnpicklingError: if it does so.
+        ValueError: if it is no pickle.
     """
     for count, (operation, number, _) in enumerate(pickletools.genops(content)):
         if operation.name in REMEMBERS and int(number or 0) > count:
-            raise ValueError(f"it is damaged: it numbers its item {count} by {number}")
+            raise pickle.UnpicklingError(f"it is damaged: its item {count} has number {number}")
 
 
 def text(value: Any) -> str:

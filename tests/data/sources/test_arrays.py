@@ -158,6 +158,7 @@ def test_the_fingerprint_is_of_pixels_and_labels(tmp_path):
         ({"classes": np.arange(3)}, ["classes", "is int64 [3]", "strings"]),
         ({"classes": np.array([["a", "b", "c"]])}, ["classes", "[1, 3]"]),
         ({"classes": np.array([b"\xff"] * 3)}, ["classes"]),
+        ({"classes": np.array(["a", "b", "a"])}, ["classes", "names a class twice"]),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(tmp_path, folder, change, words):

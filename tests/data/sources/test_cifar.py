@@ -59,7 +59,7 @@ def names_of(release):
 def write_python(root, release, dump=python2):
     """Write what torchvision unpacks."""
     folder = root / release.pickled.folder
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for file, images, labels in files_of(release, release.pickled):
         held = {b"data": images.reshape(-1, 3072), b"filenames": [b"x.png"] * len(images)}
         held |= {f"{name}s".encode(): labels[name].tolist() for name in names_of(release)}
@@ -402,11 +402,30 @@ def test_nothing_is_fetched_unless_that_is_asked_for(tmp_path, downloader):
     assert downloader.calls == [(root, True)]
 
 
-def test_a_partial_copy_is_not_written_over(tmp_path, downloader):
-    (write_python(tmp_path, TINY[10]) / "test_batch").unlink()
-    refusal(
-        lambda: read_release(TINY[10], str(tmp_path), "fine", download=True), "lacks test_batch"
-    )
+@pytest.mark.parametrize("damage", ["file", "archive", "binary", "pickle"])
+def test_a_copy_that_cannot_be_read_is_fetched_anew_only_when_that_is_asked_for(
+    tmp_path, downloader, damage
+):
+    if damage == "archive":  # as an interrupted download leaves it
+        path = write(tmp_path, TINY[10], "python archive")
+        path.write_bytes(path.read_bytes()[:-2000])
+    elif damage == "binary":
+        (write_binary(tmp_path, TINY[10]) / "test_batch.bin").write_bytes(b"")
+    elif damage == "file":
+        (write_python(tmp_path, TINY[10]) / "test_batch").unlink()
+    else:
+        path = write_python(tmp_path, TINY[10]) / "test_batch"
+        path.write_bytes(running(tmp_path / "made")["reduce2"])
+    refusal(lambda: read_release(TINY[10], str(tmp_path), "fine"))
+    assert downloader.calls == []
+    check(read_release(TINY[10], str(tmp_path), "fine", download=True), "label")
+    assert downloader.calls == [(tmp_path, True)]
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_copy_of_other_bytes_is_never_written_over(tmp_path, downloader):
+    write_python(tmp_path, TINY[10], python3(4))
+    assert read_release(TINY[10], str(tmp_path), "fine", download=True).notes
     assert downloader.calls == []
 
 

@@ -58,16 +58,15 @@ def test_containers_strings_and_numbers_are_read():
 def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path, monkeypatch, way):
     monkeypatch.chdir(tmp_path)
     before = {key: one.make for key, one in pickled.STAND_INS.items()}
-    with pytest.raises(Exception, match=r".") as caught:
-        read_pickle(running(tmp_path / "made")[way])
-    assert not isinstance(caught.value, FileExistsError)
+    refusal(lambda: read_pickle(running(tmp_path / "made")[way]), error=ValueError)
     assert os.listdir(tmp_path) == []
     assert {key: one.make for key, one in pickled.STAND_INS.items()} == before
 
 
 def test_what_a_pickle_would_have_run_is_named_without_commanding_the_terminal():
-    with pytest.raises(pickle.UnpicklingError, match=r"would run os\.\\x1b\[2Jsystem, and nothing"):
-        read_pickle(b"cos\n\x1b[2Jsystem\n.")
+    refusal(
+        lambda: read_pickle(b"cos\n\x1b[2Jsystem\n."), r"would run os.\x1b[2Jsystem, and nothing"
+    )
 
 
 def test_arrays_of_what_is_no_number_are_refused():
@@ -75,7 +74,7 @@ def test_arrays_of_what_is_no_number_are_refused():
         for protocol in (2, 4):
             try:
                 found = read_pickle(pickle.dumps(array, protocol))
-            except pickle.UnpicklingError:
+            except ValueError:
                 continue
             refusal(found.integers, "does not hold whole numbers")
 
@@ -97,8 +96,7 @@ def test_arrays_with_other_bytes_than_their_shape_says_are_refused():
 @pytest.mark.parametrize("keep", [0, 1, 3, 20, -30, -1])
 def test_a_truncated_pickle_is_no_pickle(keep):
     content = python2({b"data": ARRAYS["rows"]})
-    with pytest.raises(Exception, match=r"."):
-        read_pickle(content[:keep])
+    refusal(lambda: read_pickle(content[:keep]), "no pickle, or a damaged one", error=ValueError)
 
 
 HUGE = b"\xff" * 7 + b"\x3f"
