@@ -49,9 +49,13 @@ def main() -> int:
     shared.add_argument("--results", type=Path, default=RESULTS, help="where the tables go")
     parts = parser.add_subparsers(dest="part", metavar="|".join(PARTS))
     for name, part in PARTS.items():
-        about = {"help": part.__doc__.splitlines()[0], "description": part.__doc__}
+        about = part.__doc__ or ""
         own = parts.add_parser(
-            name, parents=[shared], formatter_class=argparse.RawDescriptionHelpFormatter, **about
+            name,
+            parents=[shared],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            help=about.partition("\n")[0],
+            description=about,
         )
         part.options(own)
     asked = sys.argv[1:]

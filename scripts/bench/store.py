@@ -32,7 +32,7 @@ HEAD = (
     f"{'K':>7}{'N':>12}{'V':>5}{'top-k':>7}{'size':>12}{'fill s':>9}"
     f"{'first ms':>10}{'again ms':>10}{'own MB':>9}{'mapped MB':>11}"
 )
-GROWTH = {  # what grows → stores as (K, N, V, k)
+GROWTH: dict[str, list[tuple[int, int, int, int | None]]] = {  # what grows → stores as (K, N, V, k)
     "classes": [(k, 10_000, 1, None) for k in (10, 100, 1_000, 10_000, 50_000)],
     "samples": [(100, n, 1, None) for n in (1_000, 10_000, 100_000, 1_000_000)],
     "views": [(100, 10_000, v, None) for v in (1, 10, 100, 300)],

@@ -70,7 +70,7 @@ def one_run(key: Row, options: argparse.Namespace) -> list[Row]:
 
 def judged(cfg: Any, student: Distiller, data: Any, folder: Path) -> list[Row]:
     """Return a student's numbers on the test split, in float and as an int8 file."""
-    fit = fit_temperature(*evaluation.predict(cfg, student, data).of("student", "val"))
+    scaling = fit_temperature(*evaluation.predict(cfg, student, data).of("student", "val"))
     model = Deployed(student.student, student.normalize, None).cpu().eval()
     job = Job(composed(name="export").export, data, model, lambda images: images, {}, folder)
     file = write_quantized(job, folder / "int8.onnx", "per_channel", activations=True)
@@ -81,7 +81,7 @@ def judged(cfg: Any, student: Distiller, data: Any, folder: Path) -> list[Row]:
     rows = []
     for kind, answer, path in (("float", model, size), ("int8", file.run, file.path)):
         logits = verify.answers(answer, verify.test_images(data, job.prepare))
-        scaled = (logits.double() / (fit.temperature or 1.0)).softmax(dim=1)
+        scaled = (logits.double() / (scaling.temperature or 1.0)).softmax(dim=1)
         after = float(expected_calibration_error(scaled, data.test.labels))
         numbers = verify.scores(logits, data.test.labels, reference)
         rows.append({"kind": kind, **numbers, "ece_after_scaling": after, "zeros": zeros,

@@ -115,7 +115,7 @@ def plan(cells: Sequence[Cell], costs: Costs, batch_size: int, trained: Sequence
     """
     lines = ["| pair | cells | steps | hours here | hours on an H200 |", "|---|---|---|---|---|"]
     steps_each = costs.images // batch_size * costs.epochs
-    total = [0, 0, 0.0]
+    all_cells, all_steps, all_hours = 0, 0, 0.0
     reference = costs.speeds.get("r32x4_r8x4")
     scale = (reference.student + reference.answer) * H200_IMAGES_PER_SECOND if reference else None
     for pair in dict.fromkeys(cell.pair for cell in cells):
@@ -124,9 +124,9 @@ def plan(cells: Sequence[Cell], costs: Costs, batch_size: int, trained: Sequence
         hours = sum(costs.of(cell) for cell in own) / 3600
         hours += teacher * costs.of_teacher(pair) / 3600
         steps = (len(own) + teacher) * steps_each
-        total = [total[0] + len(own), total[1] + steps, total[2] + hours]
+        all_cells, all_steps, all_hours = all_cells + len(own), all_steps + steps, all_hours + hours
         lines.append(_line(pair.name, len(own), steps, hours, scale))
-    lines.append(_line("all", *total, scale))  # type: ignore[arg-type]
+    lines.append(_line("all", all_cells, all_steps, all_hours, scale))
     if scale:
         lines.append("")
         lines.append(

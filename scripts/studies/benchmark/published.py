@@ -58,8 +58,7 @@ def published(pair: str, method: str) -> Published | None:
     if pair not in PAIRS:
         return None
     if method in TIAN:
-        figure = TIAN[method][PAIRS.index(pair)]
-        return Published(figure, "1910.10699: 240 epochs, last, one view")
-    if figure := ZHAO.get(method, {}).get(pair):
-        return Published(figure, "2203.08679: 240 epochs, best on test, one view")
+        return Published(TIAN[method][PAIRS.index(pair)], "1910.10699: 240 epochs, last, one view")
+    if pair in ZHAO.get(method, {}):
+        return Published(ZHAO[method][pair], "2203.08679: 240 epochs, best on test, one view")
     return None

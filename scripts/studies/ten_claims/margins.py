@@ -142,7 +142,8 @@ def draw(canvas: Canvas, colours: Colours) -> None:
     for label, name in ((-1, "baseline"), (1, "student")):
         for held, face in ((True, colours[name]), (False, "none")):
             chosen = (points[1] == label) & (deciding == held)
-            axes.scatter(*points[0][chosen].T, s=14, facecolors=face, edgecolors=colours[name])
+            horizontal, vertical = points[0][chosen].T
+            axes.scatter(horizontal, vertical, s=14, facecolors=face, edgecolors=colours[name])
     x = np.linspace(-4, 4, 2)
     for level, dash in ((0, "-"), (-1, ":"), (1, ":")):
         y = (level - weights[-1] - weights[0] * x) / weights[1]

@@ -79,7 +79,7 @@ def light_palette() -> dict[str, str]:
     return dict(re.findall(r"--(\w+): (#\w{6});", style.partition("@media")[0]))
 
 
-def on_paper(paper: Mapping[str, str]) -> dict[str, Any]:
+def on_paper(paper: Mapping[str, str]) -> Any:
     """Return the figures' style in real colours."""
     named = {stand_in: paper[name] for name, stand_in in figures.COLOURS.items()}
     return {key: named.get(value, value) if isinstance(value, str) else value

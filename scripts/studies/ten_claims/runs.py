@@ -75,8 +75,9 @@ class Runs:
     def answers(self, run: Run, split: str = "test") -> tuple[Tensor, Tensor]:
         """Return a student's logits `[N, K]` and the labels `[N]`."""
         with np.load(self.place(run) / ANSWERS) as arrays:
-            return tuple(torch.from_numpy(arrays[f"{split}_{name}"])
-                         for name in ("student", "target"))  # fmt: skip
+            student, target = (torch.from_numpy(arrays[f"{split}_{name}"])
+                               for name in ("student", "target"))  # fmt: skip
+        return student, target
 
     def numbers(self, run: Run) -> dict[str, Any]:
         """Return `distill.metrics.evaluate`'s numbers; those after scaling are cross-fitted."""
