@@ -52,7 +52,7 @@ THOROUGH = {
     "deploy/test_hub.py::test_what_the_hub_or_the_bundle_forbids": "waits for what is not there",
     "config/test_library.py::test_an_optimiser_trains_and_goes_on_as_if_never_interrupted[kron]":
         "compiles",
-    "studies": "trains the ten claims",
+    "studies": "trains the ten claims and a table",
     "test_soak.py": "random configurations",
 }  # fmt: skip
 # What takes more than a few seconds beside them, and so is not in `scripts/test --fast`.

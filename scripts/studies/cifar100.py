@@ -9,6 +9,7 @@ finished is in `table.html`, `table.csv` and `table.md` after every cell.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import subprocess
@@ -81,6 +82,7 @@ def study(options: argparse.Namespace) -> None:
         print(plan(left, costs, 64, teachers_trained(pairs, done)))
         return
     options.out.mkdir(parents=True, exist_ok=True)
+    check_settings(options)
     failed = fill(options, pairs, cells, costs)
     done = dict(finished(cells, options.out))
     if done:
@@ -88,6 +90,38 @@ def study(options: argparse.Namespace) -> None:
     print(f"{len(done)} of {len(cells)} cells: {options.out / 'table.html'}")
     if failed:
         raise SystemExit(1)
+
+
+def check_settings(options: argparse.Namespace) -> None:
+    """Refuse to add cells to a table whose cells were run otherwise.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    settings = {
+        "epochs": options.epochs,
+        "subset": options.subset,
+        "data": [with_full_path(word) for word in options.data],
+        "override": options.override,
+    }
+    file = options.out / "settings.json"
+    try:
+        with file.open("x", encoding="utf-8") as mine:
+            json.dump(settings, mine, indent=2)
+    except FileExistsError:
+        before = json.loads(file.read_text(encoding="utf-8"))
+        for name, value in settings.items():
+            if before.get(name) != value:
+                raise ValueError(
+                    f"the cells in {options.out} were run with --{name} {before.get(name)}, not "
+                    f"{value}: give another --out"
+                ) from None
+
+
+def with_full_path(word: str) -> str:
+    """Return an override whose path does not depend on where the command is typed."""
+    key, _, value = word.partition("=")
+    return f"{key}={Path(value).absolute()}" if key in ("data.root", "data.file") else word
 
 
 def fill(

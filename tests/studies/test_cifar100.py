@@ -156,6 +156,9 @@ def test_a_small_table_is_filled_gone_on_with_and_shown(tmp_path, cache):
     assert "3 of 3 cells" in said
     rows = list(csv.DictReader((tmp_path / "table/table.csv").read_text().splitlines()))
     assert [row["method"] for row in rows] == ["teacher", "alone", "kd", "mine"]
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        fill("--epochs", "2")
+    assert "were run with --epochs 1, not 2: give another --out" in refused.value.stderr
     again = fill()
     assert "distill " not in again
     assert "3 of 3 cells" in again
