@@ -167,8 +167,12 @@ def overrides(options: argparse.Namespace) -> list[str]:
     """Return the overrides that all cells share."""
     shots = options.subset
     few = ["condition=few_shot", f"condition.shots={shots}"] if shots else []
-    epochs = f"trainer.max_epochs={options.epochs}"
-    return ["experiment=cifar100", *options.data, *few, epochs, *options.override]
+    milestones = [max(1, round(options.epochs * epoch / 240)) for epoch in (150, 180, 210)]
+    length = [
+        f"trainer.max_epochs={options.epochs}",
+        f"scheduler.decay_milestones={milestones}".replace(" ", ""),
+    ]
+    return ["experiment=cifar100", *options.data, *few, *length, *options.override]
 
 
 def write(options: argparse.Namespace, cells: list[Cell]) -> None:
