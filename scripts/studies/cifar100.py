@@ -158,8 +158,11 @@ def run(cell: Cell, options: argparse.Namespace) -> float:
     print(shlex.join(words), flush=True)
     folder = cell.folder(options.out)
     folder.mkdir(parents=True, exist_ok=True)
+    beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     with (folder / LOG).open("a") as file:
-        subprocess.run(words, stdout=file, stderr=subprocess.STDOUT)
+        subprocess.run(
+            words, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "PATH": beside}
+        )
     return time.perf_counter() - started
 
 
