@@ -1,6 +1,7 @@
 """Every loss of the framework, and the table by which a configuration finds it.
 
-Pure functions of raw logits: no state, no reduction, one value per example in float32 or wider.
+Pure functions of logits and features, no state, and in `learned` modules that are trained beside
+the student: no reduction, one value per example in float32 or wider.
 """
 
 from __future__ import annotations

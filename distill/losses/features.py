@@ -75,7 +75,8 @@ def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
     r"""Compare two maps at several resolutions.
 
     `Σ_l w_l·mean (pool_l(s) − pool_l(z))² / Σ_l w_l` over the whole map, of weight 1, and its
-    averages to 4 × 4, 2 × 2 and 1 × 1 places, of weights ½, ¼ and ⅛, as far as they are smaller.
+    averages to 4 × 4, 2 × 2 and 1 × 1 places, as far as they are smaller, each of half the weight
+    of the one before.
 
     Args:
         student: maps `[N, C, H, W]`.

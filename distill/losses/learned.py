@@ -14,7 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.losses._common import labels, logit_pair, non_negative, positive, require, upcast
+from distill.losses._common import (
+    labels,
+    logit_pair,
+    matrix_product,
+    non_negative,
+    positive,
+    require,
+    upcast,
+)
 from distill.losses.features import hierarchical_context, hint
 from distill.losses.transport import class_costs, wasserstein_kd
 
@@ -134,8 +142,8 @@ class _Fusion(nn.Module):
         return self.leave(fused), fused
 
 
-def _convolution(channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    convolution = nn.Conv2d(channels, out_channels, kernel, stride, kernel // 2, bias=False)
+def _convolution(channels: int, out_channels: int, kernel: int) -> nn.Sequential:
+    convolution = nn.Conv2d(channels, out_channels, kernel, padding=kernel // 2, bias=False)
     nn.init.kaiming_uniform_(convolution.weight, a=1)
     return nn.Sequential(convolution, nn.BatchNorm2d(out_channels))
 
@@ -146,7 +154,8 @@ class MaskedMaps(nn.Module):
     `Σ_l Σ (W_l·s_l − z_l)² + β·Σ m·(G(masked(W·s)) − z)²/share`, summed over channels and places:
     l goes over all maps but the last, of which a share of the places, drawn for each sample, is
     replaced by a learned token; G is two 3×3 convolutions with a ReLU between, and m marks the
-    places that were replaced. In evaluation the same places are drawn each time.
+    places that were replaced. In evaluation the same places are drawn each time. The authors
+    project only where widths differ.
 
     Args:
         student: the student.
@@ -262,7 +271,8 @@ class Contrast(nn.Module):
         """Return one value per example, `[N]`."""
         target = labels(student_embedding, target)
         ours = F.normalize(upcast(self.ours(student_embedding)), dim=1)
-        theirs = F.normalize(upcast(self.theirs(upcast(teacher_embedding.detach()))), dim=1)
+        embedding = upcast(teacher_embedding.detach()).to(self.theirs.weight.dtype)
+        theirs = F.normalize(upcast(self.theirs(embedding)), dim=1)
         # What the queue holds is read before it is written: autograd keeps what it multiplied.
         others, their_labels = self.queued.clone(), self.queued_labels.clone()
         value = self._nearness(ours, torch.cat([theirs, others]), target, their_labels)
@@ -278,7 +288,9 @@ class Contrast(nn.Module):
         same = target[:, None] == candidates
         absent = candidates < 0  # of a queue that is not full
         itself = torch.eye(count, len(candidates), dtype=torch.bool, device=own.device)
-        scores = (own @ all_of.T / self.tau).masked_fill((same | absent) & ~itself, -torch.inf)
+        scores = (matrix_product(own, all_of.T) / self.tau).masked_fill(
+            (same | absent) & ~itself, -torch.inf
+        )
         return F.cross_entropy(scores, torch.arange(count, device=own.device), reduction="none")
 
 
@@ -306,15 +318,17 @@ class Projector(nn.Module):
         super().__init__()
         self.power = positive("power", power)
         self.project = nn.Linear(student.embedding, teacher.embedding)
-        # The authors' ε, a tenth of the usual width of a number's spread.
+        # As the authors have it, ten times torch's own.
         self.ours = nn.BatchNorm1d(teacher.embedding, eps=1e-4, affine=False)
         self.theirs = nn.BatchNorm1d(teacher.embedding, eps=1e-4, affine=False)
 
     def forward(self, student_embedding: Tensor, teacher_embedding: Tensor) -> Tensor:
         """Return the batch's value for each example, `[N]`."""
-        ours = self.ours(upcast(self.project(student_embedding)))
-        theirs = self.theirs(upcast(teacher_embedding.detach()))
-        differences = (ours - theirs).abs().pow(self.power).sum()
+        kept = self.ours.running_mean  # in whose precision a run keeps its numbers
+        assert kept is not None
+        ours = self.ours(self.project(student_embedding).to(kept.dtype))
+        theirs = self.theirs(upcast(teacher_embedding.detach()).to(kept.dtype))
+        differences = upcast(ours - theirs).abs().pow(self.power).sum()
         smallest = torch.finfo(differences.dtype).tiny
         return differences.clamp(min=smallest).log().expand(len(ours))
 
@@ -328,7 +342,8 @@ class StageHeads(nn.Module):
     kinds can be paired, and a store of the teacher's answers serves.
 
     A head halves a map by separable convolutions as often as stages follow, then averages it and is
-    linear; the authors' heads for transformers are attention blocks instead.
+    linear. The authors' heads have two such convolutions for one of these, and attention blocks for
+    transformers.
 
     Args:
         student: the student.

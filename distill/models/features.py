@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -27,17 +28,28 @@ class Features(NamedTuple):
     token: Tensor
 
 
-def model_info(model: Any, stages: Sequence[int], role: str) -> ModelInfo:
-    """Return the channels of a model's stages, the width of its embedding, classes and classifier.
+def model_info(model: Any, stages: Sequence[int], role: str, maps: bool) -> ModelInfo:
+    """Return what helpers are told of a model.
+
+    Args:
+        model: the model.
+        stages: whose channels are told.
+        role: `teacher` or `student`, for messages.
+        maps: whether features of it are read; the channels of one that need give none are not told.
 
     Raises:
-        ValueError: if the model gives no feature maps, or has no such stage.
+        ValueError: if the model gives no feature maps, or has no such stage, and should.
     """
-    channels = feature_channels(model, stages, role)
-    width = getattr(model, "head_hidden_size", None) or model.num_features
+    channels = feature_channels(model, stages, role) if maps else []
+    width = getattr(model, "head_hidden_size", None) or getattr(model, "num_features", None)
+    classes = getattr(model, "num_classes", None)
+    return ModelInfo(tuple(channels), int(width or 0), int(classes or 0), classifier_of(model))
+
+
+def classifier_of(model: Any) -> nn.Linear | None:
+    """Return the layer that makes a model's logits, where it is one linear layer."""
     layer = model.get_classifier() if hasattr(model, "get_classifier") else None
-    linear = layer if isinstance(layer, nn.Linear) else None
-    return ModelInfo(tuple(channels), int(width), int(model.num_classes), linear)
+    return layer if isinstance(layer, nn.Linear) else None
 
 
 def train_token(student: Any) -> None:
@@ -86,7 +98,7 @@ def check_features(
     Raises:
         ValueError: if it fails at them, or gives others than it says.
     """
-    declared, training = model_info(model, stages, role), model.training
+    declared, training = model_info(model, stages, role, maps=True), model.training
     channels = list(declared.channels)
     try:
         with torch.inference_mode():
@@ -112,7 +124,23 @@ def forward_with_features(
 ) -> tuple[Tensor, Features]:
     """Return logits `[N, K]` and the features, with the maps of the stages in their order."""
     final, maps = model.forward_intermediates(images, indices=list(stages))
-    embedding = model.forward_head(final, pre_logits=True)
-    answer = model.forward_head(final)
+    layer = classifier_of(model)
+    if layer is None:
+        embedding, answer = model.forward_head(final, pre_logits=True), model.forward_head(final)
+    else:
+        with inputs_of(layer) as seen:  # in the one pass: another would draw another dropout
+            answer = model.forward_head(final)
+        (embedding,) = seen
     logits, token = answer if isinstance(answer, tuple) else (answer, answer)
     return logits, Features(maps, embedding, token)
+
+
+@contextmanager
+def inputs_of(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """Note what a layer is given."""
+    seen: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    try:
+        yield seen
+    finally:
+        hook.remove()

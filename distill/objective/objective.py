@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping, Sequence
 from functools import reduce
 from operator import add
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.losses import ModelInfo, ReusedClassifier, linear_classifier
+from distill.losses import ModelInfo, ReusedClassifier
 from distill.models.features import Features, model_info, train_token
 from distill.objective.annealed import AnnealedValues
 from distill.objective.selection import build_selection
@@ -108,6 +109,11 @@ class Objective(nn.Module):
         for name, term in self.terms.items():
             if term.needs_class_counts and class_counts is None:
                 raise ValueError(f"objective.terms.{name} needs class_counts")
+        if self.sets_classifier and any("student" in t.loss.inputs for t in self.terms.values()):
+            raise ValueError(
+                "a term of this objective sets the student's classifier from others, so that terms "
+                "on the student's logits would teach nothing: leave them out"
+            )
         if not any(self._factor(name) for name in self.terms):
             raise ValueError(
                 "every term of the objective has weight zero: nothing would be learned"
@@ -220,33 +226,42 @@ class Objective(nn.Module):
         learns = any(term.loss.learns for term in self.terms.values())
         if not (learns or self.needs_student_features or self.needs_teacher_features):
             return
-        self.check_student(student)
-        ours = model_info(student, self.stages, "student")
-        theirs = ours if teacher is None else model_info(teacher, self.stages, "teacher")
+        if self._reads("student_token"):
+            train_token(student)
+        ours = model_info(student, self.stages, "student", self.needs_student_features)
+        theirs = ours
+        if teacher is not None:
+            theirs = model_info(teacher, self.stages, "teacher", self.needs_teacher_features)
         self.make_helpers(ours, theirs)
         self.set_classifier(student)
 
-    def check_student(self, student: nn.Module) -> None:
-        """Refuse a student that lacks what a term reads or sets.
+    def check_models(self, student: nn.Module, teacher: nn.Module | None) -> None:
+        """Refuse two models that this objective cannot compare, leaving them as they are.
 
         Raises:
-            ValueError: if it has no distillation token, or a classifier that is not one layer.
+            ValueError: as `connect`.
         """
-        if self._reads("student_token"):
-            train_token(student)
-        if self.sets_classifier:
-            linear_classifier(model_info(student, self.stages, "student"), "student")
+        with torch.random.fork_rng(devices=[]):
+            copy.deepcopy(self).connect(copy.deepcopy(student), teacher)
 
     def make_helpers(self, ours: ModelInfo, theirs: ModelInfo) -> None:
         """Make what learns with a student of such a kind under such a teacher."""
         for name, term in self.terms.items():
             if term.loss.learns:
-                self.learned[name] = term.module(ours, theirs)
+                try:
+                    self.learned[name] = term.module(ours, theirs)
+                except ValueError as error:
+                    raise ValueError(f"objective.terms.{name}: {error}") from error
 
     @property
     def sets_classifier(self) -> bool:
         """Whether a term decides what the student's classifier is, which then is not trained."""
         return any(term.loss.function is ReusedClassifier for term in self.terms.values())
+
+    @property
+    def keeps_samples(self) -> bool:
+        """Whether a term keeps what it saw of earlier batches, of which there is no average."""
+        return any(term.loss.learns and term.options.get("queue") for term in self.terms.values())
 
     def set_classifier(self, student: Any) -> None:
         """Set the student's classifier, where a term decides what it is."""

@@ -285,8 +285,10 @@ class Distiller(pl.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the epoch's means after its last batch, before any callback asks for them.
 
-        Lookahead's slow weights are those that an epoch ends with, as in timm's training.
+        A classifier that a term decides is what the new weights make it. Lookahead's slow weights
+        are those that an epoch ends with, as in timm's training.
         """
+        self.objective.set_classifier(self.student)
         if self.trainer.is_last_batch or self.trainer.global_step >= self.trainer.max_steps > 0:
             self._log_means()
         if self.trainer.is_last_batch:

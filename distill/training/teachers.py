@@ -44,7 +44,7 @@ def prepare_teachers(
         looks.append(looked_at(cfg, data, objective, chain[-1], f"assistant {number}"))
     for teacher in chain:
         if teacher is not None and objective.needs_teacher_features:
-            model_info(teacher.model, objective.stages, "teacher")
+            model_info(teacher.model, objective.stages, "teacher", maps=True)
     return chain, [look for look in looks if look is not None]
 
 

@@ -211,10 +211,13 @@ def check_callbacks(
     updates = max(math.ceil(limited / trainer.accumulate_grad_batches), 1) * trainer.max_epochs
     library.check_averages(made, str(trainer.precision), trainer.max_epochs, updates)
     for label, callback in made.items():
-        if objective.sets_classifier and isinstance(callback, WeightAveraging):
+        if not isinstance(callback, WeightAveraging):
+            continue
+        if objective.sets_classifier or objective.keeps_samples:
+            what = "sets the student's classifier" if objective.sets_classifier else "has a queue"
             raise ValueError(
-                f"{label} averages weights, and a term of this objective sets the student's "
-                "classifier from others: leave one out"
+                f"{label} averages weights, and a term of this objective {what}, which has no "
+                "average: leave one out"
             )
     terms = [f"train/{name}" for name in objective.terms]
     logged = ["train/loss", *terms, "train/temperature", "train/zeros", "train/skipped"]

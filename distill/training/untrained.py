@@ -16,7 +16,7 @@ from distill.config.schema import check_folder
 from distill.data import DataModule
 from distill.data.cutting import clamped
 from distill.models.build import build_model
-from distill.models.features import check_features, model_info
+from distill.models.features import check_features
 from distill.objective.objective import Objective
 from distill.training import auxiliary
 from distill.training.cache import check_store
@@ -92,10 +92,14 @@ def prepare(cfg: DictConfig, data: DataModule) -> Untrained:
     check_compile(cfg)
     if objective.needs_student_features:
         check_features(model, (data.in_chans, *data.image_size), objective.stages, "student")
-    objective.check_student(model)
     trainer = build_trainer(cfg, objective, callbacks, data.sharing)
     check_graph(cfg, objective, data, trainer)
-    check_teacher(cfg, data)
+    teacher = check_teacher(cfg, data)
+    if objective.needs_student_features or teacher is not None:
+        objective.check_models(model, teacher)
+    if teacher is not None and objective.needs_teacher_features:
+        shape = (data.in_chans, *data.image_size)
+        check_features(teacher, shape, objective.stages, "teacher")
     if objective.needs_teacher and not read.teacher_name(cfg):
         raise ValueError(
             "this objective compares with a teacher: give one, or objective=supervised"
@@ -110,12 +114,12 @@ def prepare(cfg: DictConfig, data: DataModule) -> Untrained:
     return Untrained(model, objective, trainer, random)
 
 
-def check_teacher(cfg: DictConfig, data: DataModule) -> None:
-    """Refuse a teacher that is to be trained and could not be."""
+def check_teacher(cfg: DictConfig, data: DataModule) -> nn.Module | None:
+    """Refuse a teacher that is to be trained and could not be; return one like it."""
     if not read.teacher_name(cfg) and (cfg.teacher.get("fit") or {}).get("from_weights"):
         raise ValueError("give teacher.name=NAME, a timm model, or teacher.checkpoint=PATH")
     if not read.to_be_trained(cfg.teacher):
-        return
+        return None
     if cfg.teacher.get("classes"):
         raise ValueError(
             f"teacher.classes={cfg.teacher.classes} is for a teacher that has weights: this one is "
@@ -136,6 +140,7 @@ def check_teacher(cfg: DictConfig, data: DataModule) -> None:
                 f"teacher.fit.head_epochs={head_epochs} leaves none of {own.trainer.max_epochs} "
                 "epochs to the other layers"
             )
+    return model
 
 
 def check_assistants(cfg: DictConfig, data: DataModule, objective: Objective) -> None:
@@ -146,5 +151,7 @@ def check_assistants(cfg: DictConfig, data: DataModule, objective: Objective) ->
         spec = read.model_spec(auxiliary.assistant_config(cfg, number).student)
         label = f"assistant {number}"
         model = build_model(spec, build.data_shape(data), label, any_classes=True)
-        if objective.needs_student_features or objective.needs_teacher_features:
-            model_info(model, objective.stages, label)
+        try:
+            objective.check_models(model, model)
+        except ValueError as error:
+            raise ValueError(f"{label}: {error}") from error

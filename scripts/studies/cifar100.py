@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from benchmark.cells import Cell, Pair, cells_of, claimed, command, finished, recipes
-from benchmark.costs import Costs, fits, measured, plan, seconds_of, teachers_trained
+from benchmark.cells import ALONE, Cell, Pair, cells_of, claimed, command, finished
+from benchmark.costs import Costs, fits, plan, seconds_of
 from benchmark.published import PAIRS
-from benchmark.table import as_markdown, lines_of, write_table
+from benchmark.table import lines_of, write_table
 from distill.models import build  # noqa: F401  (registers the pairs' models with timm)
 
 METHODS = ("kd", "hint", "attention_transfer", "sp", "rkd", "pkt", "crd", "dkd", "dist",
@@ -48,6 +50,7 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="what it would take, and end")
     parser.add_argument("--out", type=Path, default=Path("outputs/studies/cifar100"))
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         options.out = options.out.absolute()
         if options.devices > 1:
@@ -55,41 +58,51 @@ def main() -> None:
         study(options)
     except ValueError as error:
         parser.error(str(error))
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command again goes on")
 
 
 def on_devices(count: int) -> int:
-    """Run the same command once for each GPU, and return the worst exit code."""
-    place = sys.argv.index("--devices")
-    words = [sys.executable, *sys.argv[:place], *sys.argv[place + 2 :]]
-    environments = [{**os.environ, "CUDA_VISIBLE_DEVICES": str(gpu)} for gpu in range(count)]
+    """Run the same command once for each of the GPUs that are to be seen; 1 where one failed."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    gpus = visible.split(",") if visible else [str(number) for number in range(count)]
+    if len(gpus) < count:
+        raise ValueError(f"--devices {count}: CUDA_VISIBLE_DEVICES={visible} has {len(gpus)}")
+    words = [sys.executable, *sys.argv, "--devices", "1"]
+    environments = [{**os.environ, "CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus[:count]]
     processes = [subprocess.Popen(words, env=environment) for environment in environments]
-    return max(process.wait() for process in processes)
+    return int(any([process.wait() != 0 for process in processes]))
 
 
 def study(options: argparse.Namespace) -> None:
     """Fill what is missing of the table, or say what that would take."""
     names = PAIRS if options.pairs == ["all"] else options.pairs
-    pairs = [Pair.of(name) for name in names]
     methods = METHODS if options.methods == ["all"] else options.methods
     own = {name: tuple(overrides) for name, *overrides in options.method}
-    cells = cells_of(pairs, {**recipes(methods, options.epochs), **own}, options.seeds)
-    done = dict(finished(cells, options.out))
-    images = 100 * options.subset if options.subset else IMAGES
-    speeds = {pair.name: measured(pair, classes=100) for pair in pairs}
-    costs = Costs(speeds, images, options.epochs, done)
+    pairs = [Pair.of(name) for name in names]
+    cells = cells_of(pairs, methods, own, options.seeds, options.epochs)
+    costs = Costs(100 * options.subset if options.subset else IMAGES, options.epochs)
     if options.dry_run:
-        left = [cell for cell in cells if cell not in done]
-        print(plan(left, costs, 64, teachers_trained(pairs, done)))
+        left = [cell for cell in cells if cell.summary(options.out) is None]
+        print(plan(left, costs, 64, teachers_of(cells, options.out)))
         return
     options.out.mkdir(parents=True, exist_ok=True)
     check_settings(options)
-    failed = fill(options, pairs, cells, costs)
-    done = dict(finished(cells, options.out))
-    if done:
-        print(as_markdown(lines_of(done, options.out)))
-    print(f"{len(done)} of {len(cells)} cells: {options.out / 'table.html'}")
+    failed = fill(options, cells, costs)
+    write(options)
+    done = sum(cell.summary(options.out) is not None for cell in cells)
+    print(f"{done} of {len(cells)} cells: {options.out / 'table.html'}")
     if failed:
         raise SystemExit(1)
+
+
+def teachers_of(cells: list[Cell], out: Path) -> set[str]:
+    """Return the teachers of the cells that have finished."""
+    return {
+        cell.pair.teacher
+        for cell in cells
+        if cell.method != ALONE and cell.summary(out) is not None
+    }
 
 
 def check_settings(options: argparse.Namespace) -> None:
@@ -103,6 +116,7 @@ def check_settings(options: argparse.Namespace) -> None:
         "subset": options.subset,
         "data": [with_full_path(word) for word in options.data],
         "override": options.override,
+        **{f"method {name}": overrides for name, *overrides in options.method},
     }
     file = options.out / "settings.json"
     try:
@@ -111,7 +125,7 @@ def check_settings(options: argparse.Namespace) -> None:
     except FileExistsError:
         before = json.loads(file.read_text(encoding="utf-8"))
         for name, value in settings.items():
-            if before.get(name) != value:
+            if before.get(name, value) != value:
                 raise ValueError(
                     f"the cells in {options.out} were run with --{name} {before.get(name)}, not "
                     f"{value}: give another --out"
@@ -124,16 +138,14 @@ def with_full_path(word: str) -> str:
     return f"{key}={Path(value).absolute()}" if key in ("data.root", "data.file") else word
 
 
-def fill(
-    options: argparse.Namespace, pairs: list[Pair], cells: list[Cell], costs: Costs
-) -> list[Cell]:
+def fill(options: argparse.Namespace, cells: list[Cell], costs: Costs) -> list[Cell]:
     """Run the cells that nobody runs and that end in time, and return those that failed."""
-    ends = time.monotonic() + seconds_of(options.budget) if options.budget else float("inf")
+    ends = time.monotonic() + seconds_of(options.budget) if options.budget else math.inf
     failed = []
     for cell in cells:
         if cell.summary(options.out) is not None:
             continue
-        trained = teachers_trained(pairs, finished(cells, options.out))
+        trained = teachers_of(cells, options.out)
         if not fits(cell, costs, trained, ends - time.monotonic()):
             print(f"{cell.label}: about {costs.of(cell):.0f} s, more than is left", flush=True)
             continue
@@ -146,23 +158,29 @@ def fill(
                 print(f"{cell.label}: failed, see {cell.folder(options.out) / LOG}", flush=True)
                 continue
             print(f"{cell.label}: {seconds:.0f} s", flush=True)
-            costs.add(cell, seconds)
-            write(options, cells)
+            if cell.method == ALONE or cell.pair.teacher in trained:
+                costs.add(cell, seconds)
+            write(options)
     return failed
 
 
 def run(cell: Cell, options: argparse.Namespace) -> float:
-    """Run a cell's command, printing it, and return its seconds."""
+    """Run a cell's command, printing it, and return its seconds; it ends when this process does."""
     started = time.perf_counter()
     words = command(cell, options.out, overrides(options))
     print(shlex.join(words), flush=True)
     folder = cell.folder(options.out)
     folder.mkdir(parents=True, exist_ok=True)
     beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    environment = {**os.environ, "PATH": beside}
     with (folder / LOG).open("a") as file:
-        subprocess.run(
-            words, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "PATH": beside}
-        )
+        process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, env=environment)
+        try:
+            process.wait()
+        except BaseException:
+            process.terminate()  # it writes a checkpoint, from which it goes on
+            process.wait()
+            raise
     return time.perf_counter() - started
 
 
@@ -178,19 +196,21 @@ def overrides(options: argparse.Namespace) -> list[str]:
     return ["experiment=cifar100", *options.data, *few, *length, *options.override]
 
 
-def write(options: argparse.Namespace, cells: list[Cell]) -> None:
-    """Write the table of what has finished."""
-    done = finished(cells, options.out)
+def write(options: argparse.Namespace) -> None:
+    """Write the table of all cells in its folder that have finished."""
+    done = finished(options.out)
     if not done:
         return
-    told = (
-        f"{options.epochs} epochs of {' '.join(options.data)}"
-        f"{f', {options.subset} training images of each class' if options.subset else ''}"
-        f"{f', {shlex.join(options.override)}' if options.override else ''}; {len(done)} of "
-        f"{len(cells)} cells."
-    )
-    spoken = shlex.join(["scripts/studies/cifar100", *sys.argv[1:]])
-    write_table(options.out, lines_of(done, options.out), told, spoken)
+    what = [f"{options.epochs} epochs of {' '.join(options.data)}"]
+    if options.subset:
+        what.append(f"{options.subset} training images of each class")
+    if options.override:
+        what.append(shlex.join(options.override))
+    if options.epochs != 240:
+        what.append("the literature's figures are of 240")
+    title = f"{', '.join(what)}; {len(done)} cells."
+    typed = shlex.join(["scripts/studies/cifar100", *sys.argv[1:]])
+    write_table(options.out, lines_of(done, options.out), title, typed)
 
 
 if __name__ == "__main__":

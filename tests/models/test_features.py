@@ -38,7 +38,7 @@ def test_logits_are_the_models_own_and_maps_have_the_declared_channels(name):
     with torch.inference_mode():
         logits, (maps, embedding, token) = forward_with_features(model, images, stages)
         torch.testing.assert_close(logits, model(images))
-    info = model_info(model, stages, "student")
+    info = model_info(model, stages, "student", maps=True)
     assert tuple(m.shape[1] for m in maps) == info.channels
     assert embedding.shape == (2, info.embedding)
     assert token is logits
@@ -122,7 +122,7 @@ def test_a_distillation_token_answers_by_itself_in_training():
     logits, (_, _, token) = forward_with_features(student, batch.view, (-1,))
     torch.testing.assert_close(token, logits)
     with pytest.raises(ValueError, match="ResNet has no distillation token: take one"):
-        objective.check_student(timm.create_model("resnet10t", num_classes=5))
+        objective.check_models(timm.create_model("resnet10t", num_classes=5), None)
 
 
 def test_maps_that_are_not_what_a_model_declares_are_refused_ahead():

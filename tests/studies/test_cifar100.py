@@ -39,22 +39,37 @@ def test_every_pair_of_the_literature_has_a_teacher_a_student_and_published_figu
 
 
 def test_a_pair_is_a_file_or_two_models():
-    assert cells.Pair.of("x:y") == cells.Pair("x--y", "x", "y")
+    pair = cells.Pair.of("x:y")
+    assert (pair.name, pair.teacher, pair.student) == ("x--y", "x", "y")
     with pytest.raises(ValueError, match=r"there is no pair r32; there are .*r32x4_r8x4"):
         cells.Pair.of("r32")
 
 
 def test_all_methods_come_before_more_seeds_and_the_student_alone_comes_first():
-    made = cells.cells_of([PAIR], cells.recipes(["kd", "dkd"], 240), 2)
-    assert [(one.method, one.seed) for one in made] == [
-        ("alone", 0), ("kd", 0), ("dkd", 0), ("alone", 1), ("kd", 1), ("dkd", 1)
-    ]  # fmt: skip
+    made = cells.cells_of([PAIR], ["kd", "dkd"], {"mine": ("objective=kd",)}, 2, 240)
+    methods = ["alone", "kd", "dkd", "mine"]
+    assert [(one.method, one.seed) for one in made] == [(m, s) for s in (0, 1) for m in methods]
     dkd = cells.command(made[2], Path("out"), ["experiment=cifar100"])
-    assert "objective.schedules.warmup.duration=20" in dkd
     assert "teacher.name=slim_resnet10_8" in dkd
-    assert not any(
-        word.startswith("teacher.name") for word in cells.command(made[0], Path("o"), [])
-    )
+    assert "store=off" in dkd  # else whoever comes first would pay for the teacher
+    alone = cells.command(made[0], Path("out"), [])
+    assert not any(word.startswith("teacher.name") for word in alone)
+    for wrong in ("alone", "kd", "teacher"):
+        with pytest.raises(ValueError, match=f"--method {wrong} is the name of another"):
+            cells.cells_of([PAIR], ["kd"], {wrong: ()}, 1, 240)
+    with pytest.raises(ValueError, match="there is no objective nosuch; there are "):
+        cells.cells_of([PAIR], ["nosuch"], {}, 1, 240)
+
+
+@pytest.mark.parametrize(("epochs", "duration"), [(240, 20), (12, 1), (2, 1)])
+def test_a_warm_up_is_the_same_share_of_any_training(epochs, duration):
+    for method, weight in (("dkd", 1.0), ("rld", 1.0), ("reviewkd", 5.0)):
+        own = cells.recipe(method, "a--b", epochs)
+        assert f"objective.schedules.warmup.duration={duration}" in own
+        # min(epoch/duration, 1) of the weight in the first epoch, as the authors count from 1.
+        assert f"objective.schedules.warmup.start={weight / duration:g}" in own
+    assert "objective.terms.dkd.beta=2" in cells.recipe("dkd", "r56_r20", epochs)
+    assert not any("beta" in word for word in cells.recipe("dkd", "r32x4_r8x4", epochs))
 
 
 def test_a_cell_is_claimed_by_one_and_a_claim_without_signs_of_life_is_taken_over(tmp_path):
@@ -66,28 +81,35 @@ def test_a_cell_is_claimed_by_one_and_a_claim_without_signs_of_life_is_taken_ove
             assert another
         (file,) = (tmp_path / "claims").iterdir()
     assert not list((tmp_path / "claims").iterdir())
-    file.write_text("a machine that is gone")
+    file.write_text("a machine that is gone\n")
     with cells.claimed(cell(), tmp_path) as mine:
         assert not mine
     long_ago = time.time() - 2 * cells.STALE
     os.utime(file, (long_ago, long_ago))
     with cells.claimed(cell(), tmp_path) as mine:
         assert mine
+        file.write_text("another that took it over\n")
+    assert file.read_text() == "another that took it over\n"
+    assert [path.name for path in (tmp_path / "claims").iterdir()] == [file.name]
 
 
 def test_what_a_cell_takes_is_by_its_speed_until_one_like_it_has_finished():
-    speeds = {PAIR.name: costs.Speed(teacher=3e-3, student=1e-3, answer=5e-4)}
-    by_speed = costs.Costs(speeds, images=1000, epochs=10, done={})
-    assert by_speed.of(cell("alone")) == pytest.approx(10 + costs.START_AND_END)
-    assert by_speed.of(cell("kd")) == pytest.approx(15 + costs.START_AND_END)
-    assert by_speed.of_teacher(PAIR) == pytest.approx(30)
-    measured = costs.Costs(speeds, 1000, 10, {cell("kd"): {"seconds": 99.0}})
-    assert measured.of(cell("kd", seed=1)) == 99
-    assert costs.fits(cell("kd"), measured, [PAIR.name], 100)
-    assert not costs.fits(cell("kd"), measured, [], 100)  # its teacher takes 30 more
-    left = [cell("alone"), cell("kd", seed=1)]
-    plan = costs.plan(left, measured, batch_size=50, trained=[])
+    taken = costs.Costs(images=1000, epochs=10)
+    taken.speeds[PAIR.name] = costs.Speed(teacher=3e-3, student=1e-3, answer=5e-4)
+    assert taken.of(cell("alone")) == pytest.approx(10 + costs.START_AND_END)
+    assert taken.of(cell("kd")) == pytest.approx(15 + costs.START_AND_END)
+    assert taken.of_teacher(PAIR) == pytest.approx(30)
+    for seconds in (99.0, 50.0, 101.0):
+        taken.add(cell("kd"), seconds)
+    assert taken.of(cell("kd", seed=1)) == 99
+    assert costs.fits(cell("kd"), taken, [PAIR.teacher], 100)
+    assert not costs.fits(cell("kd"), taken, [], 100)  # its teacher takes 30 more
+    same = cells.Pair("c--b", PAIR.teacher, "another")
+    taken.speeds["c--b"] = taken.speeds[PAIR.name]
+    left = [cell("alone"), cell("kd", seed=1), cell("kd", pair=same)]
+    plan = costs.plan(left, taken, batch_size=50, trained=[])
     assert "| a--b | 2 | 600 |" in plan  # two cells and a teacher, ten epochs of twenty steps
+    assert "| c--b | 1 | 200 |" in plan  # whose teacher is the same
     assert costs.seconds_of("8m") == 480
     for wrong in ("8x", "-1s", ""):
         with pytest.raises(ValueError, match="--budget"):
@@ -161,3 +183,7 @@ def test_a_small_table_is_filled_gone_on_with_and_shown(tmp_path, cache):
     again = fill()
     assert "distill " not in again
     assert "3 of 3 cells" in again
+    another = [word.replace("slim_resnet10_4", "slim_resnet10_8") for word in map(str, words)]
+    words[:] = [*another, "--budget", "1s"]
+    fill()  # a command for another pair leaves the others' rows where they are
+    assert (tmp_path / "table/table.csv").read_text().count("slim_resnet10_4") == 4

@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import threading
-import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,18 +17,20 @@ from omegaconf import OmegaConf
 
 from distill.config.overrides import CONF
 
-ALONE = "alone"  # the student without a teacher
+ALONE, TEACHER = "alone", "teacher"  # rows: the student without a teacher, and the teacher
 BEATS, STALE = 20.0, 300.0  # seconds between a claim's signs of life, and without any
 # What the literature sets on CIFAR-100, where an objective's own defaults are for other data.
-# The factors of `hint` and `attention_transfer` are per element there: 1000/64 is that of 8 × 8.
 LITERATURE = {
     "kd": ("objective=kd_literature",),
-    "hint": ("objective=hint", "objective.terms.ce.weight=1", "objective.terms.kl.weight=0",
-             "objective.terms.hint.weight=100"),
-    "attention_transfer": ("objective=attention_transfer", "objective.terms.ce.weight=1",
-                           "objective.terms.kl.weight=0", "objective.terms.attention.weight=15.6"),
+    "hint": ("objective=hint", "objective.stages=[-2]", "objective.terms.ce.weight=1",
+             "objective.terms.kl.weight=0", "objective.terms.hint.weight=100"),
+    "attention_transfer": ("objective=attention_transfer", "objective.stages=[-3,-2,-1]",
+                           "objective.terms.ce.weight=1", "objective.terms.kl.weight=0",
+                           "objective.terms.attention.weight=50"),
 }  # fmt: skip
-WARMED_UP = ("dkd", "reviewkd")  # for 20 of the literature's 240 epochs
+WARMED_UP = {"dkd": 1.0, "rld": 1.0, "reviewkd": 5.0}  # for 20 of 240 epochs, up to this weight
+BETAS = {"r56_r20": 2, "r110_r32": 2, "wrn40_2_wrn16_2": 6, "wrn40_2_wrn40_1": 6,
+         "vgg13_vgg8": 6, "vgg13_mobilenetv2": 6}  # of DKD, where it is not 8  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,8 @@ class Pair:
     """A teacher and a student, by the names that timm has for them."""
 
     name: str
-    teacher: str
-    student: str
+    teacher: str = field(compare=False)
+    student: str = field(compare=False)
 
     @classmethod
     def of(cls, name: str) -> Pair:
@@ -47,8 +49,8 @@ class Pair:
             return cls(f"{teacher}--{student}", teacher, student)
         file = CONF / "pair" / f"{name}.yaml"
         if not file.is_file():
-            known = sorted(path.stem for path in (CONF / "pair").glob("*.yaml"))
-            raise ValueError(f"there is no pair {name}; there are {', '.join(known)}")
+            every = sorted(path.stem for path in (CONF / "pair").glob("*.yaml"))
+            raise ValueError(f"there is no pair {name}; there are {', '.join(every)}")
         models = OmegaConf.load(file)
         return cls(name, models.teacher.name, models.student.name)
 
@@ -77,23 +79,55 @@ class Cell:
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
-def recipes(methods: Sequence[str], epochs: int) -> dict[str, tuple[str, ...]]:
-    """Return the overrides that make each method, an objective, what it is in the literature."""
-    made = {name: LITERATURE.get(name, (f"objective={name}",)) for name in methods}
-    warm_up = f"objective.schedules.warmup.duration={epochs / 12:g}"
-    return {name: (*own, warm_up) if name in WARMED_UP else own for name, own in made.items()}
+def recipe(method: str, pair: str, epochs: int) -> tuple[str, ...]:
+    """Return the overrides that make a method, an objective, what it is in the literature.
+
+    Raises:
+        ValueError: if there is no such objective.
+    """
+    if method == ALONE:
+        return "objective=supervised", "teacher=none"
+    if not (CONF / "objective" / f"{method}.yaml").is_file():
+        every = sorted(path.stem for path in (CONF / "objective").glob("*.yaml"))
+        raise ValueError(f"there is no objective {method}; there are {', '.join(every)}")
+    own = LITERATURE.get(method, (f"objective={method}",))
+    if weight := WARMED_UP.get(method):
+        duration = max(1, round(epochs / 12))
+        start = weight / duration  # min(epoch/duration, 1) of the first epoch, counted from 1
+        warm_up = "objective.schedules.warmup"
+        own = (*own, f"{warm_up}.duration={duration}", f"{warm_up}.start={start:g}")
+    if method == "dkd" and pair in BETAS:
+        own = (*own, f"objective.terms.dkd.beta={BETAS[pair]}")
+    return own
 
 
 def cells_of(
-    pairs: Sequence[Pair], methods: Mapping[str, tuple[str, ...]], seeds: int
+    pairs: Sequence[Pair],
+    methods: Sequence[str],
+    own: Mapping[str, tuple[str, ...]],
+    seeds: int,
+    epochs: int,
 ) -> list[Cell]:
-    """Return the cells: every pair and method with one seed, then with the next."""
-    every = {ALONE: ("objective=supervised", "teacher=none"), **methods}
+    """Return the cells: every pair and method with one seed, then with the next.
+
+    Args:
+        pairs: of teacher and student.
+        methods: objectives, beside the student alone.
+        own: further methods, and the overrides that make each.
+        seeds: how many.
+        epochs: of each run.
+
+    Raises:
+        ValueError: if there is no such objective, or a further method has the name of another.
+    """
+    every = list(dict.fromkeys((ALONE, *methods)))
+    if clash := {*every, TEACHER} & own.keys():
+        raise ValueError(f"--method {min(clash)} is the name of another: give it one of its own")
     return [
-        Cell(pair, method, seed, recipe)
+        Cell(pair, method, seed, own.get(method) or recipe(method, pair.name, epochs))
         for seed in range(seeds)
         for pair in pairs
-        for method, recipe in every.items()
+        for method in (*every, *own)
     ]
 
 
@@ -102,7 +136,7 @@ def command(cell: Cell, out: Path, more: Sequence[str]) -> list[str]:
     teacher = [] if cell.method == ALONE else [f"teacher.name={cell.pair.teacher}"]
     return [
         "distill", *more, *cell.recipe, f"student.name={cell.pair.student}", *teacher,
-        f"seed={cell.seed}", "baseline=false", "logger=none",
+        f"seed={cell.seed}", "baseline=false", "logger=none", "store=off",
         f"hydra.run.dir={cell.folder(out)}", "resume=auto",
     ]  # fmt: skip
 
@@ -119,11 +153,11 @@ def claimed(cell: Cell, out: Path) -> Iterator[bool]:
     """
     file = out / "claims" / f"{cell.pair.name}--{cell.method}--{cell.seed}"
     file.parent.mkdir(parents=True, exist_ok=True)
-    if file.exists() and time.time() - file.stat().st_mtime > STALE:
-        file.unlink(missing_ok=True)
+    mine = f"{socket.gethostname()} {os.getpid()} {uuid.uuid4()}\n"
+    _remove_stale(file, mine)
     try:
-        with file.open("x", encoding="utf-8") as mine:
-            mine.write(f"{socket.gethostname()} {os.getpid()}\n")
+        with file.open("x", encoding="utf-8") as claim:
+            claim.write(mine)
     except FileExistsError:
         yield False
         return
@@ -135,15 +169,34 @@ def claimed(cell: Cell, out: Path) -> Iterator[bool]:
     finally:
         ended.set()
         beating.join()
-        file.unlink(missing_ok=True)
+        if file.is_file() and file.read_text(encoding="utf-8") == mine:
+            file.unlink()
+
+
+def _remove_stale(file: Path, mine: str) -> None:
+    """Take away a claim without signs of life: of several processes that try, one does."""
+    clock = file.with_name(f".{mine.split()[2]}")
+    try:
+        clock.touch()  # the time of the file's own server
+        if clock.stat().st_mtime - file.stat().st_mtime > STALE:
+            os.rename(file, clock)
+    except FileNotFoundError:
+        pass  # nobody claims it, or somebody else took it away
+    finally:
+        clock.unlink(missing_ok=True)
 
 
 def _beat(file: Path, ended: threading.Event) -> None:
     while not ended.wait(BEATS):
-        file.touch()
+        if file.is_file():
+            file.touch()
 
 
-def finished(cells: Sequence[Cell], out: Path) -> Mapping[Cell, dict[str, Any]]:
-    """Return the numbers of the cells that have finished."""
-    read = ((cell, cell.summary(out)) for cell in cells)
-    return {cell: summary for cell, summary in read if summary is not None}
+def finished(out: Path) -> dict[Cell, dict[str, Any]]:
+    """Return the numbers of all cells of a table that have finished, whoever ran them."""
+    numbers = {}
+    for file in sorted(out.glob("*/*/seed-*/summary.json")):
+        pair, method, seed = file.parts[-4:-1]
+        cell = Cell(Pair(pair, "", ""), method, int(seed.removeprefix("seed-")), ())
+        numbers[cell] = json.loads(file.read_text(encoding="utf-8"))
+    return numbers

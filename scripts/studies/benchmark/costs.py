@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -71,65 +71,65 @@ def timed(work: Callable[[], None], device: str) -> float:
 
 
 class Costs:
-    """How long cells take: as cells like them did, else by the speed of their steps.
+    """How long cells take: as those of the pair and method did here, else by the speed of a step.
 
     Args:
-        speeds: of each pair.
         images: training images of an epoch.
         epochs: of a cell, and of a teacher.
-        done: the numbers of the cells that have finished.
+        classes: K.
     """
 
-    def __init__(
-        self,
-        speeds: Mapping[str, Speed],
-        images: int,
-        epochs: int,
-        done: Mapping[Cell, dict[str, Any]],
-    ) -> None:
-        self.speeds, self.images, self.epochs = speeds, images, epochs
+    def __init__(self, images: int, epochs: int, classes: int = 100) -> None:
+        self.images, self.epochs, self.classes = images, epochs, classes
+        self.speeds: dict[str, Speed] = {}
         self.seconds: dict[tuple[str, str], list[float]] = {}
-        for cell, summary in done.items():
-            self.add(cell, summary["seconds"])
+
+    def speed(self, pair: Pair) -> Speed:
+        """Return the speed of a pair's steps, measured when it is first needed."""
+        if pair.name not in self.speeds:
+            self.speeds[pair.name] = measured(pair, self.classes)
+        return self.speeds[pair.name]
 
     def add(self, cell: Cell, seconds: float) -> None:
-        """Learn how long a cell took."""
+        """Learn how long a cell took, from its command's start to its end."""
         self.seconds.setdefault((cell.pair.name, cell.method), []).append(seconds)
 
     def of(self, cell: Cell) -> float:
         """Return the seconds that a cell will take, without its teacher's training."""
         if before := self.seconds.get((cell.pair.name, cell.method)):
-            return min(before)  # the first one of a pair may have trained the teacher, too
-        rate = self.speeds[cell.pair.name].of(cell.method)
+            return statistics.median(before)
+        rate = self.speed(cell.pair).of(cell.method)
         return START_AND_END + rate * self.images * self.epochs
 
     def of_teacher(self, pair: Pair) -> float:
         """Return the seconds that a pair's teacher takes to be trained."""
-        return self.speeds[pair.name].teacher * self.images * self.epochs
+        return self.speed(pair).teacher * self.images * self.epochs
 
 
-def plan(cells: Sequence[Cell], costs: Costs, batch_size: int, trained: Sequence[str]) -> str:
+def plan(cells: Sequence[Cell], costs: Costs, batch_size: int, trained: Collection[str]) -> str:
     """Return what the cells would take, in Markdown.
 
     Args:
         cells: those that have not finished.
         costs: of each.
         batch_size: images of a step.
-        trained: the pairs whose teacher is there.
+        trained: the teachers that are there; another is counted with the first pair that has it.
     """
     lines = ["| pair | cells | steps | hours here | hours on an H200 |", "|---|---|---|---|---|"]
-    steps_each = costs.images // batch_size * costs.epochs
+    steps_each, there = costs.images // batch_size * costs.epochs, {*trained}
     all_cells, all_steps, all_hours = 0, 0, 0.0
-    reference = costs.speeds.get("r32x4_r8x4")
+    pairs = list(dict.fromkeys(cell.pair for cell in cells))
+    reference = next((costs.speed(pair) for pair in pairs if pair.name == "r32x4_r8x4"), None)
     scale = (reference.student + reference.answer) * H200_IMAGES_PER_SECOND if reference else None
-    for pair in dict.fromkeys(cell.pair for cell in cells):
+    for pair in pairs:
         own = [cell for cell in cells if cell.pair == pair]
-        teacher = 0 if pair.name in trained else 1
-        hours = sum(costs.of(cell) for cell in own) / 3600
-        hours += teacher * costs.of_teacher(pair) / 3600
-        steps = (len(own) + teacher) * steps_each
-        all_cells, all_steps, all_hours = all_cells + len(own), all_steps + steps, all_hours + hours
-        lines.append(_line(pair.name, len(own), steps, hours, scale))
+        new = pair.teacher not in there
+        there.add(pair.teacher)
+        seconds = sum(costs.of(cell) for cell in own) + new * costs.of_teacher(pair)
+        steps = (len(own) + new) * steps_each
+        all_cells, all_steps = all_cells + len(own), all_steps + steps
+        all_hours += seconds / 3600
+        lines.append(_line(pair.name, len(own), steps, seconds / 3600, scale))
     lines.append(_line("all", all_cells, all_steps, all_hours, scale))
     if scale:
         lines.append("")
@@ -159,13 +159,9 @@ def seconds_of(text: str) -> float:
     return seconds
 
 
-def teachers_trained(pairs: Sequence[Pair], done: Mapping[Cell, Any]) -> list[str]:
-    """Return the pairs of which a cell with a teacher has finished."""
-    taught = {cell.pair.name for cell in done if cell.method != ALONE}
-    return [pair.name for pair in pairs if pair.name in taught]
-
-
-def fits(cell: Cell, costs: Costs, trained: Sequence[str], left: float) -> bool:
+def fits(cell: Cell, costs: Costs, trained: Collection[str], left: float) -> bool:
     """Whether a cell, and its teacher if need be, would end in so many seconds."""
-    needs_teacher = cell.method != ALONE and cell.pair.name not in trained
+    if left == math.inf:
+        return True
+    needs_teacher = cell.method != ALONE and cell.pair.teacher not in trained
     return costs.of(cell) + needs_teacher * costs.of_teacher(cell.pair) <= left

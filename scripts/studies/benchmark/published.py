@@ -2,8 +2,8 @@
 
 Figures of the teacher, of the student alone and of the methods up to CRD are the means that Tian et
 al. give (1910.10699, table in the authors' repository): 240 epochs, the last one, one view a step.
-Those of DKD are of Zhao et al. (2203.08679, likewise), by the same protocol, of the epoch that was
-best on the test pictures.
+Those of DKD are of Zhao et al. (2203.08679; in the repository one pair has another name), by the
+same protocol, of the epoch that was best on the test pictures.
 """
 
 from __future__ import annotations
@@ -41,6 +41,14 @@ ZHAO = {"dkd": {"r56_r20": 71.97, "r110_r32": 74.11, "r32x4_r8x4": 76.32, "wrn40
                 "r32x4_shufflev2": 77.07}}  # fmt: skip
 
 
+DIFFERS = {  # in what the published method is another than the one here
+    "hint": "a regressor of three layers",
+    "attention_transfer": "means over each map",
+    "sp": "similarity of maps",
+    "crd": "16,384 negatives from a memory",
+}
+
+
 class Published(NamedTuple):
     """A published figure.
 
@@ -58,7 +66,9 @@ def published(pair: str, method: str) -> Published | None:
     if pair not in PAIRS:
         return None
     if method in TIAN:
-        return Published(TIAN[method][PAIRS.index(pair)], "1910.10699: 240 epochs, last, one view")
+        protocol = "1910.10699: 240 epochs, last, one view"
+        other = f", {DIFFERS[method]}" if method in DIFFERS else ""
+        return Published(TIAN[method][PAIRS.index(pair)], protocol + other)
     if pair in ZHAO.get(method, {}):
         return Published(ZHAO[method][pair], "2203.08679: 240 epochs, best on test, one view")
     return None

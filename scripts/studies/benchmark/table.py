@@ -13,13 +13,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from benchmark.cells import ALONE, Cell
+from benchmark.cells import ALONE, TEACHER, Cell
 from benchmark.published import Published, published
 from distill.report import figures, page
 from distill.utils.files import write_whole
 from shared import mean_and_deviation
-
-TEACHER = "teacher"
 
 
 @dataclass(frozen=True)
@@ -176,7 +174,7 @@ def cells_of_line(one: Line) -> list[str]:
     ]
 
 
-def write_table(out: Path, lines: Sequence[Line], told: str, command: str) -> None:
+def write_table(out: Path, lines: Sequence[Line], title: str, command: str) -> None:
     """Write `table.csv`, `table.md` and `table.html`."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -188,7 +186,7 @@ def write_table(out: Path, lines: Sequence[Line], told: str, command: str) -> No
     )
     rows = [(cells_of_line(one), one) for one in lines]
     scatter = claimed_against_reproduced(lines)
-    content = {"headings": HEADINGS, "rows": rows, "scatter": scatter, "told": told}
+    content = {"headings": HEADINGS, "rows": rows, "scatter": scatter, "title": title}
     write_whole(out / "table.html", page.rendered(template, command=command, **content))
 
 
