@@ -144,7 +144,7 @@ def takes_soft_targets(objective):
         info = ModelInfo((8,) * len(objective.stages), 8, 10, torch.nn.Linear(8, 10))
         logits, maps = torch.eye(10)[:2], [torch.ones(2, 8, 4, 4)] * len(objective.stages)
         features = Features(maps, torch.ones(2, 8), logits)
-        objective.eval().make_helpers(info, info)
+        objective.eval().helpers.make(info, info)
         objective(logits, logits, logits, (features, features))
     except ValueError:
         return False

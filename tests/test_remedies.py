@@ -118,7 +118,7 @@ def test_at_alpha_one_no_label_reaches_the_student(default, name):
     checks.check_objective(cfg, data, objective)
     generator = torch.Generator().manual_seed(0)
     info = ModelInfo((2,) * len(objective.stages), 3, 4, torch.nn.Linear(3, 4))
-    objective.make_helpers(info, info)
+    objective.helpers.make(info, info)
     logits, teacher = torch.randn(2, 8, 4, generator=generator)
     maps = torch.randn(2, len(objective.stages), 8, 2, 3, 3, generator=generator)
     embeddings = torch.randn(2, 8, 3, generator=generator)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Mapping, Sequence
 from functools import reduce
 from operator import add
@@ -11,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.losses import ModelInfo, ReusedClassifier
-from distill.models.features import Features, model_info, train_token
+from distill.models.features import Features
 from distill.objective.annealed import AnnealedValues
+from distill.objective.helpers import Helpers
 from distill.objective.selection import build_selection
 from distill.objective.temperature import LearnedTemperature
 from distill.objective.term import build_term
@@ -102,14 +101,16 @@ class Objective(nn.Module):
                 "and this objective has none"
             )
         self.checked = False  # whether targets were looked at; a look waits for the device
-        self.learned = nn.ModuleDict()  # term → what learns with the student, once connected
+        self.helpers = Helpers(self.terms, self.stages)  # there are none until these are connected
         if curriculum is not None:
             classes = {"num_classes": len(class_counts)} if class_counts is not None else {}
             self.curriculum = LearnedTemperature(temperature, **{**classes, **curriculum})
         for name, term in self.terms.items():
             if term.needs_class_counts and class_counts is None:
                 raise ValueError(f"objective.terms.{name} needs class_counts")
-        if self.sets_classifier and any("student" in t.loss.inputs for t in self.terms.values()):
+        if self.helpers.sets_classifier and any(
+            "student" in t.loss.inputs for t in self.terms.values()
+        ):
             raise ValueError(
                 "a term of this objective sets the student's classifier from others, so that terms "
                 "on the student's logits would teach nothing: leave them out"
@@ -155,16 +156,12 @@ class Objective(nn.Module):
     @property
     def needs_student_features(self) -> bool:
         """Whether any term reads the student's feature maps or embeddings."""
-        return self._reads("student_")
+        return self.helpers.reads("student_")
 
     @property
     def needs_teacher_features(self) -> bool:
         """Whether any term reads the teacher's feature maps or embeddings."""
-        return self._reads("teacher_")
-
-    def _reads(self, prefix: str) -> bool:
-        inputs = (name for term in self.terms.values() for name in term.loss.inputs)
-        return any(name.startswith(prefix) for name in inputs)
+        return self.helpers.reads("teacher_")
 
     def teaches_unlabeled(self, moved: Collection[str] = ()) -> bool:
         """Whether a sample without a label teaches anything, now or once annealing moves these."""
@@ -216,58 +213,6 @@ class Objective(nn.Module):
             if name not in state:
                 raise ValueError(f"the checkpoint is of another objective: it has no {name}")
             self.annealed[name] = state[name]
-
-    def connect(self, student: nn.Module, teacher: nn.Module | None) -> None:
-        """Make what learns with the student to compare these two models, where a term does.
-
-        Raises:
-            ValueError: if one of them gives no features, and a term reads them.
-        """
-        learns = any(term.loss.learns for term in self.terms.values())
-        if not (learns or self.needs_student_features or self.needs_teacher_features):
-            return
-        if self._reads("student_token"):
-            train_token(student)
-        ours = model_info(student, self.stages, "student", self.needs_student_features)
-        theirs = ours
-        if teacher is not None:
-            theirs = model_info(teacher, self.stages, "teacher", self.needs_teacher_features)
-        self.make_helpers(ours, theirs)
-        self.set_classifier(student)
-
-    def check_models(self, student: nn.Module, teacher: nn.Module | None) -> None:
-        """Refuse two models that this objective cannot compare, leaving them as they are.
-
-        Raises:
-            ValueError: as `connect`.
-        """
-        with torch.random.fork_rng(devices=[]):
-            copy.deepcopy(self).connect(copy.deepcopy(student), teacher)
-
-    def make_helpers(self, ours: ModelInfo, theirs: ModelInfo) -> None:
-        """Make what learns with a student of such a kind under such a teacher."""
-        for name, term in self.terms.items():
-            if term.loss.learns:
-                try:
-                    self.learned[name] = term.module(ours, theirs)
-                except ValueError as error:
-                    raise ValueError(f"objective.terms.{name}: {error}") from error
-
-    @property
-    def sets_classifier(self) -> bool:
-        """Whether a term decides what the student's classifier is, which then is not trained."""
-        return any(term.loss.function is ReusedClassifier for term in self.terms.values())
-
-    @property
-    def keeps_samples(self) -> bool:
-        """Whether a term keeps what it saw of earlier batches, of which there is no average."""
-        return any(term.loss.learns and term.options.get("queue") for term in self.terms.values())
-
-    def set_classifier(self, student: Any) -> None:
-        """Set the student's classifier, where a term decides what it is."""
-        for module in self.learned.values():
-            if isinstance(module, ReusedClassifier):
-                module.set_classifier(student.get_classifier())
 
     def forward(
         self,
@@ -327,7 +272,7 @@ class Objective(nn.Module):
         """
         term = self.terms[name]
         if not self.label_smoothing or term.uses_teacher:
-            return term(given, self.learned[name] if term.loss.learns else None)
+            return term(given, self.helpers[name] if term.loss.learns else None)
         goal = smoothed(given["target"], given["student"], self.label_smoothing)
         return term({**given, "target": goal})
 

@@ -119,7 +119,7 @@ class Distiller(pl.LightningModule):
         self.optimizer_options = {"opt": "adamw", "lr": 1e-3, **(optimizer or {})}
         self.scheduler_options = dict(scheduler) if scheduler else None
         check_parts(self)
-        self.objective.connect(student, self.teacher.model if self.teacher else None)
+        self.objective.helpers.connect(student, self.teacher.model if self.teacher else None)
         self.topk = resolve_topk(topk, self.num_classes)
         self.metrics = nn.ModuleDict({stage: self._metrics() for stage in ("val", "test")})
         self.losses = nn.ModuleDict({stage: loss_means(self.objective) for stage in self.metrics})
@@ -220,11 +220,11 @@ class Distiller(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Let the student answer by what it has learned, where a term decides its classifier."""
-        self.objective.set_classifier(self.student)
+        self.objective.helpers.set_classifier(self.student)
 
     def on_train_end(self) -> None:
         """Leave the student as it is to be kept."""
-        self.objective.set_classifier(self.student)
+        self.objective.helpers.set_classifier(self.student)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Update the validation metrics."""
@@ -288,7 +288,7 @@ class Distiller(pl.LightningModule):
         A classifier that a term decides is what the new weights make it. Lookahead's slow weights
         are those that an epoch ends with, as in timm's training.
         """
-        self.objective.set_classifier(self.student)
+        self.objective.helpers.set_classifier(self.student)
         if self.trainer.is_last_batch or self.trainer.global_step >= self.trainer.max_steps > 0:
             self._log_means()
         if self.trainer.is_last_batch:

@@ -96,7 +96,7 @@ def prepare(cfg: DictConfig, data: DataModule) -> Untrained:
     check_graph(cfg, objective, data, trainer)
     teacher = check_teacher(cfg, data)
     if objective.needs_student_features or teacher is not None:
-        objective.check_models(model, teacher)
+        objective.helpers.check(model, teacher)
     if teacher is not None and objective.needs_teacher_features:
         shape = (data.in_chans, *data.image_size)
         check_features(teacher, shape, objective.stages, "teacher")
@@ -152,6 +152,6 @@ def check_assistants(cfg: DictConfig, data: DataModule, objective: Objective) ->
         label = f"assistant {number}"
         model = build_model(spec, build.data_shape(data), label, any_classes=True)
         try:
-            objective.check_models(model, model)
+            objective.helpers.check(model, model)
         except ValueError as error:
             raise ValueError(f"{label}: {error}") from error

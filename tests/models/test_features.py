@@ -57,7 +57,7 @@ def test_student_and_projection_learn_and_only_the_student_is_in_the_bundle(tmp_
     losses = objective(*module._answers(Batch(view, target)))
     losses["loss"].backward()
     assert all(p.grad is not None for p in [*student.parameters(), *objective.parameters()])
-    assert [p.weight.shape[:2] for p in objective.learned["hint"].projections] == [
+    assert [p.weight.shape[:2] for p in objective.helpers["hint"].projections] == [
         (64, 32),
         (128, 64),
     ]
@@ -74,14 +74,14 @@ def test_the_projection_is_optimised_beside_the_student(tmp_path):
 
     student, teacher = pair()
     module = Distiller(student.train(), teacher, Objective(HINTS), topk=(1,))
-    before = module.objective.learned["hint"].projections[0].weight.detach().clone()
+    before = module.objective.helpers["hint"].projections[0].weight.detach().clone()
     data = TensorDataset(torch.rand(16, 3, 32, 32), torch.arange(16) % 5)
     trainer = pl.Trainer(
         accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
     )  # fmt: skip
     trainer.fit(module, DataLoader(data, 8), DataLoader(data, 8))
-    assert not torch.equal(before, module.objective.learned["hint"].projections[0].weight)
+    assert not torch.equal(before, module.objective.helpers["hint"].projections[0].weight)
     assert {"val/hint", "val/attention"} <= trainer.callback_metrics.keys()
 
 
@@ -122,7 +122,7 @@ def test_a_distillation_token_answers_by_itself_in_training():
     logits, (_, _, token) = forward_with_features(student, batch.view, (-1,))
     torch.testing.assert_close(token, logits)
     with pytest.raises(ValueError, match="ResNet has no distillation token: take one"):
-        objective.check_models(timm.create_model("resnet10t", num_classes=5), None)
+        objective.helpers.check(timm.create_model("resnet10t", num_classes=5), None)
 
 
 def test_maps_that_are_not_what_a_model_declares_are_refused_ahead():

@@ -21,6 +21,6 @@ def test_stock_timm_loads_a_student_that_answers_by_its_teachers_classifier(tmp_
     bundle = tmp_path / "run" / "student"
     assert not any("objective" in name for name in load_file(bundle / "model.safetensors"))
     student = timm.create_model(f"local-dir:{bundle}", pretrained=True)
-    projection = state["objective.learned.embedding.project.weight"]
+    projection = state["objective.helpers.embedding.project.weight"]
     torch.testing.assert_close(student.fc.weight.detach(), theirs["fc.weight"] @ projection)
     torch.testing.assert_close(student.fc.bias.detach(), theirs["fc.bias"])
