@@ -108,9 +108,8 @@ class Objective(nn.Module):
         for name, term in self.terms.items():
             if term.needs_class_counts and class_counts is None:
                 raise ValueError(f"objective.terms.{name} needs class_counts")
-        if self.helpers.sets_classifier and any(
-            "student" in t.loss.inputs for t in self.terms.values()
-        ):
+        on_logits = any("student" in term.loss.inputs for term in self.terms.values())
+        if on_logits and self.helpers.sets_classifier:
             raise ValueError(
                 "a term of this objective sets the student's classifier from others, so that terms "
                 "on the student's logits would teach nothing: leave them out"

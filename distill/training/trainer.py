@@ -213,12 +213,9 @@ def check_callbacks(
     for label, callback in made.items():
         if not isinstance(callback, WeightAveraging):
             continue
-        if objective.helpers.sets_classifier or objective.helpers.keeps_samples:
-            what = (
-                "sets the student's classifier"
-                if objective.helpers.sets_classifier
-                else "has a queue"
-            )
+        sets_classifier = objective.helpers.sets_classifier
+        if sets_classifier or objective.helpers.keeps_samples:
+            what = "sets the student's classifier" if sets_classifier else "has a queue"
             raise ValueError(
                 f"{label} averages weights, and a term of this objective {what}, which has no "
                 "average: leave one out"
