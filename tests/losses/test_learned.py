@@ -115,6 +115,32 @@ def test_evaluation_changes_nothing_that_is_kept(name):
         torch.testing.assert_close(value, before[key], rtol=0, atol=0)
 
 
+def narrowed(value, dtype):
+    if isinstance(value, list):
+        return [narrowed(one, dtype) for one in value]
+    return value.to(dtype) if value.is_floating_point() else value
+
+
+@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_helpers_take_the_precision_of_a_run(name, dtype):
+    torch.set_default_dtype(torch.float32)
+    module, inputs = make(name)
+    value = module.to(dtype)(*narrowed(list(inputs), dtype))
+    assert value.isfinite().all()
+    assert value.dtype in (torch.float32, torch.float64)
+
+
+def test_contrast_is_computed_in_full_under_autocast():
+    torch.set_default_dtype(torch.float32)
+    module, (ours, _, target) = make("contrast")
+    module = module.float()
+    own, other = (F.normalize(x.float(), dim=1) for x in (ours, torch.randn(6, 8)))
+    exact = module._nearness(own, other, target, target[:0])
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(module._nearness(own, other, target, target[:0]), exact)
+
+
 def test_a_hint_is_that_of_the_projected_maps():
     module, (ours, theirs) = make("hint")
     projected = [

@@ -47,6 +47,20 @@ def test_logits_are_the_models_own_and_maps_have_the_declared_channels(name):
         torch.testing.assert_close(info.classifier(embedding), logits)
 
 
+@pytest.mark.parametrize("name", ["cifar_resnet8", "mobilenetv3_small_050"])
+def test_one_pass_of_the_head_gives_logits_and_what_they_are_made_of(name):
+    model = build_model(ModelSpec(name, {"drop_rate": 0.5}), SHAPE, "student").train()
+    logits, features = forward_with_features(model, torch.randn(4, 3, 32, 32), (-1,))
+    torch.testing.assert_close(model.get_classifier()(features.embedding), logits)
+
+
+def test_of_a_teacher_that_gives_no_maps_logits_alone_may_be_compared(tiny):
+    student, _ = pair()
+    heads = Objective({"heads": "stage_heads", "kl": "kl_divergence"}, stages=(-2, -1))
+    Distiller(student, tiny(5), heads)  # reads the student's maps
+    assert len(heads.helpers["heads"].heads) == 2
+
+
 def test_student_and_projection_learn_and_only_the_student_is_in_the_bundle(tmp_path):
     student, teacher = pair()
     before = student.state_dict().keys()

@@ -237,6 +237,13 @@ def test_samples_left_out_have_no_gradient_from_labels_and_none_kept_is_no_loss(
     assert losses["loss"] == losses["kl"] > 0
 
 
+def test_nothing_else_teaches_by_a_classifier_that_a_term_sets():
+    terms = {"embedding": "reused_classifier"}
+    assert Objective(terms).helpers.sets_classifier
+    with pytest.raises(ValueError, match="sets the student's classifier from others"):
+        Objective({**terms, "ce": "cross_entropy"})
+
+
 def test_the_share_of_small_losses_can_be_annealed():
     objective = Objective(KD, sample_selection={"small_loss": 0.5})
     assert "sample_selection.small_loss" in objective.annealed
