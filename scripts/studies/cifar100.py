@@ -24,6 +24,7 @@ from benchmark.costs import Costs, fits, plan, seconds_of
 from benchmark.published import PAIRS
 from benchmark.table import lines_of, write_table
 from distill.models import build  # noqa: F401  (registers the pairs' models with timm)
+from distill.utils.files import write_whole
 
 METHODS = ("kd", "hint", "attention_transfer", "sp", "rkd", "pkt", "crd", "dkd", "dist",
            "reviewkd", "simkd", "srd", "ofa", "standardized_kd", "nkd", "wttm", "rld")  # fmt: skip
@@ -119,17 +120,14 @@ def check_settings(options: argparse.Namespace) -> None:
         **{f"method {name}": overrides for name, *overrides in options.method},
     }
     file = options.out / "settings.json"
-    try:
-        with file.open("x", encoding="utf-8") as mine:
-            json.dump(settings, mine, indent=2)
-    except FileExistsError:
-        before = json.loads(file.read_text(encoding="utf-8"))
-        for name, value in settings.items():
-            if before.get(name, value) != value:
-                raise ValueError(
-                    f"the cells in {options.out} were run with --{name} {before.get(name)}, not "
-                    f"{value}: give another --out"
-                ) from None
+    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    for name, value in settings.items():
+        if before.get(name, value) != value:
+            raise ValueError(
+                f"the cells in {options.out} were run with --{name} {before[name]}, not {value}: "
+                "give another --out"
+            )
+    write_whole(file, json.dumps({**before, **settings}, indent=2, ensure_ascii=False) + "\n")
 
 
 def with_full_path(word: str) -> str:
