@@ -313,7 +313,12 @@ class Distiller(pl.LightningModule):
             checkpoint["distill"]["counted_updates"] = self.counted_updates
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the annealed values back."""
+        """Take the annealed values back.
+
+        Raises:
+            ValueError: if the objective's helper networks were others.
+        """
+        check_helpers(checkpoint["state_dict"], self.state_dict())
         if "distill" in checkpoint:
             self.objective.load_state(checkpoint["distill"]["objective"])
             self.counted_updates = checkpoint["distill"].get("counted_updates")
@@ -403,6 +408,21 @@ class Distiller(pl.LightningModule):
         )  # each takes what it names
         for name, mean in means.items():  # type: ignore[operator]
             mean.update(losses[name], weight=len(target))
+
+
+def check_helpers(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> None:
+    """Refuse a checkpoint whose helper networks have other tensors than the objective's."""
+    shapes = [
+        {n: list(value.shape) for n, value in state.items() if n.startswith("objective.helpers.")}
+        for state in (before, now)
+    ]
+    differing = sorted(n for n in {*shapes[0], *shapes[1]} if shapes[0].get(n) != shapes[1].get(n))
+    if differing:
+        first = differing[0]
+        raise ValueError(
+            "the checkpoint is of another objective: "
+            f"{first} is {shapes[0].get(first)} there and {shapes[1].get(first)} here"
+        )
 
 
 def logged_names(

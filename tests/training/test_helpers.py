@@ -5,9 +5,19 @@ import timm
 import torch
 from safetensors.torch import load_file
 
+from distill.training.module import check_helpers
+
 TINY = ("teacher.name=slim_resnet10_8 teacher.fit.max_epochs=1 trainer.limit_train_batches=4 "
         "trainer.accelerator=cpu trainer.max_epochs=2 store=off logger=none baseline=false "
         "report=false data.batch_size=30")  # fmt: skip
+
+
+def test_a_checkpoint_of_other_helpers_is_refused_in_one_line():
+    here = {"student.w": torch.ones(2), "objective.helpers.contrast.queued": torch.ones(3, 2)}
+    check_helpers(here, here)
+    for other in ({}, {"objective.helpers.contrast.queued": torch.ones(4, 2)}):
+        with pytest.raises(ValueError, match=r"contrast.queued is (None|\[4, 2\]) there and \[3"):
+            check_helpers(other, here)
 
 
 @pytest.mark.slow
