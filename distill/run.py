@@ -77,6 +77,7 @@ def train(cfg: DictConfig, sharing: Sharing | None = None) -> float | list[float
     signals.stop_if_told()
     try:
         checks.check_multirun(cfg)
+        checks.check_pair()
         cfg = checks.with_checked_values(cfg)
         build.run_imports(cfg)
         resume.check(cfg)

@@ -57,6 +57,16 @@ def check_trainer_keys(cfg: DictConfig) -> None:
             raise ValueError(f"trainer has no option {name}{closest(name, options, 'trainer.')}")
 
 
+def check_pair() -> None:
+    """Refuse a pair of models where there is to be no teacher."""
+    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    if choices.get("pair") and choices.get("teacher") == "none":
+        raise ValueError(
+            f"pair={choices['pair']} names a teacher, and teacher=none: give student.name=… in its "
+            "place"
+        )
+
+
 def check_multirun(cfg: DictConfig) -> None:
     """Refuse a sweep whose every job would start subprocesses that repeat the whole sweep."""
     if swept() and processes(cfg) > 1:
@@ -106,7 +116,11 @@ def try_objective(objective: Objective, data: DataModule) -> None:
             continue
         try:
             term(inputs)
-        except (ValueError, TypeError) as error:
+        except (
+            ValueError,
+            TypeError,
+            RuntimeError,
+        ) as error:  # a loss of one's own raises anything
             raise ValueError(f"objective.terms.{name}: {first_line(error)}") from error
         try:
             objective.values(name, inputs)
@@ -122,7 +136,7 @@ def try_learned(name: str, term: Term, info: ModelInfo, inputs: Mapping[str, Any
     try:
         with torch.random.fork_rng(devices=[]):
             term(inputs, term.module(info, info).eval())
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         raise ValueError(f"objective.terms.{name}: {first_line(error)}") from error
 
 

@@ -129,6 +129,14 @@ def without_label(student: Tensor, label: Tensor, fill: float = -math.inf) -> Te
     return student.scatter(1, label.unsqueeze(1), fill)
 
 
+def at_least_one(name: str, value: int) -> int:
+    require(
+        type(value) is int and value >= 1,
+        f"{name} must be a whole number of at least 1, got {value}",
+    )
+    return value
+
+
 def at_label(values: Tensor, label: Tensor) -> Tensor:
     return values.gather(1, label.unsqueeze(1)).squeeze(1)
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.losses._common import (
+    at_least_one,
     labels,
     logit_pair,
     matrix_product,
@@ -97,7 +98,7 @@ class Review(nn.Module):
         super().__init__()
         ours = (*student.channels, student.embedding)
         theirs = (*teacher.channels, teacher.embedding)
-        width = min(width, student.embedding)
+        width = min(at_least_one("width", width), student.embedding)
         self.fusions = nn.ModuleList(
             _Fusion(channels, width, target, level < len(ours) - 1)
             for level, (channels, target) in enumerate(zip(ours, theirs, strict=True))
@@ -260,7 +261,7 @@ class Contrast(nn.Module):
         super().__init__()
         require(isinstance(queue, int) and queue >= 0, f"queue must be 0 or more, got {queue}")
         self.tau = positive("tau", tau)
-        self.ours = nn.Linear(student.embedding, width)
+        self.ours = nn.Linear(student.embedding, at_least_one("width", width))
         self.theirs = nn.Linear(teacher.embedding, width)
         self.register_buffer("queued", torch.zeros(queue, width))
         self.register_buffer("queued_labels", torch.full((queue,), -1))

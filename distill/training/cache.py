@@ -222,7 +222,10 @@ def check_store(
     """Refuse a store for what it cannot hold, or that would not fit its limit."""
     options = cfg.store
     if objective.needs_teacher_features:
-        raise ValueError("store: the teacher's feature maps are not kept, only its logits")
+        raise ValueError(
+            "store: this objective compares features, and only the teacher's logits are kept: give "
+            "store=off"
+        )
     alone = cfg.teacher.get("combine") if not cfg.get("assistants") else None
     if alone == "draw" or (isinstance(model, Ensemble) and model.combine == "draw"):
         raise ValueError("store: an ensemble that draws its answers has no lasting one")

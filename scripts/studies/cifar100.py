@@ -29,6 +29,7 @@ from distill.utils.files import write_whole
 METHODS = ("kd", "hint", "attention_transfer", "sp", "rkd", "pkt", "crd", "dkd", "dist",
            "reviewkd", "simkd", "srd", "ofa", "standardized_kd", "nkd", "wttm", "rld")  # fmt: skip
 LOG = "output.log"  # of each cell
+FAILURES = 3  # cells of which it is clear that more would fail
 IMAGES = 49_000  # that the protocol trains on
 
 
@@ -51,6 +52,10 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="what it would take, and end")
     parser.add_argument("--out", type=Path, default=Path("outputs/studies/cifar100"))
     options = parser.parse_args()
+    for name in ("seeds", "epochs", "subset", "devices"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name} must be at least 1, got {value}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         options.out = options.out.absolute()
@@ -83,16 +88,18 @@ def study(options: argparse.Namespace) -> None:
     pairs = [Pair.of(name) for name in names]
     cells = cells_of(pairs, methods, own, options.seeds, options.epochs)
     costs = Costs(100 * options.subset if options.subset else IMAGES, options.epochs)
+    ends = time.monotonic() + (seconds_of(options.budget) if options.budget else math.inf)
     if options.dry_run:
         left = [cell for cell in cells if cell.summary(options.out) is None]
         print(plan(left, costs, 64, teachers_of(cells, options.out)))
         return
     options.out.mkdir(parents=True, exist_ok=True)
     check_settings(options)
-    failed = fill(options, cells, costs)
+    failed = fill(options, cells, costs, ends)
     write(options)
     done = sum(cell.summary(options.out) is not None for cell in cells)
-    print(f"{done} of {len(cells)} cells: {options.out / 'table.html'}")
+    where = options.out / "table.html"
+    print(f"{done} of {len(cells)} cells: {where if where.is_file() else 'there is no table yet'}")
     if failed:
         raise SystemExit(1)
 
@@ -120,7 +127,8 @@ def check_settings(options: argparse.Namespace) -> None:
         **{f"method {name}": overrides for name, *overrides in options.method},
     }
     file = options.out / "settings.json"
-    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    kept = file.is_file() and finished(options.out)  # what nothing came of binds nobody
+    before = json.loads(file.read_text(encoding="utf-8")) if kept else {}
     for name, value in settings.items():
         if before.get(name, value) != value:
             raise ValueError(
@@ -136,10 +144,9 @@ def with_full_path(word: str) -> str:
     return f"{key}={Path(value).absolute()}" if key in ("data.root", "data.file") else word
 
 
-def fill(options: argparse.Namespace, cells: list[Cell], costs: Costs) -> list[Cell]:
+def fill(options: argparse.Namespace, cells: list[Cell], costs: Costs, ends: float) -> list[Cell]:
     """Run the cells that nobody runs and that end in time, and return those that failed."""
-    ends = time.monotonic() + seconds_of(options.budget) if options.budget else math.inf
-    failed = []
+    failed: list[Cell] = []
     for cell in cells:
         if cell.summary(options.out) is not None:
             continue
@@ -149,17 +156,28 @@ def fill(options: argparse.Namespace, cells: list[Cell], costs: Costs) -> list[C
             continue
         with claimed(cell, options.out) as mine:
             if not mine:
+                print(f"{cell.label}: claimed by another process", flush=True)
                 continue
             seconds = run(cell, options)
             if cell.summary(options.out) is None:
                 failed.append(cell)
-                print(f"{cell.label}: failed, see {cell.folder(options.out) / LOG}", flush=True)
+                log = cell.folder(options.out) / LOG
+                print(f"{cell.label}: failed: {last_line(log)} ({log})", flush=True)
+                if len(failed) == FAILURES:
+                    print(f"{FAILURES} cells failed: the others are not run", flush=True)
+                    break
                 continue
             print(f"{cell.label}: {seconds:.0f} s", flush=True)
             if cell.method == ALONE or cell.pair.teacher in trained:
                 costs.add(cell, seconds)
             write(options)
     return failed
+
+
+def last_line(log: Path) -> str:
+    """Return what a command said last."""
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line for line in reversed(lines) if line.strip()), "it said nothing")
 
 
 def run(cell: Cell, options: argparse.Namespace) -> float:

@@ -154,7 +154,7 @@ def test_whatever_decides_an_answer_makes_another_store(fitted, tmp_path, change
 def test_what_cannot_be_stored_is_refused_or_left(fitted, caplog):
     caplog.set_level(logging.INFO, "distill")
     for options, message in (
-        (("objective=hint",), "feature maps are not kept"),
+        (("objective=hint",), "only the teacher's logits are kept"),
         (("store.max_gb=1e-6",), r"store\.max_gb"),
         (("store.topk=10",), r"store\.topk=10"),
         (("store.dtype=int8",), r"store\.dtype=int8"),
@@ -162,7 +162,7 @@ def test_what_cannot_be_stored_is_refused_or_left(fitted, caplog):
         with pytest.raises(ValueError, match=message):
             fitted("store=disk", *options)
     fitted("store=auto", "objective=hint")
-    assert "teacher store: off (store: the teacher's feature maps" in caplog.text
+    assert "teacher store: off (store: this objective compares features" in caplog.text
 
 
 def test_the_same_padded_batch_gives_the_same_answer_to_any_number_of_views(tiny):

@@ -15,6 +15,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from distill.config.explain import nearest
 from distill.config.overrides import CONF
 
 ALONE, TEACHER = "alone", "teacher"  # rows: the student without a teacher, and the teacher
@@ -89,7 +90,7 @@ def recipe(method: str, pair: str, epochs: int) -> tuple[str, ...]:
         return "objective=supervised", "teacher=none"
     if not (CONF / "objective" / f"{method}.yaml").is_file():
         every = sorted(path.stem for path in (CONF / "objective").glob("*.yaml"))
-        raise ValueError(f"there is no objective {method}; there are {', '.join(every)}")
+        raise ValueError(f"there is no objective {method}{nearest(method, every)}")
     own = LITERATURE.get(method, (f"objective={method}",))
     if weight := WARMED_UP.get(method):
         duration = max(1, round(epochs / 12))
@@ -123,6 +124,8 @@ def cells_of(
     every = list(dict.fromkeys((ALONE, *methods)))
     if clash := {*every, TEACHER} & own.keys():
         raise ValueError(f"--method {min(clash)} is the name of another: give it one of its own")
+    if empty := [name for name, overrides in own.items() if not overrides]:
+        raise ValueError(f"--method {empty[0]} needs the overrides that make it")
     return [
         Cell(pair, method, seed, own.get(method) or recipe(method, pair.name, epochs))
         for seed in range(seeds)

@@ -154,7 +154,7 @@ def seconds_of(text: str) -> float:
         seconds = float(number) * units[unit]
     except ValueError:
         raise ValueError(f"--budget {text} is no time, such as 90s, 8m or 2h") from None
-    if seconds <= 0:
+    if not seconds > 0:
         raise ValueError(f"--budget {text} leaves no time")
     return seconds
 
