@@ -19,6 +19,8 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 from benchmark.cells import ALONE, Cell, Pair, cells_of, claimed, command, finished
 from benchmark.costs import Costs, fits, plan, seconds_of
 from benchmark.published import PAIRS
@@ -69,15 +71,26 @@ def main() -> None:
 
 
 def on_devices(count: int) -> int:
-    """Run the same command once for each of the GPUs that are to be seen; 1 where one failed."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    gpus = visible.split(",") if visible else [str(number) for number in range(count)]
-    if len(gpus) < count:
-        raise ValueError(f"--devices {count}: CUDA_VISIBLE_DEVICES={visible} has {len(gpus)}")
+    """Run the same command once for each GPU that is to be seen; 1 where one failed.
+
+    Raises:
+        ValueError: if there are fewer GPUs.
+    """
+    if count > torch.cuda.device_count():
+        raise ValueError(f"--devices {count}: there are {torch.cuda.device_count()} GPUs here")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
     words = [sys.executable, *sys.argv, "--devices", "1"]
-    environments = [{**os.environ, "CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus[:count]]
-    processes = [subprocess.Popen(words, env=environment) for environment in environments]
-    return int(any([process.wait() != 0 for process in processes]))
+    processes = [
+        subprocess.Popen(words, env={**os.environ, "CUDA_VISIBLE_DEVICES": gpu})
+        for gpu in visible.split(",")[:count]
+    ]
+    try:
+        codes = [process.wait() for process in processes]
+    except BaseException:
+        for process in processes:
+            process.terminate()
+        raise
+    return int(any(codes))
 
 
 def study(options: argparse.Namespace) -> None:
