@@ -252,7 +252,8 @@ class Objective(nn.Module):
             given["temperature"] = self.curriculum(student, teacher, strength)
         for role, of in zip(("student", "teacher"), features, strict=True):
             if of is not None:
-                given |= {f"{role}_{name}": value for name, value in of._asdict().items()}
+                given |= {f"{role}_maps": of.maps, f"{role}_embedding": of.embedding}
+                given |= {f"{role}_token": of.token}
         known = given if labelled is None else first(given, labelled)
         values = {
             name: self.values(name, given if term.teaches_unlabeled else known)
