@@ -175,6 +175,8 @@ def check(run_line, line):
         "24 images",
         "export.json in ",
         "1 of 10 claims checked in ",
+        "| all | ",
+        " cells: ",
     )
     assert any(ending in done.stdout + done.stderr for ending in endings)
     told = ("+ ", "installing", "distill-predict: ")
