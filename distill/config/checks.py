@@ -116,11 +116,7 @@ def try_objective(objective: Objective, data: DataModule) -> None:
             continue
         try:
             term(inputs)
-        except (
-            ValueError,
-            TypeError,
-            RuntimeError,
-        ) as error:  # a loss of one's own raises anything
+        except (ValueError, TypeError) as error:
             raise ValueError(f"objective.terms.{name}: {first_line(error)}") from error
         try:
             objective.values(name, inputs)
