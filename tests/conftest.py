@@ -63,6 +63,8 @@ SLOW = (
     "training/test_assistants.py", "training/test_graph.py", "test_judging.py",
     "deploy/export/test_export.py",
     "config/test_mistakes.py::test_the_installed_command",
+    "config/test_configurations.py::test_every_objective_trains", "data/sources/test_cifar.py",
+    "models/test_cifar_literature.py",
 )  # fmt: skip
 
 
