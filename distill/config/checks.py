@@ -99,7 +99,7 @@ def try_objective(objective: Objective, data: DataModule) -> None:
     """Call each term on made-up logits, which finds what the classes leave undefined."""
     generator = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(2, 2, data.num_classes, generator=generator)
-    classifier = torch.nn.Linear(8, data.num_classes, device="meta").to_empty(device="cpu")
+    classifier = torch.nn.utils.skip_init(torch.nn.Linear, 8, data.num_classes)
     info = ModelInfo((8,) * len(objective.stages), 8, data.num_classes, classifier)
     maps, embedding = [torch.ones(2, 8, 4, 4) for _ in objective.stages], torch.ones(2, 8)
     target = torch.tensor([0, 1])

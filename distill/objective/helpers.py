@@ -34,6 +34,12 @@ class Helpers(nn.ModuleDict):
         return any(name.startswith(prefix) for name in inputs)
 
     @property
+    def needs_models(self) -> bool:
+        """Whether any term asks more of the models than their logits."""
+        learns = any(term.loss.learns for term in self.terms.values())
+        return learns or self.reads("student_") or self.reads("teacher_")
+
+    @property
     def sets_classifier(self) -> bool:
         """Whether a term decides what the student's classifier is, which then is not trained."""
         return any(term.loss.function is ReusedClassifier for term in self.terms.values())
@@ -49,10 +55,9 @@ class Helpers(nn.ModuleDict):
         Raises:
             ValueError: if a model lacks what a term reads of it.
         """
-        learns = any(term.loss.learns for term in self.terms.values())
-        of_student, of_teacher = self.reads("student_"), self.reads("teacher_")
-        if not (learns or of_student or of_teacher):
+        if not self.needs_models:
             return
+        of_student, of_teacher = self.reads("student_"), self.reads("teacher_")
         if self.reads("student_token"):
             train_token(student)
         ours = model_info(student, self.stages, "student", of_student)
@@ -68,8 +73,9 @@ class Helpers(nn.ModuleDict):
         Raises:
             ValueError: as `connect`.
         """
-        with torch.random.fork_rng(devices=[]):
-            copy.deepcopy(self).connect(copy.deepcopy(student), teacher)
+        if self.needs_models:
+            with torch.random.fork_rng(devices=[]):
+                copy.deepcopy(self).connect(copy.deepcopy(student), teacher)
 
     def make(self, ours: ModelInfo, theirs: ModelInfo) -> None:
         """Make the helpers for a student of such a kind under such a teacher."""

@@ -21,11 +21,10 @@ from pathlib import Path
 
 import torch
 
-from benchmark.cells import ALONE, Cell, Pair, cells_of, claimed, command, finished
+from benchmark.cells import ALONE, SUMMARIES, Cell, Pair, cells_of, claimed, command, finished
 from benchmark.costs import Costs, fits, plan, seconds_of
 from benchmark.published import PAIRS
 from benchmark.table import lines_of, write_table
-from distill.models import build  # noqa: F401  (registers the pairs' models with timm)
 from distill.utils.files import write_whole
 
 METHODS = ("kd", "hint", "attention_transfer", "sp", "rkd", "pkt", "crd", "dkd", "dist",
@@ -103,14 +102,14 @@ def study(options: argparse.Namespace) -> None:
     costs = Costs(100 * options.subset if options.subset else IMAGES, options.epochs)
     ends = time.monotonic() + (seconds_of(options.budget) if options.budget else math.inf)
     if options.dry_run:
-        left = [cell for cell in cells if cell.summary(options.out) is None]
+        left = [cell for cell in cells if not cell.is_finished(options.out)]
         print(plan(left, costs, 64, teachers_of(cells, options.out)))
         return
     options.out.mkdir(parents=True, exist_ok=True)
     check_settings(options)
     failed = fill(options, cells, costs, ends)
     write(options)
-    done = sum(cell.summary(options.out) is not None for cell in cells)
+    done = sum(cell.is_finished(options.out) for cell in cells)
     where = options.out / "table.html"
     print(f"{done} of {len(cells)} cells: {where if where.is_file() else 'there is no table yet'}")
     if failed:
@@ -119,11 +118,7 @@ def study(options: argparse.Namespace) -> None:
 
 def teachers_of(cells: list[Cell], out: Path) -> set[str]:
     """Return the teachers of the cells that have finished."""
-    return {
-        cell.pair.teacher
-        for cell in cells
-        if cell.method != ALONE and cell.summary(out) is not None
-    }
+    return {cell.pair.teacher for cell in cells if cell.method != ALONE and cell.is_finished(out)}
 
 
 def check_settings(options: argparse.Namespace) -> None:
@@ -140,7 +135,7 @@ def check_settings(options: argparse.Namespace) -> None:
         **{f"method {name}": overrides for name, *overrides in options.method},
     }
     file = options.out / "settings.json"
-    kept = file.is_file() and finished(options.out)  # what nothing came of binds nobody
+    kept = file.is_file() and any(options.out.glob(SUMMARIES))  # what nothing came of binds nobody
     before = json.loads(file.read_text(encoding="utf-8")) if kept else {}
     for name, value in settings.items():
         if before.get(name, value) != value:
@@ -161,7 +156,7 @@ def fill(options: argparse.Namespace, cells: list[Cell], costs: Costs, ends: flo
     """Run the cells that nobody runs and that end in time, and return those that failed."""
     failed: list[Cell] = []
     for cell in cells:
-        if cell.summary(options.out) is not None:
+        if cell.is_finished(options.out):
             continue
         trained = teachers_of(cells, options.out)
         if not fits(cell, costs, trained, ends - time.monotonic()):
@@ -172,7 +167,7 @@ def fill(options: argparse.Namespace, cells: list[Cell], costs: Costs, ends: flo
                 print(f"{cell.label}: claimed by another process", flush=True)
                 continue
             seconds = run(cell, options)
-            if cell.summary(options.out) is None:
+            if not cell.is_finished(options.out):
                 failed.append(cell)
                 log = cell.folder(options.out) / LOG
                 print(f"{cell.label}: failed: {last_line(log)} ({log})", flush=True)

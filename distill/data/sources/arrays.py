@@ -13,7 +13,7 @@ import torch
 from distill.data.sources.errors import explained
 from distill.data.sources.images import resize
 from distill.data.sources.listing import some
-from distill.data.sources.splits import PARTS, Resident, Source, with_test_split
+from distill.data.sources.splits import PARTS, Resident, Source, named_classes, with_test_split
 from distill.utils.files import resolved_path
 
 Array = np.ndarray[Any, Any]
@@ -64,7 +64,7 @@ def arrays(root: str, image_size: int | Sequence[int] | None = None) -> Source:
             parts[part] = labelled_images(place, names, pair, image_size)
     check_same_shape(place, parts)
     count = max(int(split.labels.max()) for split in parts.values()) + 1
-    classes = class_names(place, count) if CLASSES in names else [str(k) for k in range(count)]
+    classes = named_classes(place, class_names(place) if CLASSES in names else None, count)
     source = with_test_split(place.stem, classes, parts["train"].images.shape[1], parts)
     read = {CLASSES, *(call.format(part) for call in calls for part in PARTS)}
     if unused := [name for name in names if name not in read]:
@@ -170,8 +170,8 @@ def check_same_shape(place: Path, parts: Mapping[str, Resident]) -> None:
             )
 
 
-def class_names(place: Path, count: int) -> list[str]:
-    """Return the names of the classes, at least as many as there are labels."""
+def class_names(place: Path) -> list[str]:
+    """Return the names of the classes."""
     array = read_array(place, CLASSES)
     with explained(f"{place}, {CLASSES}"):
         if array.dtype.kind not in "US" or array.ndim != 1:
@@ -179,8 +179,4 @@ def class_names(place: Path, count: int) -> list[str]:
         names = [name.decode() if isinstance(name, bytes) else name for name in array.tolist()]
         if len(set(names)) < len(names):
             raise ValueError("it names a class twice")
-    if len(names) < count:
-        raise ValueError(
-            f"{place}: labels go up to {count - 1}, but {len(names)} classes are named"
-        )
     return names

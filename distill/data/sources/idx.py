@@ -14,7 +14,7 @@ from torch import Tensor
 
 from distill.data.sources.folder import existing_folder
 from distill.data.sources.images import resize
-from distill.data.sources.splits import Resident, Source
+from distill.data.sources.splits import Resident, Source, named_classes
 
 
 def idx(
@@ -35,12 +35,7 @@ def idx(
     folder = existing_folder(root)
     train, test = (read_idx_split(folder, part, image_size) for part in ("train", "t10k"))
     count = int(max(train.labels.max(), test.labels.max())) + 1
-    names = list(classes) if classes else [str(k) for k in range(count)]
-    if len(names) < count:
-        raise ValueError(
-            f"{folder}: labels go up to {count - 1}, but {len(names)} classes are named"
-        )
-    return Source(folder.name, names, 1, train, test=test)
+    return Source(folder.name, named_classes(folder, classes or None, count), 1, train, test=test)
 
 
 def read_idx_split(folder: Path, part: str, image_size: int | Sequence[int]) -> Resident:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -149,6 +150,17 @@ class Source:
 def meaning(name: str) -> str | None:
     """Return which split a name means, whatever its letters' case, or None."""
     return MEANINGS.get(name.strip().lower())
+
+
+def named_classes(place: Path, names: Sequence[str] | None, count: int) -> list[str]:
+    """Return class names in label order, at least as many as labels; without any, numbers."""
+    if names is None:
+        return [str(k) for k in range(count)]
+    if len(names) < count:
+        raise ValueError(
+            f"{place}: labels go up to {count - 1}, but {len(names)} classes are named"
+        )
+    return list(names)
 
 
 def with_test_split(

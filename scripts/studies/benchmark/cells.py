@@ -19,6 +19,7 @@ from distill.config.explain import nearest
 from distill.config.overrides import CONF
 
 ALONE, TEACHER = "alone", "teacher"  # rows: the student without a teacher, and the teacher
+SUMMARIES = "*/*/seed-*/summary.json"  # of all cells, in a table's folder
 BEATS, STALE = 20.0, 300.0  # seconds between a claim's signs of life, and without any
 # What the literature sets on CIFAR-100, where an objective's own defaults are for other data.
 LITERATURE = {
@@ -74,10 +75,9 @@ class Cell:
         """Return where its run is."""
         return out / self.pair.name / self.method / f"seed-{self.seed}"
 
-    def summary(self, out: Path) -> dict[str, Any] | None:
-        """Return its numbers; None while it has not finished."""
-        file = self.folder(out) / "summary.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    def is_finished(self, out: Path) -> bool:
+        """Whether its numbers are there."""
+        return (self.folder(out) / "summary.json").is_file()
 
 
 def recipe(method: str, pair: str, epochs: int) -> tuple[str, ...]:
@@ -198,7 +198,7 @@ def _beat(file: Path, ended: threading.Event) -> None:
 def finished(out: Path) -> dict[Cell, dict[str, Any]]:
     """Return the numbers of all cells of a table that have finished, whoever ran them."""
     numbers = {}
-    for file in sorted(out.glob("*/*/seed-*/summary.json")):
+    for file in sorted(out.glob(SUMMARIES)):
         pair, method, seed = file.parts[-4:-1]
         cell = Cell(Pair(pair, "", ""), method, int(seed.removeprefix("seed-")), ())
         numbers[cell] = json.loads(file.read_text(encoding="utf-8"))
