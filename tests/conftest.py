@@ -64,7 +64,10 @@ SLOW = (
     "deploy/export/test_export.py",
     "config/test_mistakes.py::test_the_installed_command",
     "config/test_configurations.py::test_every_objective_trains", "data/sources/test_cifar.py",
-    "models/test_cifar_literature.py",
+    "models/test_cifar_literature.py", "models/test_channels.py::test_stock_timm_builds",
+    "models/test_teacher_and_bundle.py::test_stock_timm_gives", "utils/test_memory.py::test_blocks",
+    "config/test_library.py::test_an_optimiser_trains_and_goes_on_as_if_never_interrupted[kron",
+    "data/condition/test_image_corruptions.py::test_a_higher_severity_changes_more",
 )  # fmt: skip
 
 
