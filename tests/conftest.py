@@ -68,6 +68,7 @@ SLOW = (
     "models/test_teacher_and_bundle.py::test_stock_timm_gives", "utils/test_memory.py::test_blocks",
     "config/test_library.py::test_an_optimiser_trains_and_goes_on_as_if_never_interrupted[kron",
     "data/condition/test_image_corruptions.py::test_a_higher_severity_changes_more",
+    "sweep/test_workers.py", "deploy/test_hub.py::test_the_four_files",
 )  # fmt: skip
 
 
