@@ -1,0 +1,66 @@
+"""Many strings as two arrays, which data workers read without copying any of their memory.
+
+A worker that reads a list of objects writes to each, as Python counts who refers to it, and so
+comes to own a copy of the page that it lies in: over an epoch, one of the whole list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, eq=False)
+class PackedStrings(Sequence[str]):
+    """Strings that lie one behind the other, to be read as a list of them is.
+
+    Args:
+        text: their UTF-8 bytes, uint8 `[bytes]`; of file names also what is no UTF-8.
+        ends: where each ends, int64 `[N]`.
+    """
+
+    text: npt.NDArray[np.uint8]
+    ends: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, strings: Iterable[str]) -> PackedStrings:
+        """Return these strings packed."""
+        parts = [string.encode(errors="surrogateescape") for string in strings]
+        lengths = np.fromiter(map(len, parts), np.int64, len(parts))
+        return cls(np.frombuffer(b"".join(parts), np.uint8), lengths.cumsum())
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> PackedStrings: ...
+    def __getitem__(self, place: int | slice) -> str | PackedStrings:
+        if isinstance(place, slice):
+            return self.take(np.arange(len(self))[place])
+        end = self.ends[place]
+        start = self.ends[place - 1] if place % len(self) else 0
+        return self._decoded(int(start), int(end))
+
+    def __iter__(self) -> Iterator[str]:
+        start = 0
+        for end in self.ends.tolist():
+            yield self._decoded(start, end)
+            start = end
+
+    def take(self, places: npt.NDArray[Any]) -> PackedStrings:
+        """Return the strings at these places, int64 `[n]`."""
+        lengths = np.diff(self.ends, prepend=0)
+        starts, chosen = (self.ends - lengths)[places], lengths[places]
+        ends = chosen.cumsum()
+        # Byte j of the n-th string lies j after its start, here as there.
+        bytes_at = np.repeat(starts - (ends - chosen), chosen) + np.arange(chosen.sum())
+        return PackedStrings(self.text[bytes_at], ends)
+
+    def _decoded(self, start: int, end: int) -> str:
+        return self.text[start:end].tobytes().decode(errors="surrogateescape")
