@@ -147,7 +147,7 @@ KINDS: dict[str, Kind] = {
     "data.name": Kind("a name", lambda v: isinstance(v, str)),
     "data.splits": OBJECT,
     "data.options": OBJECT.or_(None),
-    "data.verify": SWITCH,
+    "data.verify": one_of("new", "all", "none"),
     "data.resident": SWITCH,
     "data.download": SWITCH,
     "data.labels": one_of("fine", "coarse"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from distill.data.sources.listing import some
@@ -73,20 +74,21 @@ def apart(train: Split, val: Split, test: Split, duplicates: str) -> tuple[Split
     if duplicates not in ("keep", "drop"):
         raise ValueError(f"data.duplicates must be keep or drop, got {duplicates!r}")
     learned, notes = train.contents(), []
-    held_out = {"val": set(val.contents()), "test": set(test.contents())}
-    both = sum(content in held_out["val"] for content in test.contents())
+    held_out = {"val": val.contents(), "test": test.contents()}
+    both = int(np.isin(held_out["test"], held_out["val"]).sum())
     if both:
         notes.append(f"{images(both)} of test {are(both)} in val, too")
-    twice = {name: sum(c in found for c in learned) for name, found in held_out.items()}
-    among = torch.tensor([content in held_out["val"] | held_out["test"] for content in learned])
-    if not bool(among.any()):
+    within = {name: np.isin(learned, held) for name, held in held_out.items()}
+    among = within["val"] | within["test"]
+    if not among.any():
         return train, notes
+    twice = {name: int(inside.sum()) for name, inside in within.items()}
     where = " and ".join(f"{count} of them in {name}" for name, count in twice.items() if count)
     count = int(among.sum())
     told = f"{images(count)} of train {are(count)} held out, too ({where})"
     if duplicates == "keep":
         return train, [*notes, f"{told}; data.duplicates=drop takes them out of train"]
-    return train.subset(torch.nonzero(~among).flatten()), [
+    return train.subset(torch.from_numpy(np.flatnonzero(~among))), [
         *notes,
         f"{told}, and dropped from train",
     ]

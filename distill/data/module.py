@@ -10,6 +10,7 @@ from hashlib import sha256
 from inspect import signature
 from typing import Any, TypeVar
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
@@ -81,7 +82,8 @@ class DataModule(pl.LightningDataModule):
             or a source, whose train split is taken. An epoch stays one pass over the labelled
             images; beside them the unlabelled are drawn from an endless row of permutations.
         unlabeled_share: the share of each batch that is unlabelled; None is that of all pictures.
-        verify: whether each picture of an unlabelled folder is decoded once to find broken ones.
+        verify: which pictures of an unlabelled folder are opened before training, to find broken
+            ones: `new`, `all` or `none`; see `read_splits`.
         broken: `refuse` broken pictures of such a folder, or `skip` them.
         cache: where to keep what its files hold; None reads them anew each time.
         model_size: what the model says of its images' size.
@@ -107,7 +109,7 @@ class DataModule(pl.LightningDataModule):
         condition: Mapping[str, Any] | None = None,
         unlabeled: str | Source | None = None,
         unlabeled_share: float | None = 0.5,
-        verify: bool = True,
+        verify: str = "new",
         broken: str = "refuse",
         cache: str | None = None,
         model_size: ModelSize | None = None,
@@ -230,8 +232,8 @@ class DataModule(pl.LightningDataModule):
     @cached_property
     def pictures(self) -> str | None:
         """A hash of what the images of all splits hold, in any order; None if that is not known."""
-        held = [c for split in (self.train, self.val, self.test) for c in split.contents()]
-        return sha256(repr(sorted(held)).encode()).hexdigest() if held else None
+        held = np.concatenate([one.contents() for one in (self.train, self.val, self.test)])
+        return sha256(np.sort(held).data).hexdigest() if len(held) else None
 
     def with_options(
         self, *, seed: int, batch_size: int, views: int | None = None, unlabeled: bool = True

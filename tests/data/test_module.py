@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
+import distill.config.resolvers  # noqa: F401  (the configuration files call them)
 from distill.config.build import build_data
 from distill.config.overrides import CONF
 from distill.data import DataModule
@@ -676,7 +677,7 @@ def test_streamed_views_are_uint8_of_their_sample():
 def test_a_broken_image_in_a_worker_is_named(tmp_path):
     path = write_folder(tmp_path, ("train",), count=8) / "train" / "cat" / "5.png"
     path.write_bytes(path.read_bytes()[:60])
-    found = folder(str(tmp_path), verify=False)
+    found = folder(str(tmp_path), verify="none")
     found.val = found.test = found.train
     data = DataModule(found, image_size=8, batch_size=4, num_workers=1)
     with pytest.raises(ValueError, match="broken image") as caught:
@@ -1014,7 +1015,7 @@ def test_options_of_a_source_are_keys_of_its_config_group(tmp_path):
     path = write_folder(tmp_path, ("train",), count=8) / "train" / "cat" / "5.png"
     path.write_bytes(b"")
     common = (f"root={tmp_path}", "batch_size=4")
-    assert len(group("folder", *common, "verify=false").source.train) == 16
+    assert len(group("folder", *common, "verify=none").source.train) == 16
     found = group("timm", *common, "classes=[feline,canine]", "broken=skip")
     assert len(found.source.train) == 15
     assert found.classes == ["feline", "canine"]

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from distill.data.sources.contents import Listed, Piece, read_splits
+from distill.data.sources.contents import Listed, read_splits
 from distill.data.sources.errors import explained
 from distill.data.sources.images import check_channels, decoded
 from distill.data.sources.in_memory import in_memory
@@ -25,10 +25,11 @@ from distill.data.sources.listing import (
     image_files,
     loose_images,
     real_paths,
-    relative,
     some,
     subfolders,
 )
+from distill.data.sources.packed import PackedStrings
+from distill.data.sources.pieces import Pieces
 from distill.data.sources.sizes import ModelSize
 from distill.data.sources.splits import PARTS, Source, check_same_classes, meaning, with_test_split
 from distill.utils.files import resolved_path
@@ -37,7 +38,7 @@ from distill.utils.files import resolved_path
 def folder(
     root: str,
     channels: int = 3,
-    verify: bool = True,
+    verify: str = "new",
     broken: str = "refuse",
     cache: str | None = None,
     resident: bool = False,
@@ -55,7 +56,8 @@ def folder(
     Args:
         root: the folder.
         channels: 3 for colour, 1 for grey.
-        verify: decode each file once to find broken images before training does.
+        verify: which images are opened before training, to find broken ones: `new`, `all` or
+            `none`; see `read_splits`.
         broken: `refuse` broken images, or `skip` them.
         cache: where to keep what the files hold; None reads them anew each time.
         resident: decode all images once and keep them in memory, see `in_memory`, which takes
@@ -76,7 +78,7 @@ def folder(
     classes = [path.name for path in layout.classes["train"]]
     seen.walked |= real_paths([*layout.places.values(), *chain(*layout.classes.values())])
     listed = {part: listed_split(layout, part, classes, channels, seen) for part in layout.places}
-    splits, left_out = read_splits(base, listed, classes, verify, broken, cache)
+    splits, left_out = read_splits(listed, classes, verify, broken, cache)
     source = with_test_split(base.name, classes, channels, splits)
     source.notes = [*layout.notes, *source.notes, *left_out, *seen.notes()]
     return in_memory(source, image_size, model_size, num_workers) if resident else source
@@ -199,15 +201,19 @@ def listed_split(
     Raises:
         ValueError: for a class that train lacks, or that has no images in it.
     """
-    folders, place = layout.classes[part], layout.places[part]
+    folders = layout.classes[part]
     check_same_classes(str(seen.root), part, [path.name for path in folders], classes)
     files, labels = files_of(folders, classes, seen)
     counts = torch.bincount(labels, minlength=len(classes))
     if part == "train" and not bool(counts.all()):
         empty = folders[int(counts.argmin())]
         raise ValueError(f"{empty} has no images ({', '.join(endings())})")
-    names = [relative(file, place) for file in files]
-    return Listed(FileLoader(files, channels), labels, names, [Piece(file) for file in files])
+    return listed_files(Pieces(seen.root, files), labels, channels)
+
+
+def listed_files(pieces: Pieces, labels: Tensor, channels: int) -> Listed:
+    """Return the images of a split that are whole files."""
+    return Listed(FileLoader(pieces, channels), labels, pieces)
 
 
 def existing_folder(path: str | Path) -> Path:
@@ -222,7 +228,7 @@ def existing_folder(path: str | Path) -> Path:
 
 def labelled_images(
     root: Path | str, classes: Sequence[str] | None = None
-) -> tuple[list[str], list[Path], Tensor, list[str]]:
+) -> tuple[list[str], Pieces, Tensor, list[str]]:
     """Return class names, image files, labels int64 `[N]` and notes of class folders in a folder.
 
     `root/CLASS/**`: images in sub-folders of a class count as that class.
@@ -245,7 +251,7 @@ def labelled_images(
         raise ValueError(f"{base} has folders that are no class: {some(unknown, 5)}")
     seen.walked |= real_paths([base, *folders])
     files, labels = files_of(folders, names, seen)
-    return names, files, labels, seen.notes()
+    return names, Pieces(base, files), labels, seen.notes()
 
 
 def class_folders(path: Path, seen: Seen) -> list[Path]:
@@ -269,31 +275,27 @@ def check_distinct(folders: Sequence[Path]) -> None:
 
 def files_of(
     folders: Sequence[Path], names: Sequence[str], seen: Seen
-) -> tuple[list[Path], Tensor]:
-    """Return the image files in class folders, and their labels."""
+) -> tuple[PackedStrings, Tensor]:
+    """Return the image files in class folders, from `seen.root` on, and their labels."""
     numbers = {name: number for number, name in enumerate(names)}
-    files: list[Path] = []
-    labels: list[int] = []
-    for folder in folders:
-        images = image_files(folder, seen)
-        files += images
-        labels += [numbers[folder.name]] * len(images)
-    return files, torch.tensor(labels, dtype=torch.long)
+    files = [PackedStrings.of(image_files(folder, seen)) for folder in folders]
+    labels = torch.tensor([numbers[folder.name] for folder in folders], dtype=torch.long)
+    return PackedStrings.joined(files), labels.repeat_interleave(torch.tensor([*map(len, files)]))
 
 
 @dataclass(frozen=True)
 class FileLoader:
     """Position → decoded image file."""
 
-    files: Sequence[Path]
+    pieces: Pieces
     channels: int
 
     def __call__(self, position: int) -> Image.Image:
         """Decode one image, naming the file if it is broken."""
-        path = self.files[position]
+        path = self.pieces[position].path
         with explained(f"broken image {path}"):
             return decoded(path, self.channels)
 
     def open(self, position: int) -> IO[bytes]:
         """Return one image's file."""
-        return self.files[position].open("rb")
+        return self.pieces[position].path.open("rb")

@@ -112,7 +112,8 @@ def resident(split: Split, channels: int, size: Size, num_workers: int = 0) -> R
         if isinstance(pictures, ValueError):
             raise pictures
         images[begin : begin + AT_ONCE] = pictures
-    return Resident(images, split.labels, split.index, split.contents() or None)
+    digests = None if split.digests is None else split.contents()
+    return Resident(images, split.labels, split.index, digests)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from distill.data.sources.contents import Listed, Piece, read_splits
-from distill.data.sources.folder import FileLoader, existing_folder, folder, labelled_images
+from distill.data.sources.contents import read_splits
+from distill.data.sources.folder import existing_folder, folder, labelled_images, listed_files
 from distill.data.sources.images import check_channels
 from distill.data.sources.in_memory import in_memory
-from distill.data.sources.listing import folders_in, relative
+from distill.data.sources.listing import folders_in
 from distill.data.sources.splits import PARTS, Source, meaning, stratified
 from distill.data.sources.table import table
 from distill.data.sources.timm_data import timm_dataset
@@ -141,11 +141,11 @@ def beside_validation(base: Path, judged: Source, validation: Source) -> Source:
 
 def images_to_judge(base: Path, place: Path, group: Mapping[str, Any]) -> Source:
     """Return the class folders in a place as pictures to be judged."""
-    classes, files, labels, notes = labelled_images(place)
-    channels, names = group.get("channels", 3), [relative(file, place) for file in files]
-    listed = Listed(FileLoader(files, channels), labels, names, [Piece(file) for file in files])
-    how = group.get("verify", True), group.get("broken", "refuse"), group.get("cache")
-    splits, left_out = read_splits(base, {"test": listed}, classes, *how)
+    classes, pieces, labels, notes = labelled_images(place)
+    channels = group.get("channels", 3)
+    listed = {"test": listed_files(pieces, labels, channels)}
+    how = group.get("verify", "new"), group.get("broken", "refuse"), group.get("cache")
+    splits, left_out = read_splits(listed, classes, *how)
     source = only_judged(base.resolve().name, classes, channels, splits["test"])
     return replace(source, notes=[*source.notes, *notes, *left_out])
 

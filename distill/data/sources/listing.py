@@ -115,7 +115,7 @@ def holds_images(folder: Path) -> bool:
     """Whether there is an image in a folder or in those in it, but for what is hidden."""
     wanted = endings()
     inside = walked(folder, Seen(folder))
-    return any(file.suffix.lower() in wanted for _, files in inside for file in files)
+    return any(ending(name) in wanted for _, names in inside for name in names)
 
 
 def subfolders(folder: Path, seen: Seen) -> list[Path]:
@@ -132,39 +132,56 @@ def subfolders(folder: Path, seen: Seen) -> list[Path]:
     return folders
 
 
-def image_files(folder: Path, seen: Seen) -> list[Path]:
-    """Return the image files in a folder and the folders in it, sorted by folder and name.
+def image_files(folder: Path, seen: Seen) -> list[str]:
+    """Return the image files in a folder and those in it, sorted by folder and name.
 
     A link to a folder is followed once, and not where it leads to what contains it or is read
     anyway (`seen.walked`): else a loop would multiply images, or show them as another class.
+
+    Args:
+        folder: one that lies in `seen.root`.
+        seen: what is met on the way.
+
+    Returns:
+        Paths from `seen.root` on, with `/`.
     """
     wanted = endings()
-    paths: list[Path] = []
-    for inside, files in walked(folder, seen):
-        images = [file for file in files if file.suffix.lower() in wanted]
-        seen.endings.update(f.suffix.lower() for f in files if f.suffix.lower() not in wanted)
+    places: dict[str, list[str]] = {}
+    for inside, names in walked(folder, seen):
+        images = [name for name in names if ending(name) in wanted]
+        if len(images) < len(names):
+            seen.endings.update(kind for name in names if (kind := ending(name)) not in wanted)
         if images and inside != folder:
             seen.nested.append(inside)
-        paths += images
-    return sorted(paths, key=lambda file: (str(file.parent), file.name))
+        places[str(inside)] = images
+    prefixes = {place: relative(Path(place), seen.root) for place in sorted(places)}
+    return [
+        name if prefix == "." else f"{prefix}/{name}"
+        for place, prefix in prefixes.items()
+        for name in places[place]
+    ]
 
 
-def walked(folder: Path, seen: Seen) -> Iterator[tuple[Path, list[Path]]]:
-    """Yield a folder and those in it, each with its files; hidden ones and loops are left out."""
+def ending(name: str) -> str:
+    """Return a file name's ending in small letters, as `Path.suffix` has it."""
+    return os.path.splitext(name)[1].lower()
+
+
+def walked(folder: Path, seen: Seen) -> Iterator[tuple[Path, list[str]]]:
+    """Yield a folder and those in it with their files' names; no hidden ones and no loops."""
     seen.walked.add(os.path.realpath(folder))
-    files, inside = [], []
+    names, inside = [], []
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
-            path = folder / entry.name
             if hidden(entry.name):
-                seen.hidden.append(path)
+                seen.hidden.append(folder / entry.name)
             elif not entry.is_dir():  # a link that leads nowhere is a file, and a broken one
-                files.append(path)
-            elif entry.is_symlink() and leads_back(path, seen.walked):
-                seen.links.append(path)
+                names.append(entry.name)
+            elif entry.is_symlink() and leads_back(folder / entry.name, seen.walked):
+                seen.links.append(folder / entry.name)
             else:
-                inside.append(path)
-    yield folder, files
+                inside.append(folder / entry.name)
+    yield folder, names
     for path in inside:
         if not (path.is_symlink() and leads_back(path, seen.walked)):
             yield from walked(path, seen)

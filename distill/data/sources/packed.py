@@ -33,6 +33,32 @@ class PackedStrings(Sequence[str]):
         lengths = np.fromiter(map(len, parts), np.int64, len(parts))
         return cls(np.frombuffer(b"".join(parts), np.uint8), lengths.cumsum())
 
+    @classmethod
+    def joined(cls, parts: Sequence[PackedStrings]) -> PackedStrings:
+        """Return the strings of these, one after the other."""
+        lengths = [part.lengths for part in parts]
+        none = np.empty(0, np.int64)
+        text = np.concatenate([np.empty(0, np.uint8), *(part.text for part in parts)])
+        return cls(text, np.concatenate([none, *lengths]).cumsum())
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """How many bytes each has, int64 `[N]`."""
+        return np.diff(self.ends, prepend=0)
+
+    @property
+    def sound(self) -> bool:
+        """Whether arrays that were read from a file are strings."""
+        kinds = (self.text.dtype, self.ends.dtype) == (np.uint8, np.int64)
+        if not kinds or self.text.ndim != 1 or self.ends.ndim != 1:
+            return False
+        end = int(self.ends[-1]) if len(self.ends) else 0
+        return end == len(self.text) and bool((self.lengths >= 0).all())
+
+    def same(self, other: PackedStrings) -> bool:
+        """Whether others are these strings, in this order."""
+        return np.array_equal(self.ends, other.ends) and np.array_equal(self.text, other.text)
+
     def __len__(self) -> int:
         return len(self.ends)
 
@@ -55,7 +81,7 @@ class PackedStrings(Sequence[str]):
 
     def take(self, places: npt.NDArray[Any]) -> PackedStrings:
         """Return the strings at these places, int64 `[n]`."""
-        lengths = np.diff(self.ends, prepend=0)
+        lengths = self.lengths
         starts, chosen = (self.ends - lengths)[places], lengths[places]
         ends = chosen.cumsum()
         # Byte j of the n-th string lies j after its start, here as there.

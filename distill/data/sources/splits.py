@@ -7,13 +7,25 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
 
 from distill.data.sources.listing import some
+from distill.data.sources.packed import PackedStrings
+
+DIGEST = np.dtype("S16")  # of a hash of what a sample holds
+Digests = npt.NDArray[np.bytes_]
+NO_DIGESTS = np.empty(0, DIGEST)
+
+
+def digest_of(content: Any) -> bytes:
+    """Return a hash of some bytes, of type `DIGEST`."""
+    return hashlib.blake2b(content, digest_size=DIGEST.itemsize).digest()
 
 
 class Resident:
@@ -23,7 +35,8 @@ class Resident:
         images: uint8 `[N, C, H, W]`.
         labels: int64 `[N]`.
         index: the samples' indices in the source, int64 `[N]`; None counts from 0.
-        digests: a hash of the file that each sample was decoded from; None where there was none.
+        digests: a hash of the file that each sample was decoded from, `[N]` of type `DIGEST`; None
+            where there was none.
     """
 
     def __init__(
@@ -31,7 +44,7 @@ class Resident:
         images: Tensor,
         labels: Tensor,
         index: Tensor | None = None,
-        digests: Sequence[str] | None = None,
+        digests: Digests | None = None,
     ) -> None:
         self.images, self.labels, self.digests = images, labels, digests
         self.index = torch.arange(len(labels)) if index is None else index
@@ -41,7 +54,7 @@ class Resident:
 
     def subset(self, positions: Tensor) -> Resident:
         """Return the samples at these positions, which keep their index."""
-        digests = self.digests and [self.digests[place] for place in positions.tolist()]
+        digests = None if self.digests is None else self.digests[positions.numpy()]
         labels, index = self.labels[positions], self.index[positions]
         return Resident(self.images[positions], labels, index, digests)
 
@@ -49,12 +62,12 @@ class Resident:
         """Return the same samples with other labels, int64 `[N]`."""
         return Resident(self.images, labels, self.index, self.digests)
 
-    def contents(self) -> list[str]:
+    def contents(self) -> Digests:
         """Return a hash of the file of each sample, or of its pixels where there was none."""
         if self.digests is not None:
-            return list(self.digests)
+            return self.digests
         images = np.ascontiguousarray(self.images.numpy())
-        return [hashlib.blake2b(image.data, digest_size=16).hexdigest() for image in images]
+        return np.array([digest_of(image.data) for image in images], DIGEST)
 
     def fingerprint(self) -> str:
         """Return a hash of the pixels and labels, made once: the runs of a sweep share a split."""
@@ -76,7 +89,8 @@ class Streamed:
         labels: int64 `[N]`.
         names: one name per sample of the source, for the fingerprint.
         index: the samples' positions in the source, int64 `[N]`; None counts from 0.
-        digests: a hash of what each sample of the source holds; None where only names tell it.
+        digests: a hash of what each sample of the source holds, of type `DIGEST`; None where only
+            names tell it.
     """
 
     def __init__(
@@ -85,9 +99,10 @@ class Streamed:
         labels: Tensor,
         names: Sequence[str],
         index: Tensor | None = None,
-        digests: Sequence[str] | None = None,
+        digests: Digests | None = None,
     ) -> None:
-        self.load, self.labels, self.names, self.digests = load, labels, names, digests
+        self.load, self.labels, self.digests = load, labels, digests
+        self.names = names if isinstance(names, PackedStrings) else PackedStrings.of(names)
         self.index = torch.arange(len(labels)) if index is None else index
 
     def __len__(self) -> int:
@@ -102,10 +117,9 @@ class Streamed:
         """Return the same samples with other labels, int64 `[N]`."""
         return Streamed(self.load, labels, self.names, self.index, self.digests)
 
-    def contents(self) -> list[str]:
+    def contents(self) -> Digests:
         """Return a hash of what each sample holds; none where that is not known."""
-        digests = self.digests
-        return [] if digests is None else [digests[position] for position in self.index.tolist()]
+        return NO_DIGESTS if self.digests is None else self.digests[self.index.numpy()]
 
     def fingerprint(self) -> str:
         """Return a hash of names, of what the samples hold, and of labels, made once."""
@@ -113,11 +127,11 @@ class Streamed:
 
     @cached_property
     def _fingerprint(self) -> str:
+        places = self.index.numpy()
+        names = self.names.take(places)
         digest = hashlib.sha256()
-        for index, label in zip(self.index.tolist(), self.labels.tolist(), strict=True):
-            held = "" if self.digests is None else f"\0{self.digests[index]}"
-            line = f"{index}\0{self.names[index]}{held}\0{label}\n"
-            digest.update(line.encode(errors="replace"))
+        for part in (places, names.ends, names.text, self.labels.numpy(), self.contents()):
+            digest.update(np.ascontiguousarray(part).data)
         return digest.hexdigest()
 
 

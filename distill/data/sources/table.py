@@ -10,11 +10,13 @@ from pathlib import Path
 
 import torch
 
-from distill.data.sources.contents import Listed, Piece, check_broken, read_splits
-from distill.data.sources.folder import FileLoader, existing_folder
+from distill.data.sources.contents import Listed, check_broken, read_splits
+from distill.data.sources.folder import existing_folder, listed_files
 from distill.data.sources.images import check_channels
 from distill.data.sources.in_memory import in_memory
 from distill.data.sources.listing import endings, relative, some
+from distill.data.sources.packed import PackedStrings
+from distill.data.sources.pieces import Pieces
 from distill.data.sources.sizes import ModelSize
 from distill.data.sources.splits import PARTS, Source, meaning, with_test_split
 from distill.utils.files import resolved_path
@@ -42,7 +44,7 @@ def table(
     root: str,
     file: str,
     channels: int = 3,
-    verify: bool = True,
+    verify: str = "new",
     broken: str = "refuse",
     cache: str | None = None,
     resident: bool = False,
@@ -61,7 +63,8 @@ def table(
         root: the folder that paths are relative to.
         file: the table, in `root` or from the working directory.
         channels: 3 for colour, 1 for grey.
-        verify: decode each file once to find broken images before training does.
+        verify: which images are opened before training, to find broken ones: `new`, `all` or
+            `none`; see `read_splits`.
         broken: `refuse` broken and missing images, or `skip` them.
         cache: where to keep what the files hold; None reads them anew each time.
         resident: decode all images once and keep them in memory, see `in_memory`, which takes
@@ -89,7 +92,7 @@ def table(
     }
     if "train" not in listed:
         raise ValueError(f"{place} has no row of train")
-    parts, left_out = read_splits(base, listed, classes, verify, broken, cache)
+    parts, left_out = read_splits(listed, classes, verify, broken, cache)
     source = with_test_split(place.stem, classes, channels, parts)
     source.notes = [*again, *source.notes, *missing, *left_out]
     return in_memory(source, image_size, model_size, num_workers) if resident else source
@@ -254,7 +257,6 @@ def class_order(labels: Iterable[str]) -> list[str]:
 def listed_rows(base: Path, rows: Sequence[Row], classes: list[str], channels: int) -> Listed:
     """Return the images of one split, in the table's order."""
     numbers = {name: number for number, name in enumerate(classes)}
-    files = [row.path for row in rows]
     labels = torch.tensor([numbers[row.label] for row in rows], dtype=torch.long)
-    names = [relative(file, base) for file in files]
-    return Listed(FileLoader(files, channels), labels, names, [Piece(file) for file in files])
+    files = PackedStrings.of(relative(row.path, base) for row in rows)
+    return listed_files(Pieces(base, files), labels, channels)

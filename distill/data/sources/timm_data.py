@@ -21,6 +21,7 @@ from distill.data.sources.contents import Listed, read_splits
 from distill.data.sources.errors import explained
 from distill.data.sources.images import check_channels, cropped
 from distill.data.sources.listing import Seen, folders_in, some
+from distill.data.sources.pieces import Pieces
 from distill.data.sources.sizes import SAMPLED, Header, ModelSize, Size, chosen_size, header_of
 from distill.data.sources.splits import (
     PARTS,
@@ -53,7 +54,7 @@ def timm_dataset(
     classes: Sequence[str] | None = None,
     options: Mapping[str, Any] | None = None,
     model_size: ModelSize | None = None,
-    verify: bool = True,
+    verify: str = "new",
     broken: str = "refuse",
     cache: str | None = None,
 ) -> Source:
@@ -72,7 +73,8 @@ def timm_dataset(
         classes: the class names in label order; None takes the data set's, or numbers.
         options: further keywords of `create_dataset`, such as `input_key` and `target_key`.
         model_size: what the model says of its images' size.
-        verify: decode each file of a folder or tar once to find broken images before training does.
+        verify: which files of a folder or tar are opened before training, to find broken ones:
+            `new`, `all` or `none`; see `read_splits`.
         broken: `refuse` broken images, or `skip` them.
         cache: where to keep what the files hold; None reads them anew each time.
 
@@ -87,6 +89,7 @@ def timm_dataset(
     opened = {part: open_timm(name, root, split, options or {}) for part, split in chosen.items()}
     check_apart(name, label, opened)
     place = resolved_path(root or ".")
+    base = place if place.is_dir() else place.parent
     seen = Seen(place)
     for dataset in opened.values():
         without_hidden(dataset, seen)
@@ -107,13 +110,12 @@ def timm_dataset(
                 continue
             labels, names = numbered(sample_labels(dataset), names)
             labels = labels if name else renumbered(labels, class_names(dataset), own)
-            split = opened_split(dataset, labels, channels)
+            split = opened_split(dataset, labels, channels, base)
             if isinstance(split, Listed):
                 listed[part] = split
             else:
                 parts[part] = split
-    base = place if place.is_dir() else place.parent
-    read, left_out = read_splits(base, listed, names, verify, broken, cache)
+    read, left_out = read_splits(listed, names, verify, broken, cache)
     parts |= read
     count = max(int(split.labels.max()) for split in parts.values()) + 1
     names = names or [str(k) for k in range(count)]
@@ -176,12 +178,13 @@ def check_apart(name: str, label: str, opened: Mapping[str, Any]) -> None:
                 raise ValueError(f"{label}: {part} ({place}) contains {other} ({inside})")
 
 
-def opened_split(dataset: Any, labels: Tensor, channels: int) -> Streamed | Listed:
-    """Return a timm data set whose images can be reached by position."""
-    loader, names = DatasetLoader(dataset, channels), sample_names(dataset, len(labels))
-    pieces = sample_pieces(dataset)
+def opened_split(dataset: Any, labels: Tensor, channels: int, base: Path) -> Streamed | Listed:
+    """Return a timm data set whose images can be reached by position, or lie in files."""
+    loader, pieces = DatasetLoader(dataset, channels), sample_pieces(dataset)
+    names = sample_names(dataset, len(labels))
     if pieces is not None:
-        return Listed(loader, labels, names, pieces)
+        return Listed(loader, labels, Pieces.of(base, pieces), names)
+    assert names is not None
     return Streamed(loader, labels, names, digests=sample_digests(dataset, len(labels)))
 
 

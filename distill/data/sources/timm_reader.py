@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 from collections.abc import Collection
@@ -10,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 from PIL import Image
 
-from distill.data.sources.contents import Piece
 from distill.data.sources.errors import explained
 from distill.data.sources.images import decoded, upright
-from distill.data.sources.listing import Seen, hidden, relative
+from distill.data.sources.listing import Seen, hidden
+from distill.data.sources.pieces import Piece
+from distill.data.sources.splits import DIGEST, Digests, digest_of
 from distill.utils.compat import table_fingerprint
 
 
@@ -108,25 +109,27 @@ def sample_pieces(dataset: Any) -> list[Piece] | None:
     return None
 
 
-def sample_names(dataset: Any, count: int) -> list[str]:
-    """Return one name per sample, which for a table of the Hub changes when the data do."""
+def sample_names(dataset: Any, count: int) -> list[str] | None:
+    """Return one name per sample, which for a table of the Hub changes when the data do.
+
+    There are none of a folder, whose files have names.
+    """
     reader = reader_of(dataset)
     if in_tar(reader):
         return [member.name for member, _, _ in reader.samples]
-    if hasattr(reader, "samples"):
-        root = Path(reader.root)
-        return [relative(Path(sample[0]), root) for sample in reader.samples]
+    if hasattr(reader, "samples") and hasattr(reader, "root"):
+        return None
     version = table_fingerprint(getattr(reader, "dataset", None))
     return [f"{version}:{position}" for position in range(count)]
 
 
-def sample_digests(dataset: Any, count: int) -> list[str] | None:
+def sample_digests(dataset: Any, count: int) -> Digests | None:
     """Return a hash of each image that lies in no file, or None where `sample_names` tell it."""
     reader = reader_of(dataset)
     if table_fingerprint(getattr(reader, "dataset", None)):
         return None
     images = (dataset[position][0] for position in range(count))
-    return [hashlib.blake2b(pixels(image), digest_size=16).hexdigest() for image in images]
+    return np.array([digest_of(pixels(image)) for image in images], DIGEST)
 
 
 def pixels(image: Any) -> bytes:

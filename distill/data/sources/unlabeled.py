@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
-from distill.data.sources.contents import Listed, Piece, read_splits
-from distill.data.sources.folder import FileLoader, existing_folder
+from distill.data.sources.contents import read_splits
+from distill.data.sources.folder import existing_folder, listed_files
 from distill.data.sources.in_memory import resident
 from distill.data.sources.listing import Seen, endings, image_files
+from distill.data.sources.packed import PackedStrings
+from distill.data.sources.pieces import Pieces
 from distill.data.sources.splits import Resident, Source, Split, Streamed
 from distill.utils.numbers import is_number
 
@@ -24,7 +27,7 @@ UNKNOWN = -1  # the label of a picture that has none
 class Reading:
     """How the files of a folder are read; see `distill.data.sources.contents.read_splits`."""
 
-    verify: bool = True
+    verify: str = "new"
     broken: str = "refuse"
     cache: str | None = None
 
@@ -85,15 +88,12 @@ def picture_folder(path: str, channels: int, reading: Reading) -> tuple[Split, l
     """Return all pictures anywhere below a folder, and what was met there and is not read."""
     root = existing_folder(path)
     seen = Seen(root)
-    files = image_files(root, seen)
-    if not files:
+    pieces = Pieces(root, PackedStrings.of(image_files(root, seen)))
+    if not len(pieces):
         raise ValueError(f"data.unlabeled={root} has no images ({', '.join(endings())})")
     seen.nested.clear()  # where a picture lies says nothing here
-    pieces = [Piece(file) for file in files]
-    names = [piece.name(root) for piece in pieces]
-    labels = torch.full((len(files),), UNKNOWN)
-    listed = {"unlabeled": Listed(FileLoader(files, channels), labels, names, pieces)}
-    splits, left_out = read_splits(root, listed, (), **asdict(reading))
+    listed = listed_files(pieces, torch.full((len(pieces),), UNKNOWN), channels)
+    splits, left_out = read_splits({"unlabeled": listed}, (), **asdict(reading))
     return splits["unlabeled"], [*left_out, *seen.notes()]
 
 
@@ -131,8 +131,8 @@ def joined(train: Split, unlabeled: Split, first: int) -> Split:
         assert isinstance(unlabeled, Resident)
         return Resident(torch.cat([train.images, unlabeled.images]), labels, index)
     assert isinstance(unlabeled, Streamed)
-    places = unlabeled.index.tolist()
-    names = [*train.names[:first], *(unlabeled.names[place] for place in places)]
+    places = unlabeled.index
+    names = PackedStrings.joined([train.names[:first], unlabeled.names.take(places.numpy())])
     load = JoinedLoader(train.load, unlabeled.load, first, places)
     return Streamed(load, labels, names, index)
 
@@ -144,13 +144,13 @@ class JoinedLoader:
     train: Callable[[int], Image.Image]
     unlabeled: Callable[[int], Image.Image]
     first: int
-    places: Sequence[int]
+    places: Tensor
 
     def __call__(self, index: int) -> Image.Image:
         """Decode one image."""
         if index < self.first:
             return self.train(index)
-        return self.unlabeled(self.places[index - self.first])
+        return self.unlabeled(int(self.places[index - self.first]))
 
 
 def without(unlabeled: Split, held_out: Sequence[Split]) -> tuple[Split, int | None]:
@@ -162,13 +162,12 @@ def without(unlabeled: Split, held_out: Sequence[Split]) -> tuple[Split, int | N
     splits = (unlabeled, *held_out)
     own, *others = (split.contents() for split in splits)
     of_files = {split.digests is not None for split in splits}
-    if not all([own, *others]) or len(of_files) > 1:
+    if not all(map(len, (own, *others))) or len(of_files) > 1:
         return unlabeled, None
-    held = set(chain(*others))
-    rest = [position for position, content in enumerate(own) if content not in held]
-    if not rest:
+    rest = np.flatnonzero(~np.isin(own, np.concatenate(others)))
+    if not len(rest):
         raise ValueError("data.unlabeled: all its pictures are in validation or test, too")
-    return unlabeled.subset(torch.tensor(rest)), len(own) - len(rest)
+    return unlabeled.subset(torch.from_numpy(rest)), len(own) - len(rest)
 
 
 def per_batch(batch_size: int, share: float | None, labelled: int, unlabelled: int) -> int:

@@ -76,7 +76,7 @@ def test_a_broken_image_is_named_when_it_is_decoded(tmp_path, damage, ext):
     write_folder(tmp_path, ("train",), ext=ext)
     path = tmp_path / "train" / "dog" / f"1.{ext}"
     BREAK[damage](path)
-    split = folder(str(tmp_path), verify=False).train
+    split = folder(str(tmp_path), verify="none").train
     refusal(lambda: split.load(4), "broken image", path, error=ValueError)
     split.load(3)
 
@@ -153,7 +153,7 @@ def test_ten_thousand_classes_are_refused_in_a_short_line(tmp_path):
     assert len(refusal(lambda: folder(str(tmp_path)), "no images")) < 300
     for k in range(2000):
         (tmp_path / "train" / f"class{k}" / "0.png").touch()
-    message = refusal(lambda: folder(str(tmp_path), verify=False), "different classes")
+    message = refusal(lambda: folder(str(tmp_path), verify="none"), "different classes")
     assert len(message) < 300
 
 

@@ -7,11 +7,12 @@ from PIL import Image
 
 from distill.data.sources.folder import FileLoader
 from distill.data.sources.images import decoded, resize
+from distill.data.sources.pieces import Piece, Pieces
 from tests.data.conftest import refusal
 
 
 def loaded(path, channels=3):
-    return np.asarray(FileLoader([path], channels)(0))
+    return np.asarray(FileLoader(Pieces.of(path.parent, [Piece(path)]), channels)(0))
 
 
 @pytest.fixture

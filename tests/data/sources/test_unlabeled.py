@@ -305,7 +305,7 @@ def test_what_cannot_be_used_is_refused_in_one_line(tmp_path):
         truncated(mine / f"half{k}.png")
         (mine / f"half{k}.png").write_bytes(b"no image")
     refusal(attempt(), "5 broken images", *(f"half{k}.png" for k in range(5)), "data.broken=skip")
-    assert len(attempt(verify=False)().unlabeled) == 15
+    assert len(attempt(verify="none")().unlabeled) == 15
     data = attempt(broken="skip")()
     assert len(data.unlabeled) == 10
     assert any("5 broken images are left out" in note for note in data.notes)
