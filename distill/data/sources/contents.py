@@ -196,7 +196,7 @@ def read_splits(
     for part, one in listed.items():
         splits[part] = sound(one, contents, begin)
         begin += len(one.pieces)
-    if "train" in listed:
+    if faults and "train" in listed:
         check_none_emptied(pieces.root, classes, listed["train"].labels, splits["train"].labels)
     names = some((pieces[place].shown(pieces.root) for place in faults), 5)
     what = "broken image is" if len(faults) == 1 else "broken images are"

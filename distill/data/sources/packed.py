@@ -6,12 +6,15 @@ comes to own a copy of the page that it lies in: over an epoch, one of the whole
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
+
+AT_ONCE = 1 << 16  # strings that are taken together
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,9 +32,11 @@ class PackedStrings(Sequence[str]):
     @classmethod
     def of(cls, strings: Iterable[str]) -> PackedStrings:
         """Return these strings packed."""
-        parts = [string.encode(errors="surrogateescape") for string in strings]
-        lengths = np.fromiter(map(len, parts), np.int64, len(parts))
-        return cls(np.frombuffer(b"".join(parts), np.uint8), lengths.cumsum())
+        text, ends = bytearray(), array("q")
+        for string in strings:
+            text += string.encode(errors="surrogateescape")
+            ends.append(len(text))
+        return cls(np.frombuffer(text, np.uint8), np.frombuffer(ends, np.int64))
 
     @classmethod
     def joined(cls, parts: Sequence[PackedStrings]) -> PackedStrings:
@@ -83,10 +88,17 @@ class PackedStrings(Sequence[str]):
         """Return the strings at these places, int64 `[n]`."""
         lengths = self.lengths
         starts, chosen = (self.ends - lengths)[places], lengths[places]
-        ends = chosen.cumsum()
-        # Byte j of the n-th string lies j after its start, here as there.
-        bytes_at = np.repeat(starts - (ends - chosen), chosen) + np.arange(chosen.sum())
-        return PackedStrings(self.text[bytes_at], ends)
+        text = np.empty(chosen.sum(), np.uint8)
+        filled = 0
+        for begin in range(0, len(chosen), AT_ONCE):  # there is a number for each of their bytes
+            some = slice(begin, begin + AT_ONCE)
+            ends = chosen[some].cumsum()
+            # Byte j of a string lies j after its start, here as there.
+            bytes_at = np.repeat(starts[some] - ends + chosen[some], chosen[some])
+            bytes_at += np.arange(len(bytes_at))
+            text[filled : filled + len(bytes_at)] = self.text[bytes_at]
+            filled += len(bytes_at)
+        return PackedStrings(text, chosen.cumsum())
 
     def _decoded(self, start: int, end: int) -> str:
         return self.text[start:end].tobytes().decode(errors="surrogateescape")

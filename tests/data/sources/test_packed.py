@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distill.data.sources import packed
 from distill.data.sources.packed import PackedStrings
 
 TEXTS = [
@@ -40,6 +41,25 @@ def test_names_that_are_no_unicode_are_kept():
 def test_some_may_be_taken_more_than_once():
     taken = PackedStrings.of(TEXTS).take(np.array([4, 0, 4, 2]))
     assert list(taken) == ["日本", "", "日本", "ä/ö.jpg"]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 100])
+def test_however_many_are_taken_together(at_once, monkeypatch):
+    monkeypatch.setattr(packed, "AT_ONCE", at_once)
+    order = np.random.default_rng(0).permutation(len(TEXTS))
+    assert list(PackedStrings.of(TEXTS).take(order)) == [TEXTS[place] for place in order]
+    assert list(PackedStrings.of([]).take(order[:0])) == []
+
+
+def test_they_are_joined_and_compared():
+    parts = [PackedStrings.of(TEXTS[:3]), PackedStrings.of([]), PackedStrings.of(TEXTS[3:])]
+    whole = PackedStrings.joined(parts)
+    assert list(whole) == TEXTS
+    assert whole.sound
+    assert whole.same(PackedStrings.of(TEXTS))
+    assert not whole.same(PackedStrings.of([*TEXTS[:-2], "", ""]))
+    assert not PackedStrings.of(["ab", "c"]).same(PackedStrings.of(["a", "bc"]))
+    assert len(PackedStrings.joined([])) == 0
 
 
 @pytest.mark.parametrize("place", [7, -8])
