@@ -14,7 +14,7 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-AT_ONCE = 1 << 16  # strings that are taken together
+AT_ONCE = 1 << 14  # strings that are taken together
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,9 +80,10 @@ class PackedStrings(Sequence[str]):
 
     def __iter__(self) -> Iterator[str]:
         start = 0
-        for end in self.ends.tolist():
-            yield self._decoded(start, end)
-            start = end
+        for begin in range(0, len(self), AT_ONCE):
+            for end in self.ends[begin : begin + AT_ONCE].tolist():
+                yield self._decoded(start, end)
+                start = end
 
     def take(self, places: npt.NDArray[Any]) -> PackedStrings:
         """Return the strings at these places, int64 `[n]`."""

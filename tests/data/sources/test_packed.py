@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -71,3 +74,33 @@ def test_there_is_none_beyond(place):
 def test_workers_are_handed_two_arrays_and_no_objects():
     many = PackedStrings.of(["n01440764/n01440764_10026.JPEG"] * 10_000)
     assert len(pickle.dumps(many)) < 10_000 * 30 + 10_000 * 8 + 1_000
+
+
+READ_BY_A_WORKER = """
+import gc, os, sys
+from distill.data.sources.packed import PackedStrings
+
+def own_megabytes():
+    lines = open("/proc/self/smaps_rollup").read().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty")) / 1e3
+
+texts = [f"n{k % 1000:08}/n{k % 1000:08}_{k:08}.JPEG" for k in range(200_000)]
+texts = PackedStrings.of(texts) if sys.argv[1] == "packed" else texts
+gc.freeze()  # or its own notes of what it looks through would be written
+if not os.fork():
+    before = own_megabytes()
+    kept = [k for k in range(len(texts)) if texts[k].endswith("00.png")]
+    print(own_megabytes() - before, flush=True)
+    os._exit(0)
+os.wait()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux tells this")
+def test_a_worker_that_reads_all_comes_to_own_none_of_them():
+    def grown(kind):
+        command = [sys.executable, "-c", READ_BY_A_WORKER, kind]
+        return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    assert grown("list") > 8  # megabytes: each of 200,000 counts who refers to it
+    assert grown("packed") < 3
