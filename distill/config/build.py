@@ -31,6 +31,10 @@ log = logging.getLogger(__name__)
 
 CONFIGURED = "distill.data.module.configured"
 EXTRAS = ("wandb", "mlflow")
+ELSEWHERE = (
+    "schedules",
+    "views_per_step",
+)  # of an objective: who reads them are callbacks and data
 MOVED = {  # beginnings of names that configurations have used → where these are now
     "distill.callbacks.": "distill.training.callbacks.",
     "distill.objectives.": "distill.objective.objective.",
@@ -170,7 +174,7 @@ def shared_key(cfg: DictConfig, what: str) -> str:
 
 def build_objective(cfg: DictConfig, data: DataModule) -> Objective:
     """Return the objective, which learns from the data how many samples each class has."""
-    node = OmegaConf.masked_copy(cfg.objective, [k for k in cfg.objective if k != "schedules"])
+    node = OmegaConf.masked_copy(cfg.objective, [k for k in cfg.objective if k not in ELSEWHERE])
     if node.get("temperature") == "auto":  # any will do until the teacher is there to be asked
         node.temperature = 1.0
     return make(node, "objective", class_counts=data.class_counts)

@@ -31,8 +31,8 @@ CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "co
 # Keywords of functions of timm, Lightning and torch, which refuse what they do not know.
 OPEN = (
     *("student.args", "teacher.args", "optimizer", "scheduler"),
-    *("teacher.fit.optimizer", "teacher.fit.scheduler", "data.view", "data.options", "trainer"),
-    *("objective.terms", "callbacks", "logger"),
+    *("teacher.fit.optimizer", "teacher.fit.scheduler", "data.view", "data.strong_view"),
+    *("data.options", "trainer", "objective.terms", "callbacks", "logger"),
 )
 # Of these each entry is something of its own, which begins with this key.
 NAMED = {"objective.terms": "loss", "callbacks": "_target_", "logger": "_target_"}

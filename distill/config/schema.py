@@ -143,6 +143,8 @@ KINDS: dict[str, Kind] = {
     "data.val_fraction": real(0, 1),
     "data.test_fraction": real(0, 1),
     "data.view": OBJECT.or_(None),
+    "data.views_per_step": whole(1, 2),
+    "data.strong_view": OBJECT.or_(None),
     "data.root": PATH.or_(None),
     "data.name": Kind("a name", lambda v: isinstance(v, str)),
     "data.splits": OBJECT,

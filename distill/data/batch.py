@@ -31,6 +31,8 @@ class Batch:
         view_number: which of their views is shown; CLEAN, −1, is the one of evaluation.
         split: `train`, `val` or `test`, of a `DataModule`, which has checked the labels; else None.
         labeled: how many samples, the first ones, have a label; None is all.
+        views: V, how many views of each sample are shown: rows are those of the first view, then
+            those of the next, with the same targets and indices.
     """
 
     view: Tensor
@@ -39,9 +41,26 @@ class Batch:
     view_number: int | None = None
     split: str | None = None
     labeled: int | None = None
+    views: int = 1
 
     def __len__(self) -> int:
         return len(self.view)
+
+    @property
+    def samples(self) -> int:
+        """How many samples are shown, each in all of its views."""
+        return len(self) // self.views
+
+    def by_view(self) -> list[Batch]:
+        """Return a batch of each view."""
+        if self.views == 1:
+            return [self]
+        views, targets = self.view.chunk(self.views), self.target.chunk(self.views)
+        index = None if self.index is None else self.index[: self.samples]
+        return [
+            replace(self, view=view, target=target, index=index, views=1)
+            for view, target in zip(views, targets, strict=True)
+        ]
 
     def to(self, device: torch.device | str, non_blocking: bool | None = None) -> Batch:
         """Return the batch with its images and targets on a device (Lightning calls this).

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from distill.data.batch import Batch
 from distill.data.condition.image_corruptions import ImageCorruption
 from distill.data.sources.splits import Resident, Split
+from distill.data.views.draws import second_seed
 from distill.data.views.order import endless_order, epoch_order
 from distill.data.views.resident import class_probabilities
 from distill.data.views.views import CLEAN, ResidentView, StreamedView
@@ -219,6 +220,7 @@ class KeyedSplit(Dataset[Any]):
             samples; those of images in memory are mixed later.
         name: `train`, `val` or `test`, of its batches.
         labeled: how many samples of each batch, the first ones, have a label; None is all.
+        second: how the second view of each sample is made, where a batch shows two.
     """
 
     def __init__(
@@ -232,8 +234,10 @@ class KeyedSplit(Dataset[Any]):
         classes: int = 0,
         name: str | None = None,
         labeled: int | None = None,
+        second: ResidentView | StreamedView | None = None,
     ) -> None:
         self.classes, self.name, self.labeled = classes, name, labeled
+        self.second = second
         self.split, self.view, self.seed = split, view, seed
         self.views, self.fetch, self.corruption = views, fetch, corruption
 
@@ -245,18 +249,30 @@ class KeyedSplit(Dataset[Any]):
         if isinstance(self.view, StreamedView) and self.view.mixes and number != CLEAN:
             images, target = self._mixed(self.view, number, found)
             return Batch(images, target, index, number, self.name, self.labeled)
+        if self.second is not None and number != CLEAN:
+            return self._twice(number, found, index)
         images = self._images(number, found) if self.fetch else found
         if self.corruption is not None:
             images = self.corruption(images, index)
         return Batch(images, self.split.labels[found], index, number, self.name, self.labeled)
 
-    def _images(self, number: int, positions: Tensor) -> Tensor:
-        split, view = self.split, self.view
+    def _twice(self, number: int, positions: Tensor, index: Tensor) -> Batch:
+        """Return a batch of two views: all first ones, then all second."""
+        images, labels = positions.repeat(2), self.split.labels[positions].repeat(2)
+        if self.fetch:
+            images = torch.cat(
+                [self._images(number, positions, second) for second in (False, True)]
+            )
+        return Batch(images, labels, index.repeat(2), number, self.name, self.labeled, views=2)
+
+    def _images(self, number: int, positions: Tensor, second: bool = False) -> Tensor:
+        split = self.split
         if isinstance(split, Resident):
             return split.images.index_select(0, positions)
+        view, seed = (self.second, second_seed(self.seed)) if second else (self.view, self.seed)
         assert isinstance(view, StreamedView)
         indices = split.index[positions].tolist()
-        return torch.stack([view(split.load(i), self.seed, number, i) for i in indices])
+        return torch.stack([view(split.load(i), seed, number, i) for i in indices])
 
     def _mixed(self, view: StreamedView, number: int, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return views mixed with their partners' views of the epoch, and class probabilities."""

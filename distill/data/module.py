@@ -40,8 +40,9 @@ from distill.data.sources.unlabeled import (
     per_batch,
     read_beside,
 )
-from distill.data.views.build import CLEAN_VIEW, build_view, unlike_notes
-from distill.data.views.resident import ResidentViews
+from distill.data.views.build import CLEAN_VIEW, build_second_view, build_view, unlike_notes
+from distill.data.views.draws import second_seed
+from distill.data.views.resident import ResidentViews, TwoResidentViews
 from distill.data.views.views import CLEAN, ResidentView, StreamedView
 from distill.utils.sharing import Recent, Sharing, Streams
 
@@ -69,6 +70,9 @@ class DataModule(pl.LightningDataModule):
         test_fraction: share of train cut for the test where there is none.
         split_seed: seed of those cuts; apart from `seed`, so that seeds share their splits.
         seed: seed of the order of samples and of their views.
+        views_per_step: 2 shows each sample of a training batch twice: by `view`, and by
+            `strong_view` with draws of its own; rows are all first views, then all second.
+        strong_view: what `view` becomes for the second: options that take the place of its own.
         views: how many views each sample has, epoch e showing view `e mod views`; None is a new
             one every epoch. The order of samples is new every epoch in any case.
         balance: an epoch draws class k in proportion to `n_k^balance`, n_k its training samples: 1
@@ -115,6 +119,8 @@ class DataModule(pl.LightningDataModule):
         model_size: ModelSize | None = None,
         preprocessing: Mapping[str, Any] | None = None,
         duplicates: str = "keep",
+        views_per_step: int = 1,
+        strong_view: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         check_numbers(batch_size, num_workers, val_fraction, test_fraction)
@@ -149,6 +155,15 @@ class DataModule(pl.LightningDataModule):
             self.train, view or {}, self.image_size, source.channels, preprocessing
         )
         check_mixing(self.view, self.unlabeled)
+        self.second_view = build_second_view(
+            views_per_step, self.train, self.view, view or {}, strong_view or {},
+            self.image_size, source.channels,
+        )  # fmt: skip
+        if self.second_view is not None:
+            self.notes.append(
+                "each step shows every picture twice, by data.view and by data.strong_view, and "
+                "takes about twice as long"
+            )
         self._copies: dict[torch.device, Resident] = {}
         self.views_by_step = False  # whether the training step makes them, as a captured one does
         self.sharing = Sharing()  # with nobody: whoever runs several at a time gives them theirs
@@ -173,6 +188,11 @@ class DataModule(pl.LightningDataModule):
         if self.unlabeled is None:
             return 0
         return per_batch(self.batch_size, self.unlabeled_share, *self._counts)
+
+    @property
+    def views_per_step(self) -> int:
+        """How many views of each sample a training batch shows."""
+        return 1 if self.second_view is None else 2
 
     @property
     def labeled_per_batch(self) -> int:
@@ -236,15 +256,24 @@ class DataModule(pl.LightningDataModule):
         return sha256(np.sort(held).data).hexdigest() if len(held) else None
 
     def with_options(
-        self, *, seed: int, batch_size: int, views: int | None = None, unlabeled: bool = True
+        self,
+        *,
+        seed: int,
+        batch_size: int,
+        views: int | None = None,
+        unlabeled: bool = True,
+        two_views: bool = True,
     ) -> DataModule:
         """Return the same splits under another seed, batch size and number of views.
 
-        Without `unlabeled` they are those of a run that learns from labels alone. A batch is never
-        larger than the training split.
+        Without `unlabeled` they are those of a run that learns from labels alone, without
+        `two_views` those of one that shows each sample once in a step. A batch is never larger than
+        the training split.
         """
         twin = copy.copy(self)
         twin.trainer, twin.views_by_step = None, False
+        if not two_views:
+            twin.second_view = None
         twin.seed, twin.batch_size, twin.views = seed, batch_size, views
         if not unlabeled and self.unlabeled is not None:
             twin.unlabeled, twin.pool = None, self.train
@@ -281,9 +310,13 @@ class DataModule(pl.LightningDataModule):
     def training_views(self, epoch: int, rows: Tensor) -> Tensor:
         """Return what an epoch (or CLEAN) shows of rows of the training split.
 
-        Mixed views are shown mixed, uint8 `[n, C, H, W]`.
+        Mixed views are shown mixed, uint8 `[n, C, H, W]`; where a step shows two of each sample,
+        `[2n, C, H, W]`, all first ones first.
         """
-        split = KeyedSplit(self.train, self.view, self.seed, self.views, classes=self.num_classes)
+        split = KeyedSplit(
+            self.train, self.view, self.seed, self.views, classes=self.num_classes,
+            second=self.second_view,
+        )  # fmt: skip
         return self._shown(split[epoch, rows])[0]
 
     def in_order(
@@ -352,15 +385,27 @@ class DataModule(pl.LightningDataModule):
         if number == CLEAN or not isinstance(self.view, ResidentView):
             return images, target
         index = batch.index.to(images.device, non_blocking=True)
+        if batch.views > 1 and images.ndim > 1:
+            return self._twice(images, number, index), target
         if images.ndim == 1 or self.view.mixes:
             resident = self.resident_on(images.device)
             words = resident.words(number)
             if images.ndim == 1:
                 return resident(images, words)
+            assert isinstance(resident, ResidentViews)
             return resident.mixed(images, target, index, words)
         return self.view(images, self.seed, number, index), target
 
-    def resident_on(self, device: torch.device) -> ResidentViews:
+    def _twice(self, images: Tensor, number: int, index: Tensor) -> Tensor:
+        """Return the views of uint8 images `[2N, C, H, W]`: N first ones, then N second."""
+        first, second = self.view, self.second_view
+        assert isinstance(first, ResidentView)
+        assert isinstance(second, ResidentView)
+        (images, others), (index, same) = images.chunk(2), index.chunk(2)
+        beside = second(others, second_seed(self.seed), number, same)
+        return torch.cat([first(images, self.seed, number, index), beside])
+
+    def resident_on(self, device: torch.device) -> ResidentViews | TwoResidentViews:
         """Return what training shows of images on a device, to which they are sent once."""
         pool = self.pool
         assert isinstance(pool, Resident)
@@ -370,7 +415,12 @@ class DataModule(pl.LightningDataModule):
                 images, labels = pool.images.to(device), pool.labels.to(device)
                 self._copies[device] = Resident(images, labels, pool.index.to(device))
             pool = self._copies[device]
-        return ResidentViews(pool, self.view, self.seed, self.num_classes)
+        shown = ResidentViews(pool, self.view, self.seed, self.num_classes)
+        if self.second_view is None:
+            return shown
+        assert isinstance(self.second_view, ResidentView)
+        own = second_seed(self.seed)
+        return TwoResidentViews(shown, ResidentViews(pool, self.second_view, own, self.num_classes))
 
     def _by_position(self) -> bool:
         """Whether training images lie where it trains, so that batches need only say which."""
@@ -403,6 +453,7 @@ class DataModule(pl.LightningDataModule):
             KeyedSplit(
                 split, self.view, self.seed, self.views, fetch,
                 classes=self.num_classes, name=name, labeled=labeled,
+                second=self.second_view if shuffle else None,
             ),
             batch_size=None,
             sampler=self._keys(split, shuffle, *ranks),
@@ -412,7 +463,7 @@ class DataModule(pl.LightningDataModule):
             generator=torch.Generator(),  # else each pass would draw from the run's own
             streams=self._streams,
             sharing=self.sharing,
-            name=f"{id(split)} {self.views} {fetch}",
+            name=f"{id(split)} {self.views} {self.views_per_step} {fetch}",
         )  # fmt: skip
 
 

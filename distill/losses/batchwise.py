@@ -40,9 +40,12 @@ def multi_level_kd(
     the temperatures `τ = T·spread`; P `[N, K]` are the tempered probabilities of a batch, of each
     process its own. The mean over the examples i is the paper's loss of a batch, whose second part
     is `‖P_z·P_zᵀ − P_s·P_sᵀ‖²/N`; the third belongs to the whole batch and is added to every
-    example. This is one view; the paper sums it over a weakly and a strongly augmented one. The
-    authors' code also multiplies each part by the share of examples, or of classes, up to the
-    median of the teacher's confidence: a constant of one half, which is left to the term's weight.
+    example. This is one view; the paper sums it over a weakly and a strongly augmented one, as
+    `objective=mlkd_two_views` does. The authors' code is another: of the strong view it has the
+    first part alone, at τ = 3, 4 and 5, and at 2 and 6 the weak view's once more; and it multiplies
+    what is of the weak view by the share of examples, or of classes, up to the median of the
+    teacher's confidence, a constant of one half. The paper's formula is taken, and a constant is
+    left to the term's weight.
 
     Args:
         student: logits `[N, K]`.

@@ -60,6 +60,8 @@ def assistant_config(cfg: DictConfig, number: int) -> DictConfig:
 def supervised_config(cfg: DictConfig, role: str) -> DictConfig:
     """Return the configuration of a run that trains the teacher or the baseline, on labels only."""
     derived = auxiliary_config(cfg, role)
+    if "views_per_step" in cfg.data:  # which may be its objective's: a baseline sees the student's
+        derived.data.views_per_step = cfg.data.views_per_step
     derived.objective, derived.annealing = SUPERVISED, {}
     derived.data.unlabeled = None  # nobody teaches there
     kept = logged_names((), 2, Objective({"ce": "cross_entropy"}), with_teacher=False)
@@ -78,6 +80,7 @@ def supervised_config(cfg: DictConfig, role: str) -> DictConfig:
         derived.seed = derived.data.seed = recipe.seed
         derived.data.batch_size = recipe.batch_size
         derived.data.views = None  # its answers are kept for the student, not for itself
+        derived.data.views_per_step = 1
         progress = {name: node for name, node in present(cfg.callbacks) if name == "progress"}
         derived.callbacks = {**teacher_callbacks(recipe), **progress}
     return OmegaConf.create(plain(derived))

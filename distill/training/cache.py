@@ -88,7 +88,11 @@ def trained_once(
 def as_fitted(cfg: DictConfig, data: DataModule) -> DataModule:
     """Return the data as the run of a configuration shows them."""
     options = {key: cfg.data[key] for key in ("seed", "batch_size", "views")}
-    return data.with_options(**options, unlabeled=cfg.data.get("unlabeled") is not None)
+    return data.with_options(
+        **options,
+        unlabeled=cfg.data.get("unlabeled") is not None,
+        two_views=cfg.data.get("views_per_step", 1) > 1,
+    )
 
 
 def kept_in(cfg: DictConfig, data: DataModule, role: str, teacher: Teacher | None = None) -> Path:
@@ -153,6 +157,8 @@ def fit_key(cfg: DictConfig, data: DataModule, teacher: Teacher | None = None) -
     decided["balance"] = data.balance
     if data.unlabeled is not None:
         decided["unlabeled_per_batch"] = data.unlabeled_per_batch
+    if data.views_per_step > 1:
+        decided["strong_view"] = values["data"]["strong_view"]
     decided["gpu"] = read.on_gpu(cfg)
     if cfg.student.checkpoint:  # a path may come to hold other weights
         start = read_checkpoint(cfg.student.checkpoint)
@@ -225,6 +231,11 @@ def check_store(
         raise ValueError(
             "store: this objective compares features, and only the teacher's logits are kept: give "
             "store=off"
+        )
+    if data.views_per_step > 1:
+        raise ValueError(
+            "store: data.views_per_step=2 shows two views of each picture in a step, and of one an "
+            "answer is kept: give store=off"
         )
     alone = cfg.teacher.get("combine") if not cfg.get("assistants") else None
     if alone == "draw" or (isinstance(model, Ensemble) and model.combine == "draw"):

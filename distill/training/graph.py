@@ -180,7 +180,7 @@ class GraphedStep:
         store = cached.stores.get("train") if cached else None
         teacher = id(cached.teacher) if cached else None
         kept = (teacher, store and store.folder, self.module.objective.needs_teacher_features)
-        return id(data.pool), data.seed, data.views, *kept
+        return id(data.pool), data.seed, data.views, data.views_per_step, *kept
 
     def _sources(self, batch: Batch) -> Sources:
         logits_only = not self.module.objective.needs_teacher_features
@@ -282,7 +282,8 @@ class GraphedStep:
         module, optimizer = self.module, self.optimizer
         # Another name for the same views: no answer to those that lay there before is theirs.
         view = made.view.view_as(made.view)
-        batch = Batch(view, made.target, labeled=buffers.presentation.labeled)
+        labeled, views = buffers.presentation.labeled, self.data.views_per_step
+        batch = Batch(view, made.target, labeled=labeled, views=views)
         optimizer.zero_grad()
         learned = module.learned(batch, buffers.numbers, made.answers)
         with torch.autocast(self.device.type, enabled=False):  # as Lightning has it

@@ -29,7 +29,7 @@ from distill.metrics import (
     TopKAccuracy,
 )
 from distill.models.compiled import compiled_in_place
-from distill.models.features import forward_with_features
+from distill.models.features import Features, forward_with_features
 from distill.objective.objective import Objective
 from distill.teacher.cached import CachedTeacher
 from distill.teacher.teacher import Teacher
@@ -46,6 +46,7 @@ from distill.utils.inputs import (
 log = logging.getLogger(__name__)
 
 DEFAULT_TOPK = (1, 5)
+Answers = tuple[Tensor | None, Features | None]
 
 
 @dataclass(frozen=True)
@@ -183,23 +184,44 @@ class Distiller(pl.LightningModule):
     ) -> Learned:
         """Return the losses of a batch whose views are made, and what else is logged of it.
 
+        Of two views of each sample each is a batch of its own, to the student's batch norm and to
+        the objective, and all that is returned is a mean over both.
+
         Args:
             batch: the samples.
             numbers: what the objective is computed with; None is what it says itself.
             answers: the teacher's logits `[N, K]`, if they are known; None asks for them.
             step: the optimiser step, for teachers that answer by it.
         """
-        student, teacher, target, *maps = self._answers(batch, step, answers)
+        teacher = self._teachers(batch, step, answers)
+        views = [
+            self._of_view(one, numbers, *answers_to_it)
+            for one, answers_to_it in zip(
+                batch.by_view(), rows_by_view(teacher, batch.views), strict=True
+            )
+        ]
+        losses, values = (mean_over_views(found) for found in zip(*views, strict=True))
+        if self.objective.curriculum is not None:
+            values["temperature"] = self.objective.curriculum.last_mean  # of the last view
+        return Learned(losses, values, teacher[0])
+
+    def _of_view(
+        self,
+        batch: Batch,
+        numbers: Mapping[str, Tensor] | None,
+        teacher: Tensor | None,
+        theirs: Features | None,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the losses of a batch of one view, and what is logged of it."""
+        (student, ours), target = self._students(batch), batch.target
         losses = self.objective(
-            student, teacher, target, *maps, labelled=batch.labeled, numbers=numbers
+            student, teacher, target, (ours, theirs), labelled=batch.labeled, numbers=numbers
         )
         values = {name: value.detach() for name, value in losses.items()}
-        if self.objective.curriculum is not None:
-            values["temperature"] = self.objective.curriculum.last_mean
         if target.ndim == 1:  # of mixed views no class is the right one
             right = student[: batch.labeled].argmax(dim=1) == target[: batch.labeled]
             values["top1"] = right.float().mean()
-        return Learned(losses, values, teacher)
+        return losses, values
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Compute the gradients, unless a captured step has done all that follows from them."""
@@ -359,22 +381,21 @@ class Distiller(pl.LightningModule):
             log.info("images are bytes: they are scaled from 0 … 255 to 0 … 1")
         return replace(batch, view=view, target=as_labels(batch.target))
 
-    def _answers(
+    def _students(self, batch: Batch) -> tuple[Tensor, Features | None]:
+        """Return the student's logits `[N, K]`, and its features where the objective reads them."""
+        if not self.objective.needs_student_features:
+            return self(batch.view), None
+        return forward_with_features(self.student, self._images(batch.view), self.objective.stages)
+
+    def _teachers(
         self, batch: Batch, step: int | None = None, answers: Tensor | None = None
-    ) -> tuple[Any, ...]:
-        """Return what the objective is called with."""
-        stages, ours, theirs = self.objective.stages, None, None
-        if self.objective.needs_student_features:
-            student, ours = forward_with_features(self.student, self._images(batch.view), stages)
-        else:
-            student = self(batch.view)
-        teacher = answers
-        if teacher is None and self.teacher is not None and self.cached_teacher is not None:
-            if self.objective.needs_teacher_features:
-                teacher, theirs = self.teacher.with_features(batch.view, stages)
-            else:
-                teacher = self.cached_teacher(batch, step)
-        return student, teacher, batch.target, (ours, theirs)
+    ) -> Answers:
+        """Return the teacher's logits, given or asked for, and its features likewise."""
+        if answers is not None or self.teacher is None or self.cached_teacher is None:
+            return answers, None
+        if self.objective.needs_teacher_features:
+            return self.teacher.with_features(batch.view, self.objective.stages)
+        return self.cached_teacher(batch, step), None
 
     def _evaluate(self, stage: str, batch: Batch, first: bool) -> None:
         metrics, means = self.metrics[stage], self.losses[stage]
@@ -387,7 +408,8 @@ class Distiller(pl.LightningModule):
                 f"{stage}: targets are class probabilities {list(batch.target.shape)}, and a "
                 "student is judged by class indices [N]"
             )
-        answers = self._answers(batch)
+        (student, ours), (teacher, theirs) = self._students(batch), self._teachers(batch)
+        answers = (student, teacher, batch.target, (ours, theirs))
         if batch.index is not None and self.trainer.world_size > 1:
             real = (batch.index >= 0).to(batch.view.device)
             if not real.any():
@@ -408,6 +430,24 @@ class Distiller(pl.LightningModule):
         )  # each takes what it names
         for name, mean in means.items():  # type: ignore[operator]
             mean.update(losses[name], weight=len(target))
+
+
+def rows_by_view(answers: Answers, views: int) -> list[Answers]:
+    """Return what a teacher answers to each view, of rows that are all views one after another."""
+    if views == 1:
+        return [answers]
+    return [
+        apply_to_collection(answers, Tensor, lambda rows, k=k: rows.chunk(views)[k])
+        for k in range(views)
+    ]
+
+
+def mean_over_views(found: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the means of the values of each view, by name."""
+    first, *others = found
+    if not others:
+        return first
+    return {name: torch.stack([one[name] for one in found]).mean(dim=0) for name in first}
 
 
 def check_helpers(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> None:

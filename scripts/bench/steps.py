@@ -128,9 +128,9 @@ class Pair:
         self.view = {"pad": 4, "flip": True, "erase": 0.25} if shape[0] == 3 else {"pad": 1}
         self.data = self.make_data()
 
-    def make_data(self) -> DataModule:
+    def make_data(self, **more: Any) -> DataModule:
         """Return the images and their views."""
-        return DataModule(self.source, view=self.view, batch_size=self.batch)
+        return DataModule(self.source, view=self.view, batch_size=self.batch, **more)
 
     @cached_property
     def teacher(self) -> Teacher:
@@ -168,7 +168,10 @@ class Pair:
     def trained(self, side: str, more: Sequence[str] = ()) -> tuple[Distiller, pl.Trainer]:
         """Return the student and the trainer of our own run, as long as a turn."""
         cfg = self.config([*SIDES[side], *more])
-        data = self.data.with_options(seed=0, batch_size=self.batch, views=cfg.data.views)
+        whole = self.data
+        if cfg.data.views_per_step > 1:
+            whole = self.make_data(views_per_step=2, strong_view=read.plain(cfg.data.strong_view))
+        data = whole.with_options(seed=0, batch_size=self.batch, views=cfg.data.views)
         teacher = None if side == "supervised" else self.teacher
         return fit.fit(cfg, data, teacher)
 

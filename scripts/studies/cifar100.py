@@ -28,7 +28,8 @@ from benchmark.table import lines_of, write_table
 from distill.utils.files import write_whole
 
 METHODS = ("kd", "hint", "attention_transfer", "sp", "rkd", "pkt", "crd", "dkd", "dist",
-           "reviewkd", "simkd", "srd", "ofa", "standardized_kd", "nkd", "wttm", "rld")  # fmt: skip
+           "reviewkd", "simkd", "srd", "ofa", "standardized_kd", "nkd", "wttm", "rld",
+           "mlkd_two_views")  # fmt: skip
 LOG = "output.log"  # of each cell
 FAILURES = 3  # cells of which it is clear that more would fail
 IMAGES = 49_000  # that the protocol trains on

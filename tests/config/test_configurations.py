@@ -2,6 +2,7 @@
 
 import re
 import traceback
+from functools import partial
 
 import pytest
 import timm
@@ -14,6 +15,8 @@ from distill import report
 from distill.config import build, checks, read
 from distill.config.overrides import CONF
 from distill.config.resolvers import recommended_lr
+from distill.data.sources.splits import Resident, Streamed
+from distill.data.views.build import build_second_view, build_view
 from distill.losses import LOSSES
 from distill.training import auxiliary, cache, fit, teachers
 from distill.training.module import Distiller
@@ -119,7 +122,7 @@ def test_every_objective_trains_a_student_and_never_waits_for_its_device(
     assert all(p.isfinite().all() for p in student.student.parameters())
 
 
-@pytest.mark.parametrize("objective", ["kd", "ctkd", "dist", "mlkd", "skd"])
+@pytest.mark.parametrize("objective", ["kd", "ctkd", "dist", "mlkd", "mlkd_two_views", "skd"])
 def test_pictures_without_labels_teach_and_nothing_waits_for_its_device(
     composed, waits, tmp_path, objective
 ):
@@ -246,8 +249,7 @@ def test_what_decides_a_cached_model_is_in_its_key_and_nothing_else(composed, tm
     def key(role, *overrides):
         cfg = composed(*overrides)
         derived = auxiliary.supervised_config(cfg, role)
-        data = build.build_data(cfg).with_options(seed=derived.data.seed, batch_size=32)
-        return cache.fit_key(derived, data)
+        return cache.fit_key(derived, cache.as_fitted(derived, build.build_data(cfg)))
 
     from distill import save_student
     from distill.models.build import build_model
@@ -268,11 +270,16 @@ def test_what_decides_a_cached_model_is_in_its_key_and_nothing_else(composed, tm
             assert key(role) == key(role, same), (role, same)
     assert key("teacher") == key("teacher", "seed=1") == key("teacher", "trainer.max_epochs=3")
     assert key("teacher") == key("teacher", "trainer.limit_val_batches=0.5")
+    assert key("teacher") == key("teacher", "data.views_per_step=2")  # it sees one of the two
+    assert key("baseline") == key("baseline", "data.strong_view.erase=0.5")
+    twice = partial(key, "baseline", "data.views_per_step=2")
+    assert twice() == key("baseline", "objective=mlkd_two_views") != twice("data.strong_view.pad=3")
     for role, other in (
         ("baseline", "seed=1"), ("baseline", "data.seed=1"), ("baseline", "optimizer.lr=0.1"),
         ("baseline", "+student.args.stem_width=8"), ("teacher", "teacher.fit.max_epochs=3"),
         ("teacher", "data.view.pad=2"), ("teacher", "data.split_seed=1"),
         ("teacher", "on_nan=skip"), ("baseline", "+nobody_knows=1"),
+        ("baseline", "data.views_per_step=2"),
     ):  # fmt: skip
         assert key(role) != key(role, other), (role, other)
 
@@ -304,6 +311,40 @@ def test_a_checkpoint_of_another_run_is_refused(composed, tmp_path):
         other = composed(*quick, f"ckpt_path={path}", *overrides)
         with pytest.raises(ValueError, match=message):
             prepare(other, data)
+
+
+def test_an_objective_on_two_views_asks_the_data_for_them_and_is_overruled(composed):
+    assert composed("objective=mlkd").data.views_per_step == 1
+    cfg = composed("objective=mlkd_two_views")
+    assert cfg.data.views_per_step == 2
+    assert build.build_data(cfg).views_per_step == 2
+    assert auxiliary.supervised_config(cfg, "baseline").data.views_per_step == 2
+    assert auxiliary.supervised_config(cfg, "teacher").data.views_per_step == 1
+    assert (
+        auxiliary.assistant_config(
+            composed("objective=mlkd_two_views", "assistants=[{}]"), 1
+        ).data.views_per_step
+        == 2
+    )
+    alone = composed("objective=mlkd_two_views", "data.views_per_step=1")
+    assert build.build_data(alone).views_per_step == 1
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        judged = compose("eval", overrides=["data=digits", "student.checkpoint=x"])
+    assert judged.data.views_per_step == 1
+
+
+@pytest.mark.parametrize("data", ["digits", "cifar10", "cifar100", "folder", "timm"])
+def test_every_data_set_has_a_strong_view_that_is_taken(composed, data):
+    cfg = composed(f"data={data}", *(() if data == "digits" else ("data.root=x",)))
+    strong = read.plain(cfg.data.strong_view)
+    assert strong
+    split = Streamed(None, torch.zeros(2, dtype=torch.long), ["0", "1"])
+    if data in ("digits", "cifar10", "cifar100"):
+        split = Resident(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.zeros(2).long())
+    channels = 1 if data == "digits" else 3
+    options = read.plain(cfg.data.view)
+    view = build_view(split, options, 32, channels)
+    assert build_second_view(2, split, view, options, strong, 32, channels) != view
 
 
 def test_a_students_checkpoint_names_the_architecture_of_the_run(composed, tmp_path):

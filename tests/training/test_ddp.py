@@ -11,7 +11,7 @@ import distill  # noqa: F401  (first: it makes the libraries below importable in
 NAMES = ("top1", "top2", "mrr", "nll", "brier", "ece", "agreement", "ce", "kl")
 
 
-def run(rank, ranks, port, folder, tiny):
+def run(rank, ranks, port, folder, tiny, views):
     """Train on 64 and test on 49 samples: an odd number, so that two ranks need padding."""
     import pytorch_lightning as pl
 
@@ -28,7 +28,8 @@ def run(rank, ranks, port, folder, tiny):
     split = Resident(images, torch.arange(len(images)) % 4)
     parts = [split.subset(torch.arange(a, b)) for a, b in ((0, 64), (64, 113), (113, 162))]
     source = Source("random", list("abcd"), 1, *parts)
-    data = DataModule(source, {"pad": 1, "flip": True}, batch_size=16 // ranks)
+    data = DataModule(source, {"pad": 1, "flip": True}, batch_size=16 // ranks,
+                      views_per_step=views, strong_view={"rotate": 20})  # fmt: skip
     torch.manual_seed(0)
     teacher, student = tiny(width=16).double(), tiny()
     student.body[1] = torch.nn.Identity()  # batch norm sees each rank's own batch
@@ -56,10 +57,11 @@ def run(rank, ranks, port, folder, tiny):
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_numbers_and_the_student_of_one(tiny, tmp_path):
+@pytest.mark.parametrize("views", [1, 2])
+def test_two_processes_give_the_numbers_and_the_student_of_one(tiny, tmp_path, views):
     port = 20000 + os.getpid() % 20000
-    mp.spawn(run, (2, port, tmp_path, tiny), nprocs=2)
-    run(0, 1, port, tmp_path, tiny)
+    mp.spawn(run, (2, port, tmp_path, tiny, views), nprocs=2)
+    run(0, 1, port, tmp_path, tiny, views)
     (two, student_of_two), (one, student_of_one) = (
         torch.load(tmp_path / f"{ranks}.pt", weights_only=True) for ranks in (2, 1)
     )

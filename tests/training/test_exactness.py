@@ -24,14 +24,15 @@ class Journal(pl.Callback):
         self.seen.append((batch.index.tolist(), round(batch.view.sum().item(), 3), lr))
 
 
-def fit(folder, tiny, stop_at=None, resume=None, beside=False):
+def fit(folder, tiny, stop_at=None, resume=None, beside=False, views=1):
     generator = torch.Generator().manual_seed(3)
     images = torch.randint(0, 256, (80, 1, 8, 8), generator=generator).to(torch.uint8)
     split = Resident(images, (torch.arange(80) % 8).clamp(max=3))
     parts = [split.subset(torch.arange(a, b)) for a, b in ((0, 48), (48, 64), (64, 80))]
     more = Source("more", list("abcd"), 1, split.subset(torch.arange(7, 80, 5))) if beside else None
     data = DataModule(Source("random", list("abcd"), 1, *parts), {"pad": 1}, batch_size=8,
-                      balance=0.5, unlabeled=more)  # fmt: skip
+                      balance=0.5, unlabeled=more, views_per_step=views,
+                      strong_view={"rotate": 20, "erase": 0.5})  # fmt: skip
     torch.manual_seed(0)
     teacher, student = tiny(width=16), tiny()
     student.body[3] = torch.nn.Identity()  # dropout draws from torch's own generator
@@ -59,14 +60,17 @@ def fit(folder, tiny, stop_at=None, resume=None, beside=False):
 
 # Of 6 an epoch, or of 12 where half of each batch is without labels.
 @pytest.mark.parametrize(
-    ("step", "beside"), [*((k, False) for k in (1, 5, 6, 7, 12, 16)), (5, True), (12, True)]
-)
-def test_it_sees_the_same_views_and_ends_in_the_same_bytes(tiny, tmp_path, step, beside):
-    seen, student = fit(tmp_path / "whole", tiny, beside=beside)
+    ("step", "beside", "views"),
+    [*((k, False, 1) for k in (1, 5, 6, 7, 12, 16)), (5, True, 1), (12, True, 1),
+     (5, False, 2), (6, False, 2), (13, True, 2)],
+)  # fmt: skip
+def test_it_sees_the_same_views_and_ends_in_the_same_bytes(tiny, tmp_path, step, beside, views):
+    own = {"beside": beside, "views": views}
+    seen, student = fit(tmp_path / "whole", tiny, **own)
     with pytest.raises(RuntimeError, match="killed"):
-        fit(tmp_path / "killed", tiny, stop_at=step, beside=beside)
+        fit(tmp_path / "killed", tiny, stop_at=step, **own)
     path = tmp_path / "killed" / f"{step}.ckpt"
-    seen_after, resumed = fit(tmp_path / "rest", tiny, resume=path, beside=beside)
+    seen_after, resumed = fit(tmp_path / "rest", tiny, resume=path, **own)
     assert seen_after == seen[step:]
     assert all(torch.equal(value, student[key]) for key, value in resumed.items())
     assert (student["head.weight"] == 0).any()

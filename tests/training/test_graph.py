@@ -71,6 +71,8 @@ CASES = {
     "fused stages": ("store=off", "objective=reviewkd"),
     "stages' own answers, the teacher's read": ("store=disk", "store.views=1", "objective=ofa"),
     "the teacher's classifier": ("store=off", "objective=simkd"),
+    "two views": ("store=auto", "objective=mlkd_two_views"),
+    "two views of relations": ("store=off", "objective=rkd", "data.views_per_step=2"),
     "bf16": ("store=off", "trainer.precision=bf16-mixed"),
     "weights in bf16": ("store=off", "trainer.precision=bf16-true", "optimizer.lr=1e-2"),
     "clipped values": ("store=off", "trainer.gradient_clip_val=0.01",
@@ -91,7 +93,8 @@ def test_the_step_as_one_function_gives_the_eager_student_byte_for_byte(case, fi
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_pictures_from_files_are_copied_into_the_buffers(fitted, tmp_path):
+@pytest.mark.parametrize("views", [1, 2])
+def test_pictures_from_files_are_copied_into_the_buffers(fitted, tmp_path, views):
     rng = np.random.default_rng(0)
     for name, count in (("train", 24), ("val", 8), ("test", 8)):
         for label in "ab":
@@ -100,7 +103,8 @@ def test_pictures_from_files_are_copied_into_the_buffers(fitted, tmp_path):
                 pixels = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(tmp_path / "pictures" / name / label / f"{k}.png")
     own = (*ALONE, "data=folder", f"data.root={tmp_path / 'pictures'}", "data.image_size=32",
-           "data.batch_size=8", "student.name=cifar_resnet8")  # fmt: skip
+           "data.batch_size=8", "student.name=cifar_resnet8",
+           f"data.views_per_step={views}")  # fmt: skip
     eager, logged, _ = fitted(*own, "trainer.graph=off", name="eager")
     ours, also, step = fitted(*own, "trainer.graph=on", name="graph")
     assert step.steps == 9
@@ -367,8 +371,14 @@ STORED = ("store=disk", "store.views=1")
         [("store=off",), ("store=off", "objective=hint"), ("store=off", "objective=supervised")],
         [(*STORED, "store.topk=2"), (*STORED, "store.topk=5"), STORED],
         [("store=off", "assistants=[{}]"), ("store=off",), ("store=off", "seed=1")],
+        [
+            ("store=off",),
+            ("store=off", "data.views_per_step=2"),
+            ("store=off", "objective=mlkd_two_views"),
+            ("store=off", "objective=mlkd"),
+        ],
     ],
-    ids=["objectives", "stores", "teachers and seeds"],
+    ids=["objectives", "stores", "teachers and seeds", "views"],
 )
 def test_runs_that_take_turns_are_shown_what_is_theirs(runs, in_turn):
     in_turn("off", runs)  # what is kept is there from now on

@@ -81,6 +81,47 @@ def build_view(
     return streamed_view(options, as_size(image_size), channels, preprocessing or {})
 
 
+def build_second_view(
+    count: int,
+    split: Split,
+    view: ResidentView | StreamedView,
+    options: Mapping[str, Any],
+    changes: Mapping[str, Any],
+    image_size: int | Sequence[int],
+    channels: int,
+) -> ResidentView | StreamedView | None:
+    """Return how the second view of each sample in a step is made; None where there is one.
+
+    Args:
+        count: how many there are.
+        split: the samples.
+        view: how the first is made.
+        options: those of the first.
+        changes: options that take the place of these.
+        image_size: as for `build_view`.
+        channels: of the images.
+
+    Raises:
+        ValueError: for a count that is not 1 or 2, for options that are refused, and for views that
+            mix samples, whose targets would differ.
+    """
+    if count not in (1, 2):
+        raise ValueError(f"data.views_per_step must be 1 or 2, got {count!r}")
+    if count == 1:
+        return None
+    try:
+        second = build_view(split, {**options, **changes}, image_size, channels)
+    except ValueError as error:
+        raise ValueError(str(error).replace("data.view", "data.strong_view")) from error
+    for name, one in (("view", view), ("strong_view", second)):
+        if one.mixes:
+            raise ValueError(
+                f"data.{name} mixes two samples, and data.views_per_step=2 shows two views of one: "
+                "leave one of the two out"
+            )
+    return second
+
+
 def unlike_notes(split: Split, preprocessing: Mapping[str, Any] | None) -> list[str]:
     """Return a note of how a trained model was shown pictures, where those in memory are not."""
     given = preprocessing or {}

@@ -84,6 +84,11 @@ def draw_word(seed: int, epoch: int, draw: int) -> int:
     return mix(draw * _GOLDEN + prefix + 1 & _WORD)
 
 
+def second_seed(seed: int) -> int:
+    """Return the seed of the second views that a step shows beside those of a seed."""
+    return mix(seed * _GOLDEN + 2 & _WORD)
+
+
 def words_of(word: int | Tensor, index: Tensor) -> Tensor:
     """Return one word per index `[N]`, or per draw and index `[D, N]` of draws' words `[D, 1]`."""
     words = mix((index + word) & _WORD)

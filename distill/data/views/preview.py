@@ -21,7 +21,7 @@ def contact_sheet(data: DataModule, row: int, epochs: int, path: Path | str) -> 
     """Write a PNG of one training sample, clean and then as epochs 0, 1, … show it, row by row.
 
     Args:
-        data: the data and its views; mixed views are shown mixed.
+        data: the data and its views; mixed views are shown mixed, two views of a step both.
         row: which sample, its row in the training split.
         epochs: how many epochs to show.
         path: the file, written whole or not at all.
@@ -36,7 +36,7 @@ def contact_sheet(data: DataModule, row: int, epochs: int, path: Path | str) -> 
     if epochs < 1:
         raise ValueError(f"give at least 1 epoch to show, got {epochs}")
     rows = torch.tensor([row])
-    views = [data.training_views(epoch, rows)[0] for epoch in (CLEAN, *range(epochs))]
+    views = [view for epoch in (CLEAN, *range(epochs)) for view in data.training_views(epoch, rows)]
     with writing(Path(path)) as file:
         tiled(views).save(file, "PNG")
 

@@ -64,6 +64,34 @@ class ResidentViews:
         return mixed, class_probabilities(target, pool.labels[others], share, self.classes)
 
 
+class TwoResidentViews:
+    """Two views of each sample that lies on a device: rows are all first views, then all second.
+
+    Args:
+        first: what is shown first.
+        second: what is shown beside it.
+    """
+
+    def __init__(self, first: ResidentViews, second: ResidentViews) -> None:
+        self.both = first, second
+
+    def words(self, view_number: int) -> Tensor:
+        """Return what the draws of both views begin from, int64 `[D, 2]`."""
+        return torch.cat([one.words(view_number) for one in self.both], dim=1)
+
+    def __call__(self, positions: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+        """Return uint8 views `[2N, C, H, W]` and labels `[2N]`.
+
+        Args:
+            positions: of the samples in the pool, twice, int64 `[2N]`.
+            words: see `words`.
+        """
+        halves = zip(self.both, positions.chunk(2), words.chunk(2, dim=1), strict=True)
+        shown = [one(places, begin) for one, places, begin in halves]
+        views, labels = zip(*shown, strict=True)
+        return torch.cat(views), torch.cat(labels)
+
+
 def class_probabilities(target: Tensor, other: Tensor, share: Tensor, classes: int) -> Tensor:
     """Return `share·[target = k] + (1 − share)·[other = k]`, float32 `[N, K]`.
 

@@ -193,6 +193,6 @@ def named(index: Tensor | None) -> str:
     """Return which images a batch held, for people."""
     if index is None:
         return ""
-    numbers = index.tolist()
+    numbers = list(dict.fromkeys(index.tolist()))  # of two views each is there twice
     more = f" and {len(numbers) - SHOWN} more" if len(numbers) > SHOWN else ""
     return f"training images {', '.join(map(str, numbers[:SHOWN]))}{more}: "

@@ -14,6 +14,8 @@ from distill.data.batch import Batch
 class Speed(pl.Callback):
     """Count training images per second: loading, views, steps and logging, without validation.
 
+    An image that a step shows in two views counts once.
+
     Args:
         clock: a time in seconds, which stands still while other runs have their turns.
     """
@@ -59,7 +61,7 @@ class Speed(pl.Callback):
         """Count a batch and the time since the last."""
         now = self.clock()
         self.seconds += now - self._mark
-        self.images += len(Batch.of(batch)) * trainer.world_size
+        self.images += Batch.of(batch).samples * trainer.world_size
         self._mark = now
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -33,6 +33,9 @@ LITERATURE = {
 WARMED_UP = {"dkd": 1.0, "rld": 1.0, "reviewkd": 5.0}  # for 20 of 240 epochs, up to this weight
 BETAS = {"r56_r20": 2, "r110_r32": 2, "wrn40_2_wrn16_2": 6, "wrn40_2_wrn40_1": 6,
          "vgg13_vgg8": 6, "vgg13_mobilenetv2": 6}  # of DKD, where it is not 8  # fmt: skip
+TWO_VIEWS = "mlkd_two_views"
+RATES = {"r32x4_shufflev1": 0.01, "r32x4_shufflev2": 0.01, "wrn40_2_shufflev1": 0.0025,
+         "vgg13_mobilenetv2": 0.0025, "r50_mobilenetv2": 0.0025}  # its, if not 0.025  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,8 @@ def recipe(method: str, pair: str, epochs: int) -> tuple[str, ...]:
         own = (*own, f"{warm_up}.duration={duration}", f"{warm_up}.start={start:g}")
     if method == "dkd" and pair in BETAS:
         own = (*own, f"objective.terms.dkd.beta={BETAS[pair]}")
+    if method == TWO_VIEWS:
+        own = (*own, f"optimizer.lr={RATES.get(pair, 0.025)}")
     return own
 
 

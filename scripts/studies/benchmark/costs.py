@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from benchmark.cells import ALONE, Cell, Pair
+from benchmark.cells import ALONE, TWO_VIEWS, Cell, Pair
 from distill.models.build import ModelSpec, build_model
 from distill.models.weights import DataShape
 from distill.utils.memory import keep_freed_memory
@@ -31,7 +31,8 @@ class Speed:
 
     def of(self, method: str) -> float:
         """Return the seconds of an image under a method, of which the helpers are not counted."""
-        return self.student + (0.0 if method == ALONE else self.answer)
+        views = 2 if method == TWO_VIEWS else 1
+        return views * (self.student + (0.0 if method == ALONE else self.answer))
 
 
 def measured(pair: Pair, classes: int) -> Speed:

@@ -4,6 +4,9 @@ Figures of the teacher, of the student alone and of the methods up to CRD are th
 al. give (1910.10699, table in the authors' repository): 240 epochs, the last one, one view a step.
 Those of DKD are of Zhao et al. (2203.08679; in the repository one pair has another name), by the
 same protocol, of the epoch that was best on the test pictures.
+Those of MLKD are of Jin et al. (CVPR 2023) as Sun et al. list them (2403.01427, table in their
+repository); epochs are those of Jin et al.'s own configurations, of which the rate always falls
+after 150, 180 and 210.
 """
 
 from __future__ import annotations
@@ -39,6 +42,9 @@ ZHAO = {"dkd": {"r56_r20": 71.97, "r110_r32": 74.11, "r32x4_r8x4": 76.32, "wrn40
                 "wrn40_2_wrn40_1": 74.81, "vgg13_vgg8": 74.68, "r32x4_shufflev1": 76.45,
                 "wrn40_2_shufflev1": 76.70, "vgg13_mobilenetv2": 69.71, "r50_mobilenetv2": 70.35,
                 "r32x4_shufflev2": 77.07}}  # fmt: skip
+JIN = {"r56_r20": 72.19, "r110_r32": 74.11, "r32x4_r8x4": 77.08, "wrn40_2_wrn16_2": 76.63,
+       "wrn40_2_wrn40_1": 75.35, "vgg13_vgg8": 75.18, "vgg13_mobilenetv2": 70.57,
+       "r50_mobilenetv2": 71.04, "r32x4_shufflev2": 78.44}  # fmt: skip
 
 
 DIFFERS = {  # in what the published method is another than the one here
@@ -69,6 +75,11 @@ def published(pair: str, method: str) -> Published | None:
         protocol = "1910.10699: 240 epochs, last, one view"
         other = f", {DIFFERS[method]}" if method in DIFFERS else ""
         return Published(TIAN[method][PAIRS.index(pair)], protocol + other)
+    if method == "mlkd_two_views" and pair in JIN:
+        epochs = 480 if "mobilenet" in pair or "shuffle" in pair else 240
+        return Published(
+            JIN[pair], f"CVPR 2023: {epochs} epochs, best on test, two views, another strong view"
+        )
     if pair in ZHAO.get(method, {}):
         return Published(ZHAO[method][pair], "2203.08679: 240 epochs, best on test, one view")
     return None

@@ -103,3 +103,16 @@ def test_a_sheet_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
         contact_sheet(resident(pad=1), 0, 1, path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_where_a_step_shows_two_views_a_sheet_does(tmp_path):
+    source = Source("noise", ["a", "b"], 3, resident().train)
+    strong = {"rotate": 30, "erase": 1}
+    data = DataModule(source, {"pad": 2}, batch_size=4, views_per_step=2, strong_view=strong)
+    contact_sheet(data, 5, 2, tmp_path / "views.png")
+    found = tiles(tmp_path / "views.png", 8, 6, 16, 3)
+    assert torch.equal(found[0], data.train.images[5])
+    rows = torch.tensor([5])
+    expected = torch.cat([data.training_views(epoch, rows) for epoch in range(2)])
+    assert torch.equal(found[1:5], expected)
+    assert not torch.equal(found[1], found[2])
