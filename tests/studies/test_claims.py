@@ -9,6 +9,7 @@ import pytest
 import scipy.stats
 import torch
 
+from claims import BUDGETS
 from distill.config import build
 from shared import composed
 from ten_claims import STUDIES, eight_bits, imbalance, margins, poison, redundancy, transforms
@@ -33,6 +34,19 @@ TWO = (0, 1)
 
 def finding(outcome, condition="it rains"):
     return Finding(condition, outcome, "numbers")
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_every_run_of_a_budget_is_a_configuration(budget, tmp_path):
+    runs = Runs(tmp_path, BUDGETS[budget])
+    wanted = {run for study in STUDIES.values() for run in study.runs(0)}
+    wanted |= {run.teacher for run in wanted if run.teacher}
+    kinds = {(*runs.overrides(run), *run.overrides): run for run in wanted}
+    for overrides, run in kinds.items():
+        teacher = ["teacher.checkpoint=model.pth"] if run.teacher else []
+        cfg = composed(*overrides, *teacher)
+        if budget == "full" and cfg.teacher.get("fit"):
+            assert cfg.teacher.fit.max_epochs == 5
 
 
 @pytest.mark.parametrize(

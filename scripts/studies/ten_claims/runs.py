@@ -61,6 +61,11 @@ class Runs:
     def __init__(self, folder: Path, common: tuple[str, ...]) -> None:
         self.folder, self.common = folder, common
 
+    def overrides(self, run: Run) -> tuple[str, ...]:
+        """Return what runs have in common; how a teacher is trained is left out where none is."""
+        trains = run.teacher is None and "teacher=none" not in run.overrides
+        return tuple(one for one in self.common if trains or not one.startswith("teacher.fit."))
+
     def place(self, run: Run) -> Path:
         """Return a run's folder, named by what it is."""
         teacher = self.place(run.teacher).name if run.teacher else None
@@ -146,7 +151,7 @@ def train_one(runs: Runs, run: Run) -> float:
     cfg = composed(
         f"paths.output_dir={folder}", f"seed={run.seed}", "trainer.accelerator=cpu",
         "trainer.limit_val_batches=0", "callbacks=none", "logger=none",
-        *runs.common, *run.overrides, *teacher,
+        *runs.overrides(run), *run.overrides, *teacher,
     )  # fmt: skip
     data = build.build_data(cfg)
     fitted, _ = fit.fit(cfg, data, teachers.prepare_teacher(cfg, data))
