@@ -194,13 +194,12 @@ class Distiller(pl.LightningModule):
             step: the optimiser step, for teachers that answer by it.
         """
         teacher = self._teachers(batch, step, answers)
-        views = [
-            self._of_view(one, numbers, *answers_to_it)
-            for one, answers_to_it in zip(
-                batch.by_view(), rows_by_view(teacher, batch.views), strict=True
-            )
-        ]
-        losses, values = (mean_over_views(found) for found in zip(*views, strict=True))
+        if batch.views == 1:
+            losses, values = self._of_view(batch, numbers, *teacher)
+        else:
+            pairs = zip(batch.by_view(), rows_by_view(teacher, batch.views), strict=True)
+            views = [self._of_view(one, numbers, *known) for one, known in pairs]
+            losses, values = map(mean_over_views, zip(*views, strict=True))
         if self.objective.curriculum is not None:
             values["temperature"] = self.objective.curriculum.last_mean  # of the last view
         return Learned(losses, values, teacher[0])
@@ -434,20 +433,15 @@ class Distiller(pl.LightningModule):
 
 def rows_by_view(answers: Answers, views: int) -> list[Answers]:
     """Return what a teacher answers to each view, of rows that are all views one after another."""
-    if views == 1:
-        return [answers]
     return [
         apply_to_collection(answers, Tensor, lambda rows, k=k: rows.chunk(views)[k])
         for k in range(views)
     ]
 
 
-def mean_over_views(found: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+def mean_over_views(each: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Return the means of the values of each view, by name."""
-    first, *others = found
-    if not others:
-        return first
-    return {name: torch.stack([one[name] for one in found]).mean(dim=0) for name in first}
+    return {name: torch.stack([one[name] for one in each]).mean(dim=0) for name in each[0]}
 
 
 def check_helpers(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> None:

@@ -38,6 +38,22 @@ def test_every_pair_of_the_literature_has_a_teacher_a_student_and_published_figu
     assert "best on test" in published.published("r32x4_r8x4", "dkd").protocol
 
 
+def test_mlkd_is_of_two_views_at_its_own_rate_and_costs_twice_as_much():
+    for name, top1, epochs, rate in (
+        ("r32x4_r8x4", 77.08, 240, 0.025),
+        ("r50_mobilenetv2", 71.04, 480, 0.0025),
+        ("r32x4_shufflev2", 78.44, 480, 0.01),
+    ):
+        claim = published.published(name, "mlkd_two_views")
+        assert claim.top1 == top1
+        assert f"{epochs} epochs, best on test, two views" in claim.protocol
+        own = cells.recipe("mlkd_two_views", name, 240)
+        assert own == ("objective=mlkd_two_views", f"optimizer.lr={rate}")
+    assert published.published("r32x4_shufflev1", "mlkd_two_views") is None
+    speed = costs.Speed(teacher=3e-3, student=1e-3, answer=5e-4)
+    assert speed.of("mlkd_two_views") == 2 * speed.of("mlkd") == 3e-3
+
+
 def test_a_pair_is_a_file_or_two_models():
     pair = cells.Pair.of("x:y")
     assert (pair.name, pair.teacher, pair.student) == ("x--y", "x", "y")

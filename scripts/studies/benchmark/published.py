@@ -52,6 +52,7 @@ DIFFERS = {  # in what the published method is another than the one here
     "attention_transfer": "means over each map",
     "sp": "similarity of maps",
     "crd": "16,384 negatives from a memory",
+    "mlkd_two_views": "the strong one by RandAugment, and a loss that leaves parts of it out",
 }
 
 
@@ -76,10 +77,9 @@ def published(pair: str, method: str) -> Published | None:
         other = f", {DIFFERS[method]}" if method in DIFFERS else ""
         return Published(TIAN[method][PAIRS.index(pair)], protocol + other)
     if method == "mlkd_two_views" and pair in JIN:
-        epochs = 480 if "mobilenet" in pair or "shuffle" in pair else 240
-        return Published(
-            JIN[pair], f"CVPR 2023: {epochs} epochs, best on test, two views, another strong view"
-        )
+        epochs = 480 if pair.endswith(("mobilenetv2", "shufflev2")) else 240
+        protocol = f"CVPR 2023: {epochs} epochs, best on test, two views, {DIFFERS[method]}"
+        return Published(JIN[pair], protocol)
     if pair in ZHAO.get(method, {}):
         return Published(ZHAO[method][pair], "2203.08679: 240 epochs, best on test, one view")
     return None
