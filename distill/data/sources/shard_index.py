@@ -182,12 +182,11 @@ def unlike(names: Sequence[str]) -> str:
     """Return why files of a tar are no samples, for people."""
     if not names:
         return ": it is empty"
-    _, _, ending = names[0].rpartition("/")[2].partition(".")
-    return (
-        f": {names[0]} is none, as its ending, from the first dot on, is .{ending}"
-        if f".{ending.rpartition('.')[2].lower()}" in endings()
-        else f", only {some(names)}"
-    )
+    image = next((name for name in names if name.lower().endswith(endings())), None)
+    if image is None:
+        return f", only {some(names)}"
+    ending = image.rpartition("/")[2].partition(".")[2]
+    return f": {image} is none, as its ending, from the first dot on, is .{ending}"
 
 
 def label_rank(ending: str, reading: Reading) -> int | None:
@@ -221,7 +220,9 @@ def take_label(
     content = file.read(min(member.size, LONGEST))
     try:
         text = content.decode()
-        value = json_label(text, reading.label_key) if member.name.endswith("json") else text
+        value = (
+            json_label(text, reading.label_key) if member.name.lower().endswith(".json") else text
+        )
     except ValueError as error:
         sample.fault = sample.fault or f"{member.name} says no label: {reason(error)}"
         return
@@ -300,7 +301,7 @@ class KeptIndex:
     def load(self) -> ShardIndex | None:
         """Return what is kept, or None where there is nothing that holds."""
         try:
-            with np.load(self.path, allow_pickle=False) as file:
+            with self.path.open("rb") as content, np.load(content, allow_pickle=False) as file:
                 saved = {name: file[name] for name in file.files}
             if str(saved["form"]) != str(FORM) or str(saved["stamp"]) != self.stamp:
                 return None

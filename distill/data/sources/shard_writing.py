@@ -104,7 +104,8 @@ def plan(
     taken = float(END)
     for place, image in enumerate(images):
         more = 0 if count else 3 * BLOCK + -(-image.stat().st_size // BLOCK) * BLOCK
-        full = place - begins[-1] >= count if count else taken + more > size
+        filled_up = -(-(taken + more) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
+        full = place - begins[-1] >= count if count else filled_up > size
         if full and place > begins[-1]:
             begins.append(place)
             taken = float(END)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any, overload
@@ -23,6 +24,7 @@ from distill.data.sources.packed import PackedStrings
 from distill.data.sources.shard_classes import names_beside
 from distill.data.sources.shard_files import Shard, ShardFiles, ShardLost, shards_at
 from distill.data.sources.shard_index import Reading, ShardIndex, indexed
+from distill.data.sources.sizes import SAMPLED, Header, opened_header
 from distill.data.sources.splits import (
     PARTS,
     Source,
@@ -36,6 +38,8 @@ from distill.utils.files import resolved_path
 from distill.utils.memory import bytes_text
 
 log = logging.getLogger(__name__)
+
+LOOKED_AT = 4  # shards from which the sizes of images are sampled
 
 
 def shards(
@@ -430,6 +434,16 @@ class ShardLoader:
                 )  # fmt: skip
             raise
         return BytesIO(content)
+
+    @cached_property
+    def headers(self) -> list[Header]:
+        """The headers of some images, of a few shards: others need not be opened, or copied."""
+        shards = np.unique(self.layout.numbers)
+        chosen = shards[:: -(-len(shards) // LOOKED_AT)]
+        places = np.flatnonzero(np.isin(self.layout.numbers, chosen))
+        spread = places[:: -(-len(places) // SAMPLED)]
+        headers = [opened_header(self, position) for position in spread.tolist()]
+        return [header for header in headers if header is not None]
 
     def name(self, position: int) -> str:
         """Return what a person can find a sample by."""
