@@ -94,6 +94,30 @@ def shards(
         ValueError: for broken samples, labels that no class has, or too small a cache.
         FileNotFoundError: if there are no shards.
     """
+    splits, names, said = read_shards(
+        root, channels, classes, label_key, verify, broken, cache, cache_gb, retries,
+        shuffle_window,
+    )  # fmt: skip
+    if "train" not in splits:
+        raise FileNotFoundError(f"there is no shard of train, only of {', '.join(splits)}")
+    source = with_test_split(label_of(root), names, channels, splits)
+    source.notes = [*said, *source.notes]
+    return source
+
+
+def read_shards(
+    root: str | Sequence[str],
+    channels: int,
+    classes: Sequence[str] | None,
+    label_key: str | None,
+    verify: bool,
+    broken: str,
+    cache: str | None,
+    cache_gb: float,
+    retries: int,
+    shuffle_window: int,
+) -> tuple[dict[str, Split], list[str], list[str]]:
+    """Return the splits that shards have, class names, and what is to be said; see `shards`."""
     check_channels(channels)
     check_broken(broken)
     found, missing = shards_at(root, retries)
@@ -121,12 +145,8 @@ def shards(
         load = ShardLoader(files, place, channels, shuffle_window, broken == "skip")
         digests = place.digests if verify else None
         splits[part] = Streamed(load, place.labels, place.names, digests=digests)
-    source = with_test_split(label_of(root), names, channels, splits)
-    source.notes = [
-        *notes(found, parts, missing, splits), *where, *source.notes, *left_out,
-        *([] if verify else [UNKNOWN]),
-    ]  # fmt: skip
-    return source
+    said = [*notes(found, parts, missing, splits), *where, *left_out]
+    return splits, names, [*said, *([] if verify else [UNKNOWN])]
 
 
 UNKNOWN = (
@@ -146,7 +166,6 @@ def parts_of(found: Sequence[Shard]) -> dict[str, list[int]]:
 
     Raises:
         ValueError: if some say which split they are, and others do not.
-        FileNotFoundError: if none is train.
     """
     parts: dict[str | None, list[int]] = {}
     for number, shard in enumerate(found):
@@ -161,8 +180,6 @@ def parts_of(found: Sequence[Shard]) -> dict[str, list[int]]:
             f"{says} says which split it is, and {says_not} does not: call it, or its folder, "
             "train, val or test"
         )
-    if "train" not in parts:
-        raise FileNotFoundError(f"there is no shard of train, only of {', '.join(map(str, parts))}")
     return {part: parts[part] for part in PARTS if part in parts}
 
 
@@ -234,13 +251,14 @@ def class_names(
     """
     said: dict[str, str] = {}
     trained: set[str] = set()
+    split = "train" if any(shard.part == "train" for shard in found) else None
     most = -1
     for shard, index in zip(found, indices, strict=True):
         if index is None or not len(index):
             continue
         most = max(most, int(index.labels.max()))
         said |= {name: shard.name for name in index.classes if name not in said}
-        trained |= set(index.classes) if shard.part in (None, "train") else set()
+        trained |= set(index.classes) if split in (None, shard.part) else set()
     if not said:
         return named_classes(Path(label), given, most + 1)
     names = sorted(trained) if given is None else list(given)

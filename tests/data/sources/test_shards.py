@@ -16,6 +16,7 @@ from PIL import Image
 from distill.data import DataModule
 from distill.data.loading import KeyedSplit
 from distill.data.sources import folder, shard_files, shard_index, shards
+from distill.data.sources.judged import Judged, opened
 from distill.data.sources.shard_files import ShardFiles, ShardLost, expanded, part_of, shards_at
 from distill.data.sources.shard_index import KeptIndex, Reading, indexed, read_index
 from distill.data.sources.unlabeled import UNKNOWN
@@ -563,6 +564,23 @@ def test_pictures_of_shards_beside_an_unlabelled_folder(root, tmp_path):
     data = modular(shards(str(root)), unlabeled=str(tmp_path / "more"))
     assert data.training_keys().in_shards is not None
     assert sum(batch.labeled for batch in drawn(data)) == 36
+
+
+def test_shards_without_train_are_judged(root):
+    for path in root.glob("train-*.tar"):
+        path.unlink()
+    judged = Judged("a model", ["1", "0", "2"])
+    options = {"root": str(root), "channels": 3, "classes": None, "label_key": None,
+               "verify": False, "broken": "refuse", "cache": None, "cache_gb": 1.0, "retries": 0,
+               "shuffle_window": 8}  # fmt: skip
+    refusal(lambda: shards(**options), "no shard of train")
+    source = opened(shards, options, judged)
+    assert [len(split) for split in (source.train, source.val, source.test)] == [0, 12, 12]
+    assert source.test.labels.tolist() == [(1, 0, 2)[k % 3] for k in range(12)]
+    (root / "val-0000.tar").unlink()
+    assert opened(shards, options, judged).val is None
+    (root / "test-0000.tar").rename(root / "0.tar")
+    assert len(opened(shards, options, judged).test) == 12
 
 
 def test_a_file_that_is_not_for_this_process_is_closed(root, monkeypatch):
