@@ -21,6 +21,7 @@ from distill.config.schema import check_values, resolved_paths
 from distill.data import DataModule
 from distill.data.condition.costs import read_costs
 from distill.data.sources.judged import named
+from distill.data.sources.listing import some
 from distill.data.views.build import CLEAN_VIEW, border
 from distill.data.views.views import StreamedView, is_range
 from distill.losses import ModelInfo, dist
@@ -43,10 +44,25 @@ def with_checked_values(cfg: DictConfig) -> DictConfig:
     Raises:
         ValueError: naming the key.
     """
+    check_given_once()
     check_values(cfg)
     elsewhere = HydraConfig.initialized() and HydraConfig.get().job.chdir
     check_trainer_keys(cfg)
     return resolved_paths(cfg, HydraConfig.get().runtime.cwd if elsewhere else None)
+
+
+def check_given_once() -> None:
+    """Refuse several places of the data, of which the last would be taken and no other.
+
+    That is what a shell makes of `data.root=train-{000..146}.tar` without quotes.
+    """
+    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    places = [override for override in given if override.startswith("data.root=")]
+    if len(set(places)) > 1:
+        raise ValueError(
+            f"data.root is given {len(places)} times ({some(places)}): braces need quotes within "
+            "quotes, such as data.root='\"train-{0000..0146}.tar\"'"
+        )
 
 
 def check_trainer_keys(cfg: DictConfig) -> None:

@@ -117,6 +117,12 @@ def under(prefix: str, kinds: Mapping[str, Kind]) -> dict[str, Kind]:
     return {f"{prefix}.{key}": kind for key, kind in kinds.items()}
 
 
+ADDRESSES = Kind("a folder, an address, or a list of addresses",
+                 lambda v: PATH.holds(v) or (isinstance(v, list) and bool(v)
+                                             and all(map(PATH.holds, v))),
+                 is_path=True)  # fmt: skip
+
+
 KINDS: dict[str, Kind] = {
     "seed": SEED,
     "report": SWITCH,
@@ -146,6 +152,11 @@ KINDS: dict[str, Kind] = {
     "data.views_per_step": whole(1, 2),
     "data.strong_view": OBJECT.or_(None),
     "data.root": PATH.or_(None),
+    "data.timeout": FROM_ZERO,
+    "data.retries": whole(0),
+    "data.cache_gb": POSITIVE,
+    "data.shuffle_window": whole(1),
+    "data.label_key": WORD.or_(None),
     "data.name": Kind("a name", lambda v: isinstance(v, str)),
     "data.splits": OBJECT,
     "data.options": OBJECT.or_(None),
@@ -214,7 +225,9 @@ TRAINED_BASELINE, KNOWN_BASELINE = SWITCH, PATH.or_(None)
 def kinds_of(cfg: DictConfig) -> dict[str, Kind]:
     """Return what kind of value each key of this configuration holds."""
     trains = cfg.get("task_name") != "eval"
-    return {**KINDS, "baseline": TRAINED_BASELINE if trains else KNOWN_BASELINE}
+    kinds = {**KINDS, "baseline": TRAINED_BASELINE if trains else KNOWN_BASELINE}
+    in_shards = OmegaConf.select(cfg, "data.shuffle_window") is not None
+    return kinds | {"data.root": ADDRESSES} if in_shards else kinds
 
 
 def check_values(cfg: DictConfig) -> None:
@@ -246,14 +259,19 @@ def resolved_paths(cfg: DictConfig, base: str | None = None) -> DictConfig:
     for key in (key for key, kind in kinds_of(cfg).items() if kind.is_path):
         given = OmegaConf.select(cfg, key)
         if isinstance(given, str) and given:
-            path = str(resolved_path(given, base))
+            path = resolved_place(given, base)
         elif isinstance(given, ListConfig):
-            path = [str(resolved_path(one, base)) for one in given]  # type: ignore[assignment]
+            path = [resolved_place(one, base) for one in given]  # type: ignore[assignment]
         else:
             continue
         if path != given:
             resolved[key] = path
     return with_values(cfg, resolved)
+
+
+def resolved_place(place: str, base: str | None) -> str:
+    """Return what a path means; an address of another file system is returned as it is."""
+    return place if "://" in place else str(resolved_path(place, base))
 
 
 def check_folder(key: str, path: str) -> None:

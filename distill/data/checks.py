@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from distill.data.sources.listing import some
-from distill.data.sources.splits import Source, Split
+from distill.data.sources.splits import Source, Split, Streamed
 from distill.data.views.build import MIXING
 from distill.data.views.views import ResidentView, StreamedView
 from distill.utils.numbers import is_number
@@ -27,6 +27,15 @@ def check_numbers(
     for name, share in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
         if not 0 < share < 1:
             raise ValueError(f"data.{name} must lie between 0 and 1, got {share}")
+
+
+def check_timeout(timeout: Any) -> None:
+    """Refuse a time to wait for a batch that is none."""
+    if not (is_number(timeout) and timeout >= 0):
+        raise ValueError(
+            "data.timeout is how many seconds to wait for a batch of data workers, 0 for ever, got "
+            f"{timeout!r}"
+        )
 
 
 def check_views(views: Any) -> None:
@@ -53,6 +62,15 @@ def check_mixing(view: ResidentView | StreamedView, unlabeled: Split | None) -> 
         raise ValueError(
             f"data.view.{names[0]} mixes labels, and the pictures of data.unlabeled have none: "
             "leave one of the two out"
+        )
+
+
+def check_streams(unlabeled: Split | None) -> None:
+    """Refuse unlabelled pictures in shards: they are drawn in an order that opens all at once."""
+    if isinstance(unlabeled, Streamed) and hasattr(unlabeled.load, "in_shards"):
+        raise ValueError(
+            "data.unlabeled cannot be shards, as its pictures are drawn from anywhere: give a "
+            "folder"
         )
 
 

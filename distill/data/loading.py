@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from distill.data.batch import Batch
 from distill.data.condition.image_corruptions import ImageCorruption
-from distill.data.sources.splits import Resident, Split
+from distill.data.sources.listing import some
+from distill.data.sources.shard_files import ShardLost
+from distill.data.sources.splits import Resident, Split, Streamed
 from distill.data.views.draws import second_seed
-from distill.data.views.order import endless_order, epoch_order
+from distill.data.views.order import InShards, endless_order, epoch_order
 from distill.data.views.resident import class_probabilities
 from distill.data.views.views import CLEAN, ResidentView, StreamedView
 from distill.utils.sharing import Sharing, Streams
 
 Key = tuple[int, Tensor]  # (epoch, positions in the split); −1 is a rank's padding
+
+
+def in_shards(split: Split) -> InShards | None:
+    """Return in which shards the samples of a split lie, None where they do not."""
+    found = getattr(split.load, "in_shards", None) if isinstance(split, Streamed) else None
+    return None if found is None else found(split.index)
 
 
 class KeySampler(Sampler[Key]):
@@ -32,6 +41,9 @@ class KeySampler(Sampler[Key]):
     The last `unlabeled_per_batch` keys of a shuffled batch are those of unlabelled samples, at
     positions from `count` on. They are the next of an endless row of permutations that the seed
     decides, so that over the epochs all are shown equally often; an epoch ends with the labelled.
+
+    Keys of samples that lie in shards come as these are read (`epoch_order`), and whoever prepares
+    shards is told which ones the next two windows of keys lie in.
 
     Raises:
         ValueError: if no shuffled batch can be filled.
@@ -49,7 +61,9 @@ class KeySampler(Sampler[Key]):
         balance: float = 1.0,
         unlabeled: int = 0,
         unlabeled_per_batch: int = 0,
+        in_shards: InShards | None = None,
     ) -> None:
+        self.in_shards = in_shards
         self.count, self.batch_size, self.seed, self.shuffle = count, batch_size, seed, shuffle
         self.unlabeled, self.unlabeled_per_batch = unlabeled, unlabeled_per_batch
         self.labels = torch.zeros(count, dtype=torch.long) if labels is None else labels
@@ -86,7 +100,7 @@ class KeySampler(Sampler[Key]):
     def __iter__(self) -> Iterator[Key]:
         if not self.shuffle:
             return self._batches(CLEAN, torch.arange(self.count))
-        order = epoch_order(self.seed, self.epoch, self.labels, self.balance)
+        order = epoch_order(self.seed, self.epoch, self.labels, self.balance, self.in_shards)
         return self._batches(self.epoch, order)
 
     def unlabeled_order(self, epoch: int) -> Tensor:
@@ -128,11 +142,20 @@ class KeySampler(Sampler[Key]):
         skip, self.skip = self.skip, 0
         beside = self.unlabeled_order(epoch) if self.shuffle else order[:0]
         for batch in range(skip, len(self)):
+            self._announce(order, batch, batch == skip)
             keys = self._share(order, batch, self.labeled_per_batch)
             if len(beside):
                 more = self._share(beside, batch, self.unlabeled_per_batch)
                 keys = torch.cat([keys, more])
             yield epoch, keys
+
+    def _announce(self, order: Tensor, batch: int, at_once: bool) -> None:
+        """Tell, at once or once a window, which shards will be read next."""
+        if self.in_shards is None or self.in_shards.ahead is None:
+            return
+        whole, window = self.labeled_per_batch * self.ranks, self.in_shards.window
+        if at_once or batch % max(1, window // whole) == 0:
+            self.in_shards.ahead(self.in_shards.shard_order(order[batch * whole :][: 2 * window]))
 
     def _share(self, order: Tensor, batch: int, size: int) -> Tensor:
         """Return this rank's share, of that size, of a batch of all ranks."""
@@ -163,6 +186,7 @@ class KeyLoader(DataLoader[Any]):
     """
 
     sampler: KeySampler
+    dataset: KeyedSplit
     position: Callable[[], int] = staticmethod(lambda: 0)
 
     def __init__(
@@ -179,6 +203,9 @@ class KeyLoader(DataLoader[Any]):
 
     def _batches(self, skip: int) -> Iterator[Any]:
         self.sampler.skip = skip
+        return self.dataset.named_if_stalled(self._made(skip), self.timeout)
+
+    def _made(self, skip: int) -> Iterator[Any]:
         if not self.num_workers or not self.sharing.active:
             return super().__iter__()
         under_way = self._last_pass and self._last_pass()
@@ -187,7 +214,7 @@ class KeyLoader(DataLoader[Any]):
                 DataLoader(
                     self.dataset, batch_size=None, sampler=self.sampler,
                     num_workers=self.num_workers, pin_memory=self.pin_memory,
-                    generator=torch.Generator(),
+                    generator=torch.Generator(), timeout=self.timeout,
                 )
             )  # fmt: skip
         found = Pass(super().__iter__(), len(self) - skip)
@@ -221,6 +248,10 @@ class KeyedSplit(Dataset[Any]):
         name: `train`, `val` or `test`, of its batches.
         labeled: how many samples of each batch, the first ones, have a label; None is all.
         second: how the second view of each sample is made, where a batch shows two.
+        workers: how many processes read it.
+
+    Where a shard of a training split is lost and that is to be passed over (`shards`), other
+    samples of the batch take the places of those that lie in it.
     """
 
     def __init__(
@@ -235,15 +266,68 @@ class KeyedSplit(Dataset[Any]):
         name: str | None = None,
         labeled: int | None = None,
         second: ResidentView | StreamedView | None = None,
+        workers: int = 0,
     ) -> None:
+        # What each worker is reading, in memory that they share with whoever waits for them.
+        self.under_way = torch.full((workers,), -1).share_memory_()
+        self.in_shards = in_shards(split)
         self.classes, self.name, self.labeled = classes, name, labeled
         self.second = second
         self.split, self.view, self.seed = split, view, seed
         self.views, self.fetch, self.corruption = views, fetch, corruption
 
+    def named_if_stalled(self, batches: Iterator[Any], seconds: float) -> Iterator[Any]:
+        """Yield batches of workers; where none comes for so long, say what they are reading.
+
+        Raises:
+            ValueError: naming the samples.
+        """
+        try:
+            yield from batches
+        except RuntimeError as error:
+            if "DataLoader timed out" not in str(error):
+                raise
+            reading = some(map(self._name, self.under_way[self.under_way >= 0].tolist()))
+            raise ValueError(
+                f"no batch for {seconds:g} seconds (data.timeout) while data workers were reading "
+                f"{reading or 'nothing'}: see to the disk or network, or give them longer"
+            ) from error
+
+    def _name(self, position: int) -> str:
+        """Return what a person finds a sample by."""
+        split = self.split
+        assert isinstance(split, Streamed)
+        return str(getattr(split.load, "name", split.names.__getitem__)(position))
+
     def __getitem__(self, key: Key) -> Batch:
         epoch, positions = key
         number = epoch if epoch == CLEAN or self.views is None else epoch % self.views
+        while True:
+            try:
+                return self._batch(number, positions)
+            except ShardLost as error:
+                if number == CLEAN or self.in_shards is None:
+                    raise
+                positions = self._present(positions, error)
+
+    def _present(self, positions: Tensor, error: ShardLost) -> Tensor:
+        """Return positions of which those in lost shards are replaced by others among them.
+
+        Raises:
+            ShardLost: the error that was met, where there are none, or none was to be passed over.
+        """
+        assert isinstance(self.split, Streamed)
+        assert self.in_shards is not None
+        lost = self.split.load.lost  # type: ignore[attr-defined]
+        gone = lost[self.in_shards.numbers[positions]]
+        rest = positions[~gone]
+        if not len(rest) or not bool(gone.any()):
+            raise error
+        replaced = positions.clone()
+        replaced[gone] = rest[torch.arange(int(gone.sum())) % len(rest)]
+        return replaced
+
+    def _batch(self, number: int, positions: Tensor) -> Batch:
         found = positions.clamp(min=0)
         index = torch.where(positions < 0, positions, self.split.index[found])
         if isinstance(self.view, StreamedView) and self.view.mixes and number != CLEAN:
@@ -272,12 +356,43 @@ class KeyedSplit(Dataset[Any]):
         view, seed = (self.second, second_seed(self.seed)) if second else (self.view, self.seed)
         assert isinstance(view, StreamedView)
         indices = split.index[positions].tolist()
-        return torch.stack([view(split.load(i), seed, number, i) for i in indices])
+        return torch.stack([view(self._loaded(i), seed, number, i) for i in indices])
+
+    def _loaded(self, position: int) -> Any:
+        """Return one image of a streamed split; whoever waits can see which is being read."""
+        split, worker = self.split, get_worker_info()
+        assert isinstance(split, Streamed)
+        if worker is None or worker.id >= len(self.under_way):
+            return split.load(position)
+        self.under_way[worker.id] = position
+        image = split.load(position)
+        self.under_way[worker.id] = -1
+        return image
+
+    def _partners(
+        self, mixing: ResidentView, positions: Tensor, seed: int, number: int, index: Tensor
+    ) -> Tensor:
+        """Return with which samples these are mixed: those in shards with one of their own shard.
+
+        It is open when it is read; partners from anywhere would each open another.
+        """
+        if self.in_shards is None:
+            return mixing.partners(seed, number, index, len(self.split))
+        places, first, count = self._shard_members
+        shard = self.in_shards.numbers[positions]
+        return places[first[shard] + mixing.partners(seed, number, index, count[shard])]
+
+    @cached_property
+    def _shard_members(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The samples by their shards, and where those of each shard begin, and how many."""
+        assert self.in_shards is not None
+        count = self.in_shards.numbers.bincount()
+        return self.in_shards.numbers.argsort(stable=True), count.cumsum(0) - count, count
 
     def _mixed(self, view: StreamedView, number: int, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return views mixed with their partners' views of the epoch, and class probabilities."""
         split, key = self.split, (self.seed, number, self.split.index[positions])
-        others = view.mixing.partners(*key, len(split))
+        others = self._partners(view.mixing, positions, *key)
         own, partners = (self._images(number, places) for places in (positions, others))
         mixed, share = view.mixing.mixed(own, partners, *key)
         labels = split.labels[positions], split.labels[others]

@@ -23,12 +23,14 @@ from distill.data.checks import (
     check_labels,
     check_mixing,
     check_numbers,
+    check_streams,
+    check_timeout,
     check_views,
 )
 from distill.data.condition.corrupt import build_condition, corrupt_splits
 from distill.data.condition.image_corruptions import ImageCorruption
 from distill.data.cutting import apart, clamped, cut_splits
-from distill.data.loading import KeyedSplit, KeyLoader, KeySampler
+from distill.data.loading import KeyedSplit, KeyLoader, KeySampler, in_shards
 from distill.data.sources.judged import Judged, opened, with_validation
 from distill.data.sources.sizes import ModelSize, as_size, view_size
 from distill.data.sources.splits import Resident, Source, Split, Streamed
@@ -93,6 +95,7 @@ class DataModule(pl.LightningDataModule):
         model_size: what the model says of its images' size.
         preprocessing: how a trained model is shown pictures, as timm's configurations say it: what
             `view` leaves open of clean views.
+        timeout: seconds without a batch after which data workers count as stalled; 0 waits on.
         duplicates: what becomes of training images that are in validation or test, too: `keep` or
             `drop`. Both are said.
     """
@@ -121,9 +124,11 @@ class DataModule(pl.LightningDataModule):
         duplicates: str = "keep",
         views_per_step: int = 1,
         strong_view: Mapping[str, Any] | None = None,
+        timeout: float = 300,
     ) -> None:
         super().__init__()
         check_numbers(batch_size, num_workers, val_fraction, test_fraction)
+        check_timeout(timeout)
         if image_size is not None:
             as_size(image_size)
         check_views(views)
@@ -164,6 +169,8 @@ class DataModule(pl.LightningDataModule):
                 "each step shows every picture twice, by data.view and by data.strong_view, and "
                 "takes about twice as long"
             )
+        check_streams(self.unlabeled)
+        self.timeout = timeout
         self._copies: dict[torch.device, Resident] = {}
         self.views_by_step = False  # whether the training step makes them, as a captured one does
         self.sharing = Sharing()  # with nobody: whoever runs several at a time gives them theirs
@@ -218,6 +225,12 @@ class DataModule(pl.LightningDataModule):
     def in_chans(self) -> int:
         """The number of colour channels."""
         return self.source.channels
+
+    @property
+    def shuffle_window(self) -> int | None:
+        """How many samples of an epoch's order are shuffled among each other; None is all."""
+        lie = in_shards(self.train)
+        return None if lie is None else lie.window
 
     @property
     def soft_targets(self) -> bool:
@@ -339,15 +352,17 @@ class DataModule(pl.LightningDataModule):
             name: what the split is called in its batches.
         """
         keyed = KeyedSplit(
-            split, self.view, self.seed, self.views, True, corruption, self.num_classes, name
-        )
+            split, self.view, self.seed, self.views, True, corruption, self.num_classes, name,
+            workers=self.num_workers,
+        )  # fmt: skip
         loader: DataLoader[Any] = DataLoader(
             keyed,
             batch_size=None,
             sampler=[(number, batch) for batch in positions],
             num_workers=self.num_workers if isinstance(split, Streamed) else 0,
+            timeout=self.timeout if isinstance(split, Streamed) and self.num_workers else 0,
         )
-        for batch in loader:
+        for batch in keyed.named_if_stalled(iter(loader), self.timeout):
             yield self.with_views(batch.to(device))
 
     def transfer_batch_to_device(
@@ -435,7 +450,8 @@ class DataModule(pl.LightningDataModule):
     def _keys(self, split: Split, shuffle: bool, rank: int, ranks: int) -> KeySampler:
         beside = (len(self.unlabeled or ()), self.unlabeled_per_batch) if shuffle else (0, 0)
         batches = (len(split) - beside[0], self.batch_size, self.seed, shuffle, rank, ranks)
-        return KeySampler(*batches, split.labels[: batches[0]], self.balance, *beside)
+        lie = in_shards(self.train if shuffle else split)
+        return KeySampler(*batches, split.labels[: batches[0]], self.balance, *beside, lie)
 
     def _batches_done(self) -> int:
         """Return how many batches of the current epoch are trained: none, but after a resume."""
@@ -454,10 +470,12 @@ class DataModule(pl.LightningDataModule):
                 split, self.view, self.seed, self.views, fetch,
                 classes=self.num_classes, name=name, labeled=labeled,
                 second=self.second_view if shuffle else None,
+                workers=self.num_workers if streamed else 0,
             ),
             batch_size=None,
             sampler=self._keys(split, shuffle, *ranks),
             num_workers=self.num_workers if streamed else 0,
+            timeout=self.timeout if streamed and self.num_workers else 0,
             persistent_workers=streamed and self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else each pass would draw from the run's own

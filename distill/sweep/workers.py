@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from distill.cli import HYDRA
 from distill.utils import signals
+from distill.utils.process import cores
 
 GPU = "CUDA_VISIBLE_DEVICES"
 PATIENCE = 60  # seconds in which students write their last checkpoints
@@ -98,11 +99,6 @@ def gpus() -> list[str]:
     count = torch.cuda.device_count()
     visible = [name.strip() for name in os.environ.get(GPU, "").split(",") if name.strip()]
     return visible[:count] if visible else [str(k) for k in range(count)]
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def nothing() -> JobReturn:

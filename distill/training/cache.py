@@ -155,6 +155,8 @@ def fit_key(cfg: DictConfig, data: DataModule, teacher: Teacher | None = None) -
     decided |= {"batch_size": data.batch_size, "data": data.fingerprint, "order": data.seed}
     decided |= {"channels": data.in_chans, "classes": data.num_classes, "views": data.views}
     decided["balance"] = data.balance
+    if data.shuffle_window is not None:
+        decided["shuffle_window"] = data.shuffle_window
     if data.unlabeled is not None:
         decided["unlabeled_per_batch"] = data.unlabeled_per_batch
     if data.views_per_step > 1:

@@ -14,6 +14,11 @@ from pathlib import Path
 from types import ModuleType
 
 
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def import_heavy(name: str) -> ModuleType:
     """Import a module with all that it needs, without looking for garbage in between.
 

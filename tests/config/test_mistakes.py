@@ -14,6 +14,7 @@ from PIL import Image
 
 from distill import save_student
 from tests.commands import COMMANDS, attempt
+from tests.data.sources.shard_cases import write_shards
 
 ARGS = {"layers": [1, 1, 1, 1], "channels": [4, 8, 16, 32], "stem_type": "deep", "stem_width": 4}
 UNDER_HYDRA = ("distill", "distill-eval", "distill-store", "distill-export")
@@ -21,6 +22,7 @@ UNDER_HYDRA = ("distill", "distill-eval", "distill-store", "distill-export")
 WHOLE = {"summary.json", "report.html", "student", "predictions.npz", "export.json", "views.png",
          "student.onnx", "found.csv", "reports.html"}  # fmt: skip
 TIMM, IDX, FOLDER = "data=timm data.batch_size=4", "data=idx", "data=folder data.batch_size=4"
+SHARDS = "data=shards data.batch_size=4"
 CSV = "data=csv data.batch_size=4"
 RESIDENT = f"{FOLDER} data.root=photos data.resident=true"
 BUNDLE, GIVEN = "student.checkpoint=bundle", "teacher=timm teacher.checkpoint=bundle"
@@ -231,6 +233,27 @@ MISTAKES = {
     f"{TIMM} data.name=nope/x": "hfds/",
     f"{TIMM} data.name=tfds/x": "distill-kd[data]",
     f"{TIMM} data.root=photos/train data.classes=[x]": "1 class",
+    "data=shards": "data.root=…",
+    f"{SHARDS} data.root=nowhere": "nowhere",
+    f"{SHARDS} data.root=photos": "data=folder reads its images",
+    f"{SHARDS} data.root=2024": "data.root",
+    f"{SHARDS} data.root=[]": "data.root",
+    f"{FOLDER} data.root=[photos]": "data.root",
+    f"{SHARDS} data.root=tars/train-{{0..1}}.tar": "data.root='\"tars/train-{0..1}.tar\"'",
+    f"{SHARDS} data.root=tars/train-0000.tar data.root=tars/train-0001.tar": "2 times",
+    f"{SHARDS} data.root='\"tars/train-{{0000..0009}}.tar\"'": "7 shards are missing",
+    f"{SHARDS} data.root=s3://bucket/train-000.tar": "s3fs",
+    f"{SHARDS} data.root=cuttars": "cuttars/train-0001.tar",
+    f"{SHARDS} data.root=tars data.verify=x": "data.verify",
+    f"{SHARDS} data.root=tars data.broken=no": "data.broken",
+    f"{SHARDS} data.root=tars data.retries=-1": "data.retries",
+    f"{SHARDS} data.root=tars data.cache_gb=0": "data.cache_gb",
+    f"{SHARDS} data.root=tars data.shuffle_window=0": "data.shuffle_window",
+    f"{SHARDS} data.root=tars data.label_key=[x]": "data.label_key",
+    f"{SHARDS} data.root=tars data.label_key=x": "no label",
+    f"{SHARDS} data.root=tars data.classes=[x]": "1 classes are named",
+    "data.timeout=-1": "data.timeout",
+    "data.timeout=soon": "data.timeout",
     # conditions
     "condition.noise=nope": "condition.noise=nope",
     "condition.noise=text.txt": "text.txt",
@@ -422,6 +445,10 @@ def world(tmp_path_factory):
     weights.write_bytes(weights.read_bytes()[:-100])
     (world / "badfacts" / "distill.json").write_text("{")
     write_photos(world / "photos")
+    for name in ("tars", "cuttars"):
+        write_shards(world / name)
+    cut = world / "cuttars" / "train-0001.tar"
+    cut.write_bytes(cut.read_bytes()[:2000])
     (world / "empty").mkdir()
     (world / "text.txt").write_text("x")
     (world / "zero.csv").write_bytes(b"")

@@ -7,6 +7,7 @@ import tarfile
 import pytest
 from PIL import Image
 
+from distill.data.sources.shard_writing import write_shards
 from tests.conftest import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -47,6 +48,7 @@ def workplace(tmp_path_factory):
     files = sorted((folder / "photos" / "train").glob("*/*.png"))
     rows = [f"train/{file.parent.name}/{file.name},{file.parent.name}\n" for file in files]
     (folder / "photos" / "labels.csv").write_text("path,label\n" + "".join(rows))
+    list(write_shards(folder / "photos", folder / "shards", workers=1))
     costs = [[0 if i == j else 5 if i == 3 else 1 for j in range(10)] for i in range(10)]
     (folder / "costs.csv").write_text("\n".join(",".join(map(str, row)) for row in costs))
     with tarfile.open(folder / "photos.tar", "w") as archive:

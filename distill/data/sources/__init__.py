@@ -11,6 +11,7 @@ from distill.data.sources.cifar import cifar10, cifar100
 from distill.data.sources.folder import folder
 from distill.data.sources.idx import idx
 from distill.data.sources.images import resize
+from distill.data.sources.shards import shards
 from distill.data.sources.splits import Resident, Source, stratified
 from distill.data.sources.table import table
 from distill.data.sources.timm_data import timm_dataset
@@ -22,6 +23,7 @@ __all__ = [
     "digits",
     "folder",
     "idx",
+    "shards",
     "table",
     "timm_dataset",
 ]

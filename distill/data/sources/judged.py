@@ -14,6 +14,8 @@ from distill.data.sources.folder import existing_folder, folder, labelled_images
 from distill.data.sources.images import check_channels
 from distill.data.sources.in_memory import in_memory
 from distill.data.sources.listing import folders_in
+from distill.data.sources.shard_files import shards_at
+from distill.data.sources.shards import label_of, read_shards, shards
 from distill.data.sources.splits import PARTS, Source, meaning, stratified
 from distill.data.sources.table import table
 from distill.data.sources.timm_data import timm_dataset
@@ -169,10 +171,24 @@ def table_to_judge(group: Mapping[str, Any]) -> Source | None:
     return replace(judged, notes=[*judged.notes, *source.notes])
 
 
+def shards_to_judge(group: Mapping[str, Any]) -> Source | None:
+    """Return shards without a train split as pictures to be judged; None if there is one."""
+    found, _ = shards_at(group["root"], group["retries"])
+    parts = {shard.part for shard in found}
+    if "train" in parts:
+        return None
+    splits, classes, said = read_shards(**group)
+    judged = next(splits[part] for part in ("test", "val", "train") if part in splits)
+    val = splits.get("val") if "test" in splits else None
+    source = only_judged(label_of(group["root"]), classes, group["channels"], judged, val)
+    return replace(source, notes=[*source.notes, *said])
+
+
 # How sources are read of which there is nothing to train on.
 WHOLE: dict[Any, Callable[[Mapping[str, Any]], Source | None]] = {
     folder: folder_to_judge,
     table: table_to_judge,
+    shards: shards_to_judge,
     timm_dataset: timm_to_judge,
 }
 

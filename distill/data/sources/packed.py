@@ -39,6 +39,13 @@ class PackedStrings(Sequence[str]):
         return cls(np.frombuffer(text, np.uint8), np.frombuffer(ends, np.int64))
 
     @classmethod
+    def at(cls, places: npt.NDArray[Any], strings: Sequence[str]) -> PackedStrings:
+        """Return the strings at these places, int64 `[n]`, of any sequence."""
+        if isinstance(strings, PackedStrings):
+            return strings.take(places)
+        return cls.of(strings[place] for place in places.tolist())
+
+    @classmethod
     def joined(cls, parts: Sequence[PackedStrings]) -> PackedStrings:
         """Return the strings of these, one after the other."""
         lengths = [part.lengths for part in parts]

@@ -101,8 +101,7 @@ class Streamed:
         index: Tensor | None = None,
         digests: Digests | None = None,
     ) -> None:
-        self.load, self.labels, self.digests = load, labels, digests
-        self.names = names if isinstance(names, PackedStrings) else PackedStrings.of(names)
+        self.load, self.labels, self.names, self.digests = load, labels, names, digests
         self.index = torch.arange(len(labels)) if index is None else index
 
     def __len__(self) -> int:
@@ -128,7 +127,7 @@ class Streamed:
     @cached_property
     def _fingerprint(self) -> str:
         places = self.index.numpy()
-        names = self.names.take(places)
+        names = PackedStrings.at(places, self.names)
         digest = hashlib.sha256()
         for part in (places, names.ends, names.text, self.labels.numpy(), self.contents()):
             digest.update(np.ascontiguousarray(part).data)

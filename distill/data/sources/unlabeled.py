@@ -132,7 +132,8 @@ def joined(train: Split, unlabeled: Split, first: int) -> Split:
         return Resident(torch.cat([train.images, unlabeled.images]), labels, index)
     assert isinstance(unlabeled, Streamed)
     places = unlabeled.index
-    names = PackedStrings.joined([train.names[:first], unlabeled.names.take(places.numpy())])
+    own = PackedStrings.at(np.arange(first), train.names)
+    names = PackedStrings.joined([own, PackedStrings.at(places.numpy(), unlabeled.names)])
     load = JoinedLoader(train.load, unlabeled.load, first, places)
     return Streamed(load, labels, names, index)
 

@@ -100,7 +100,7 @@ def keyed_uniform(seed: int, epoch: int, index: Tensor, draw: int) -> Tensor:
     return (keyed_words(seed, epoch, index, draw) >> 8).float() * 2.0**-24
 
 
-def keyed_integers(seed: int, epoch: int, index: Tensor, draw: int, below: int) -> Tensor:
+def keyed_integers(seed: int, epoch: int, index: Tensor, draw: int, below: int | Tensor) -> Tensor:
     """Return one integer in [0, below) per index `[N]`; arguments as in `keyed_words`."""
     return keyed_words(seed, epoch, index, draw) * below >> 32
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -10,7 +13,31 @@ from distill.data.views.draws import keyed_words
 LABELLED, UNLABELLED = 0, 1  # which of a seed's draws an order comes from
 
 
-def epoch_order(seed: int, epoch: int, labels: Tensor, balance: float = 1.0) -> Tensor:
+@dataclass(frozen=True)
+class InShards:
+    """Where samples lie that can only be read quickly one after the other.
+
+    Args:
+        numbers: of the file that each lies in, int64 `[n]`, from 0 on.
+        window: how many samples of an order are shuffled among each other, 1 or more.
+        ahead: is told which files an order reads next; None where nothing is to be prepared.
+    """
+
+    numbers: Tensor
+    window: int
+    ahead: Callable[[Sequence[int]], None] | None = None
+
+    def shard_order(self, order: Tensor) -> list[int]:
+        """Return the shards that an order of samples reads, each once, by when it is first read."""
+        shards, inverse = self.numbers[order].unique(return_inverse=True)
+        places = torch.arange(len(order))
+        first = torch.full_like(shards, len(order)).scatter_reduce(0, inverse, places, "amin")
+        return shards[first.argsort()].tolist()
+
+
+def epoch_order(
+    seed: int, epoch: int, labels: Tensor, balance: float = 1.0, in_shards: InShards | None = None
+) -> Tensor:
     """Return the positions that an epoch draws, as many as there are samples, int64 `[n]`.
 
     Class k is drawn in proportion to `n_k^balance`: 1 is a permutation of the samples, 0 draws all
@@ -18,11 +45,17 @@ def epoch_order(seed: int, epoch: int, labels: Tensor, balance: float = 1.0) -> 
     n_j^balance` says, rounded down or up so that its mean is r; a class's images in all, to within
     one, likewise.
 
+    What is drawn of samples that lie in shards comes shard by shard, these in a random order, and
+    is shuffled within windows: any `window` draws in a row lie in two windows at most, and a window
+    in as few shards as hold it. Of one shard, or with a window of all samples, it is the order of
+    samples that lie anywhere, but for the draws.
+
     Args:
         seed: the run's seed.
         epoch: the epoch, 0 or more.
         labels: the samples' labels `[n]`.
         balance: the exponent in [0, 1].
+        in_shards: where the samples lie; None is anywhere.
 
     Reference:
         Kang et al., 1910.09217, §4.1; drawn systematically instead of independently, so that no
@@ -30,7 +63,8 @@ def epoch_order(seed: int, epoch: int, labels: Tensor, balance: float = 1.0) -> 
     """
     generator = seeded(seed, epoch, len(labels), LABELLED)
     order = torch.randperm(len(labels), generator=generator)
-    return order if balance == 1 else _balanced(order, labels, balance, generator)
+    drawn = order if balance == 1 else _balanced(order, labels, balance, generator)
+    return drawn if in_shards is None else _by_shard(drawn, in_shards, generator)
 
 
 def endless_order(seed: int, count: int, start: int, length: int) -> Tensor:
@@ -57,6 +91,13 @@ def seeded(seed: int, number: int, count: int, draw: int) -> torch.Generator:
     """Return a generator for an order of so many samples, a pure function of these numbers."""
     word = int(keyed_words(seed, number, torch.tensor([count]), draw))
     return torch.Generator().manual_seed(word)
+
+
+def _by_shard(drawn: Tensor, in_shards: InShards, generator: torch.Generator) -> Tensor:
+    ranks = torch.randperm(int(in_shards.numbers.max()) + 1, generator=generator)
+    streamed = drawn[ranks[in_shards.numbers[drawn]].argsort(stable=True)]
+    places = torch.randperm(len(drawn), generator=generator)
+    return streamed[places[(places // in_shards.window).argsort(stable=True)]]
 
 
 def _balanced(order: Tensor, labels: Tensor, balance: float, generator: torch.Generator) -> Tensor:

@@ -126,8 +126,8 @@ class ResidentView:
         placed = self._resampled(images, draws) if self.resamples else self._shifted(images, draws)
         return self._erased(self._coloured(placed, draws), draws)
 
-    def partners(self, seed: int, epoch: int, index: Tensor, count: int) -> Tensor:
-        """Return with which of `count` samples each is mixed, positions `[N]`."""
+    def partners(self, seed: int, epoch: int, index: Tensor, count: int | Tensor) -> Tensor:
+        """Return with which of `count` samples (of one number, or `[N]`) each is mixed, `[N]`."""
         return keyed_integers(seed, epoch, index, Draw.MIX_PARTNER, count)
 
     def mixed(

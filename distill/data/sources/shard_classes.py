@@ -1,0 +1,84 @@
+"""Class names that lie beside shards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from distill.data.sources.shard_files import REMOTE, Shard, file_system, local_path
+from distill.utils.files import resolved_path
+
+NAMES, INFO = "classes.txt", ("_info.json", "info.json", "dataset_info.json")
+KEYS = ("classes", "class_names", "label_names")
+
+
+def names_beside(
+    root: str | Sequence[str], shards: Sequence[Shard]
+) -> tuple[list[str] | None, list[str]]:
+    """Return the class names that lie beside shards, and a note of where they are from.
+
+    `classes.txt` has one on each line, in label order. In a JSON file of what a data set is they
+    are a list under one of `KEYS`, or what the features of the Hub's say.
+
+    Raises:
+        ValueError: if a file is not as it should be.
+    """
+    for folder in places(root, shards):
+        for name in (NAMES, *INFO):
+            text = text_at(f"{folder}/{name}")
+            names = None if text is None else names_in(f"{folder}/{name}", name, text)
+            if names:
+                return names, [f"class names are those of {folder}/{name}"]
+    return None, []
+
+
+def places(root: str | Sequence[str], shards: Sequence[Shard]) -> list[str]:
+    """Return the folders that class names may lie in: the root, those of shards, and above them."""
+    folders = [shard.address.rpartition("/")[0] for shard in shards]
+    folders = list(dict.fromkeys(folders))
+    above = [folder.rpartition("/")[0] for folder in folders]
+    given = [root] if isinstance(root, str) and not root.endswith(".tar") else []
+    given = [one if REMOTE in one else str(resolved_path(one)) for one in map(local_path, given)]
+    return list(dict.fromkeys([*(one.rstrip("/") for one in given), *folders, *above]))
+
+
+def text_at(address: str) -> str | None:
+    """Return a text file's content, or None where there is none."""
+    if REMOTE not in address:
+        path = Path(address)
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+    files, _ = file_system(address)
+    try:
+        return str(files.cat_file(files._strip_protocol(address)).decode())
+    except Exception:  # back ends raise whatever they stumble on, for a file that is not there too
+        return None
+
+
+def names_in(place: str, name: str, text: str) -> list[str] | None:
+    """Return the class names that a file says, or None where it says none."""
+    if name == NAMES:
+        names = [line.strip() for line in text.splitlines() if line.strip()]
+    else:
+        try:
+            names = names_of(json.loads(text)) or []
+        except ValueError as error:
+            raise ValueError(f"{place} is no JSON: {error}") from error
+    if len(set(names)) < len(names):
+        raise ValueError(f"{place} names a class twice")
+    return names or None
+
+
+def names_of(facts: Any) -> list[str] | None:
+    """Return the class names in what a file says of a data set."""
+    if not isinstance(facts, dict):
+        return None
+    features = facts.get("features")
+    told = [facts.get(key) for key in KEYS]
+    told += [one.get("names") for one in (features or {}).values() if isinstance(one, dict)] \
+        if isinstance(features, dict) else []  # fmt: skip
+    for names in told:
+        if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
+            return names
+    return None
