@@ -184,8 +184,12 @@ def identity(module: nn.Module) -> str:
 
 
 def identity_of(teacher: Teacher) -> list[str]:
-    """Return hashes of all that decides a teacher's answers: its model and its normalisation."""
-    return [identity(teacher.model), identity(teacher.normalize)]
+    """Return hashes of all that decides a teacher's answers: its model and its normalisation.
+
+    Beside them is the precision that it was given, where it was.
+    """
+    own = [] if teacher.precision is None else [teacher.precision]
+    return [identity(teacher.model), identity(teacher.normalize), *own]
 
 
 def open_cached(
@@ -247,14 +251,20 @@ def open_store(
         "view": [RECIPE, read.plain(cfg.data.view)],
         "seed": data.seed if split == "train" else None,  # a clean view is drawn from nothing
         "batch_size": teacher.batch_size,
-        "precision": str(cfg.trainer.precision),
-        "gpu": read.on_gpu(cfg),
+        "precision": precision_of(cfg, teacher),
+        "gpu": read.on_gpu(cfg) if teacher.device is None else teacher.device.type == "cuda",
         "versions": {key: versions()[key] for key in ("distill", "torch", "timm")},
     }
     samples, classes, kept = rows(data, split), data.num_classes, (options.dtype, options.topk)
     folder = store_folder(options.path, facts, samples, classes, *kept)
     shown = views_per_sample(cfg, data) if split == "train" else 1
     return TeacherStore(folder, facts, samples, classes, shown, *kept, options.max_gb, rank)
+
+
+def precision_of(cfg: DictConfig, teacher: Teacher) -> str:
+    """Return what a teacher's answers are computed in."""
+    trained = str(cfg.trainer.precision)
+    return trained if teacher.precision is None else f"{teacher.precision} under {trained}"
 
 
 def rows(data: DataModule, split: str) -> int:

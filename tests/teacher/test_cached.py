@@ -137,7 +137,8 @@ def test_mixed_views_are_stored_like_any_other(fitted):
 @pytest.mark.parametrize("change", [
     "data.view.pad=3", "data.seed=5", "data.split_seed=1", "trainer.precision=bf16-mixed",
     "data.batch_size=20", "teacher.fit.seed=1", "store.dtype=float16", "store.topk=3",
-    "data.image_size=24",
+    "data.image_size=24", "teacher.precision=bf16", "teacher.precision=fp32",
+    "teacher.batch_size=15",
 ])  # fmt: skip
 def test_whatever_decides_an_answer_makes_another_store(fitted, tmp_path, change):
     def folders():
