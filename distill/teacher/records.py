@@ -1,4 +1,4 @@
-"""What a store keeps of an answer: a record of fixed size with a checksum, in one file a view."""
+"""What a store keeps of an answer: a record of fixed size with a checksum, and files of them."""
 
 from __future__ import annotations
 
@@ -114,10 +114,6 @@ class Layout:
             records[name] = field.cpu().numpy()
         return records[:, None].view(np.uint8)
 
-    def blank(self, count: int) -> Fields:
-        """Return the fields of so many records that are not there."""
-        return self.unpack(np.zeros((count, self.record.itemsize), np.uint8))
-
     def unpack(self, records: Array) -> Fields:
         """Return the fields of records given as bytes `[N, size]`."""
         fields = records.view(self.record)[:, 0]
@@ -136,7 +132,7 @@ class Layout:
 
 
 class ViewFile:
-    """The records of one view, mapped from their file, and which of them are known to be whole.
+    """Records of one view, mapped from their file, and which of them are known to be whole.
 
     Args:
         path: the file, of full size.
