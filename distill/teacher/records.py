@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 CHECKSUM_BYTES = 4
+TEMPERATURES = (1, 4, 16)  # at which is said what a top-k costs
 
 Array = npt.NDArray[Any]
 Fields = dict[str, Tensor]
@@ -200,10 +201,47 @@ def topk_error(logits: Tensor, k: int, temperature: float = 1.0) -> float:
         k: logits kept, from 1 to K − 1.
         temperature: T > 0.
     """
+    return topk_errors(logits, k, [temperature])[0]
+
+
+def topk_errors(logits: Tensor, k: int, temperatures: Sequence[float]) -> list[float]:
+    """Return `topk_error` at several temperatures."""
     layout = Layout(logits.shape[1], "float32", k)
-    kept = layout.decode(layout.encode(logits))
-    full, part = ((z.double() / temperature).log_softmax(1) for z in (logits, kept))
-    return float(F.kl_div(part, full, reduction="batchmean", log_target=True))
+    both = logits.double(), layout.as_kept(logits).double()
+    errors = []
+    for temperature in temperatures:
+        full, part = ((z / temperature).log_softmax(1) for z in both)
+        divergence = F.kl_div(part, full, reduction="batchmean", log_target=True)
+        errors.append(float(divergence))
+    return errors
+
+
+class TopkCost:
+    """What keeping k logits costs, over all answers that are shown to it.
+
+    Args:
+        k: logits kept, from 1 to K − 1.
+    """
+
+    def __init__(self, k: int) -> None:
+        self.k, self.answers, self.classes = k, 0, 0
+        self._sums = [0.0] * len(TEMPERATURES)
+
+    def add(self, logits: Tensor) -> None:
+        """Take answers `[N, K]` into account."""
+        errors = topk_errors(logits, self.k, TEMPERATURES)
+        count, self.classes = len(logits), logits.shape[1]
+        self._sums = [s + count * error for s, error in zip(self._sums, errors, strict=True)]
+        self.answers += count
+
+    def described(self) -> str:
+        """Return the means, for people."""
+        means = zip(self._sums, TEMPERATURES, strict=True)
+        costs = [f"{total / self.answers:.2g} nats at T = {t}" for total, t in means]
+        return (
+            f"keeping {self.k:,} of {self.classes:,} logits moves the teacher's probabilities by a "
+            f"KL of {', '.join(costs)} (mean over {self.answers:,} answers)"
+        )
 
 
 def finite(values: Tensor) -> bool:

@@ -86,7 +86,7 @@ def test_views_come_again_and_a_store_filled_ahead_leaves_nothing_to_ask(fitted,
     caplog.set_level(logging.INFO, "distill")
     live, _ = fitted("store=off", "store.views=1", "data.view.pad=2")
     fitted(*EXACT, "store.views=1", "data.view.pad=2", task=run.fill_store)
-    assert "view 1 of 1, 30 of 30 batches asked" in caplog.text
+    assert "complete, 997 of 997 answers asked for now" in caplog.text
     stored, asked = fitted(*EXACT, "store.views=1", "data.view.pad=2")
     assert asked == 0
     assert same(live, stored)
@@ -94,7 +94,7 @@ def test_views_come_again_and_a_store_filled_ahead_leaves_nothing_to_ask(fitted,
     assert not same(live, new)  # without store.views the second epoch shows other views
     caplog.clear()
     fitted(*EXACT, "store.views=1", "data.view.pad=2", task=run.fill_store)
-    assert "view 1 of 1, 0 of 30 batches asked" in caplog.text
+    assert "complete, 0 of 997 answers asked for now" in caplog.text
 
 
 def test_what_topk_costs_is_said_once(fitted, caplog):
