@@ -19,6 +19,7 @@ from torch.nn import functional as F
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 CHECKSUM_BYTES = 4
 TEMPERATURES = (1, 4, 16)  # at which is said what a top-k costs
+MUCH = 0.1  # nats, from which on it is said what costs less
 
 Array = npt.NDArray[Any]
 Fields = dict[str, Tensor]
@@ -235,12 +236,13 @@ class TopkCost:
         self.answers += count
 
     def described(self) -> str:
-        """Return the means, for people."""
-        means = zip(self._sums, TEMPERATURES, strict=True)
-        costs = [f"{total / self.answers:.2g} nats at T = {t}" for total, t in means]
+        """Return the means, for people, and advice where one is large."""
+        means = [total / self.answers for total in self._sums]
+        costs = [f"{m:.2g} nats at T = {t}" for m, t in zip(means, TEMPERATURES, strict=True)]
+        advice = "; a larger store.topk is closer, and null keeps all" if max(means) > MUCH else ""
         return (
             f"keeping {self.k:,} of {self.classes:,} logits moves the teacher's probabilities by a "
-            f"KL of {', '.join(costs)} (mean over {self.answers:,} answers)"
+            f"KL of {', '.join(costs)} (mean over {self.answers:,} answers){advice}"
         )
 
 
