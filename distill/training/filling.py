@@ -286,8 +286,8 @@ def own_share(cfg: DictConfig) -> tuple[int, int]:
         raise ValueError(f"store.part={part} needs store.parts=N: how many parts there are")
     if part is None:
         raise ValueError(
-            f"store.parts={parts} needs store.part, from 0 to {parts - 1}: with -m "
-            f"store.part={','.join(map(str, range(min(parts, 3))))}… each is a job"
+            f"store.parts={parts} needs store.part, from 0 to {parts - 1}: "
+            f"-m 'store.part=range({parts})' makes each a job"
         )
     if part >= parts:
         raise ValueError(
