@@ -131,7 +131,6 @@ def fill(cfg: DictConfig, data: DataModule, teacher: Teacher, trainer: pl.Traine
     """
     stores = open_stores(cfg, data, teacher, shared=True)
     try:
-        log.info("teacher store: %s, in %s", expected(cfg, data), cfg.store.path)
         Filler(cfg, data, teacher, stores, trainer).run()
     finally:
         for store in stores.values():
@@ -166,7 +165,6 @@ class Filler:
         self.keys = data.training_keys(ranks=read.processes(cfg))
         topk = stores["train"].layout.topk
         self.cost = None if topk is None else TopkCost(topk)
-
         self._order: tuple[tuple[str, int], Tensor, Tensor] | None = None  # of the last view
 
     def run(self) -> None:
@@ -174,6 +172,8 @@ class Filler:
         part, parts = own_share(self.cfg)
         every = self.pieces()
         own = every[part::parts]
+        log.info("teacher store: %s, %d files in %s", expected(self.cfg, self.data), len(every),
+                 self.cfg.store.path)  # fmt: skip
         prefetched = 2 * self.data.num_workers  # batches that loaders have ready at the first
         progress = Progress(sum(len(self.samples(piece)) for piece in own), 1 + prefetched)
         if parts > 1:
@@ -218,9 +218,13 @@ class Filler:
         if not store.claim(piece.part):
             return False
         try:
-            missing = self.missing(piece)
-            progress.found(len(self.samples(piece)) - len(missing))
-            return self.ask(piece, missing, progress)
+            missing, asked = self.missing(piece), progress.asked
+            there = len(self.samples(piece)) - len(missing)
+            progress.found(there)
+            whole = self.ask(piece, missing, progress)
+            if not whole:  # it is looked at again
+                progress.found(asked - progress.asked - there)
+            return whole
         finally:
             store.release()
 

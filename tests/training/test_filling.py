@@ -46,6 +46,9 @@ def contents(folder):
 def test_jobs_that_fill_a_part_each_make_the_store_of_one_that_fills_all(filled, tmp_path, caplog):
     caplog.set_level(logging.INFO, "distill")
     filled("store.views=3", folder="whole")
+    assert f"897 images × 3 views × 10 classes in float16: 64.6 kB, 4 files in {tmp_path}" in (
+        caplog.text
+    )
     for part in (2, 0, 1):
         filled("store.views=3", "store.parts=3", f"store.part={part}", folder="parts")
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
