@@ -28,6 +28,7 @@ from distill.metrics import (
     vector_numbers,
 )
 from distill.metrics.cost import costs_of_models, parameters
+from distill.teacher.precision import checked_device
 from distill.teacher.teacher import Teacher
 from distill.training.auxiliary import direct_teacher
 from distill.training.module import Distiller
@@ -181,19 +182,30 @@ def costs_of(
     cfg: DictConfig, data: DataModule, models: Mapping[str, nn.Module], device: torch.device
 ) -> dict[str, Any]:
     """Return what models cost to store and to run at the image size of each, by role."""
-    by_shape: dict[tuple[int, ...], dict[str, nn.Module]] = {}
+    alike: dict[tuple[tuple[int, ...], torch.device], dict[str, nn.Module]] = {}
     for role, model in models.items():
         if role != "student_best":  # the same model as the student
             shape = (data.in_chans, *size_for(cfg, data, role))
-            by_shape.setdefault(shape, {})[role] = model
-    measured = [costs_of_models(own, shape, device) for shape, own in by_shape.items()]
+            alike.setdefault((shape, device_for(cfg, role, device)), {})[role] = model
+    measured = [costs_of_models(own, *where) for where, own in alike.items()]
     return {role: costs for one in measured for role, costs in one.items()}
+
+
+def device_for(cfg: DictConfig, role: str, device: torch.device) -> torch.device:
+    """Return where a model answers: a teacher may have its own device."""
+    own = cfg.teacher.get("device") if role == first_teacher(cfg) else None
+    return device if own is None else checked_device(own)
+
+
+def first_teacher(cfg: DictConfig) -> str:
+    """Return the role of the teacher that `cfg.teacher` names."""
+    return "teacher_1" if cfg.get("assistants") else "teacher"
 
 
 def size_for(cfg: DictConfig, data: DataModule, role: str) -> tuple[int, int]:
     """Return the height and width of what a model is shown: a teacher may have its own."""
-    first = "teacher_1" if cfg.get("assistants") else "teacher"
-    return build.model_shape(cfg.teacher, data).image_size if role == first else data.image_size
+    own = role == first_teacher(cfg)
+    return build.model_shape(cfg.teacher, data).image_size if own else data.image_size
 
 
 def vector_of(
@@ -310,5 +322,19 @@ def robustness(
 
 
 def as_module(teacher: Teacher, data: DataModule) -> Distiller:
-    """Return a teacher as a model to be judged like a student."""
+    """Return a teacher as a model to be judged like a student, which stays where it answers."""
+    if teacher.device is not None:
+        return Distiller(AskedTeacher(teacher), num_classes=data.num_classes)
     return Distiller(teacher.model, num_classes=data.num_classes, normalize=teacher.normalize)
+
+
+class AskedTeacher(nn.Module):
+    """A teacher as a module of views, which is not moved with it."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        super().__init__()
+        self.teacher = teacher
+
+    def forward(self, view: Tensor) -> Tensor:
+        """Return the teacher's logits `[N, K]`."""
+        return self.teacher(view)

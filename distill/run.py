@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from distill import evaluation, report
 from distill.config import build, checks, read
-from distill.config.keys import with_values
 from distill.config.schema import check_folder
 from distill.data import DataModule
 from distill.data.condition.image_corruptions import chosen
@@ -26,7 +25,8 @@ from distill.metrics import fit_vector_scaling
 from distill.models.build import build_model, normalization
 from distill.teacher.teacher import Teacher
 from distill.training import resume
-from distill.training.cache import check_store, fill, open_cached
+from distill.training.cache import check_store
+from distill.training.filling import fill, own_share
 from distill.training.first_look import warned
 from distill.training.fit import (
     best_epoch,
@@ -180,6 +180,7 @@ def fill_store(cfg: DictConfig, sharing: Sharing | None = None) -> None:
     """Keep the teacher's answers ahead of the runs that will ask for them."""
     cfg = checks.with_checked_values(cfg)
     build.run_imports(cfg)
+    own_share(cfg)
     if not read.teacher_name(cfg):
         raise ValueError("there is no teacher whose answers could be kept")
     checks.check_models(cfg)
@@ -193,13 +194,8 @@ def fill_store(cfg: DictConfig, sharing: Sharing | None = None) -> None:
     check_assistants(cfg, data, objective)
     (*_, teacher), _ = prepare_teachers(cfg, data, objective)
     assert teacher is not None
-    # Only now: assistants are those that `distill` trains.
-    cfg = with_values(cfg, {"store.mode": "disk"})
-    cached = open_cached(cfg, data, teacher, objective)
-    try:
-        fill(cfg, data, cached, single_device(cfg, precision=cfg.trainer.precision))
-    finally:
-        cached.close()
+    check_store(cfg, data, objective, teacher.model)
+    fill(cfg, data, teacher, single_device(cfg, precision=cfg.trainer.precision))
 
 
 def preview(cfg: DictConfig, data: DataModule) -> None:

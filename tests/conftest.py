@@ -59,6 +59,7 @@ THOROUGH = {
 SLOW = (
     "e2e", "deploy/test_predict.py::test_the_command_predicts",
     "config/test_configurations.py::test_what_decides_a_cached_model", "teacher/test_cached.py",
+    "training/test_filling.py",
     "report/test_page.py::test_damaged_runs", "report/test_leaderboard.py::test_damaged_sweeps",
     "training/test_assistants.py", "training/test_graph.py", "test_judging.py",
     "deploy/export/test_export.py",

@@ -30,6 +30,7 @@ from distill.models.bundle import read_facts
 from distill.models.checkpoint import FACTS, existing, read_checkpoint
 from distill.objective.objective import Objective
 from distill.objective.term import Term
+from distill.teacher.precision import checked_device
 from distill.utils.errors import first_line
 from distill.utils.files import resolved_path
 from distill.utils.numbers import is_number
@@ -168,6 +169,8 @@ def check_models(cfg: DictConfig) -> None:
                 existing(path)
         if node.get("name") and not node.get("checkpoint"):
             check_name(node.name, f"{role}.name")
+    if "teacher" in cfg and cfg.teacher.get("device") is not None:
+        checked_device(cfg.teacher.device)
     if cfg.get("ckpt_path") and not Path(cfg.ckpt_path).is_file():
         raise FileNotFoundError(f"ckpt_path={cfg.ckpt_path} does not exist")
     for number, own in enumerate(cfg.get("assistants") or [], start=1):

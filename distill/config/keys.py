@@ -9,8 +9,9 @@ from omegaconf import DictConfig, OmegaConf
 
 # Values that do not affect results: where files are, what is resumed, and what is reported.
 BOOKKEEPING = ("sweep", "paths", "hydra", "ckpt_path", "resume", "report", "preview",
-               "tags", "task_name", "logger", "store.path", "data.num_workers", "data.cache",
-               "data.cache_gb", "data.retries", "data.timeout", "data.download",
+               "tags", "task_name", "logger", "store.path", "store.part", "store.parts",
+               "data.num_workers", "data.cache", "data.cache_gb", "data.retries", "data.timeout",
+               "data.download",
                "trainer.log_every_n_steps")  # fmt: skip
 
 

@@ -438,7 +438,7 @@ class Transport(nn.Module):
         sharpness: float = 1.0,
     ) -> None:
         super().__init__()
-        weight = linear_classifier(teacher, "teacher").weight
+        weight = upcast(linear_classifier(teacher, "teacher").weight)
         self.options: dict[str, Any] = {"gamma": gamma, "temperature": temperature}
         self.options |= {"regularization": regularization, "iterations": iterations}
         cost = class_costs(weight, sharpness)
@@ -476,7 +476,7 @@ class ReusedClassifier(nn.Module):
         linear_classifier(student, "student")
         layer = linear_classifier(teacher, "teacher")
         for name in ("weight", "bias"):
-            value = getattr(layer, name).detach().clone()
+            value = upcast(getattr(layer, name).detach()).clone()  # a teacher may have fewer bits
             self.register_buffer(name, value, persistent=False)
         self.project = nn.Linear(student.embedding, teacher.embedding, bias=False)
 

@@ -153,7 +153,7 @@ def forward_seconds(
 
 def blank(model: nn.Module, shape: tuple[int, ...], batch_size: int) -> torch.Tensor:
     """Return black images `[N, C, H, W]`, where and as a model's weights are."""
-    weight = next(model.parameters())
+    weight = next(value for value in model.parameters() if value.is_floating_point())
     return torch.zeros(batch_size, *shape, device=weight.device, dtype=weight.dtype)
 
 

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from distill.data.batch import Batch
-from distill.teacher.records import Fields, Layout, topk_error
+from distill.teacher.records import Fields, Layout, TopkCost
 from distill.teacher.store import TeacherStore
 from distill.teacher.teacher import Teacher
 
 log = logging.getLogger(__name__)
-TEMPERATURES = (1, 4, 16)
 
 
 @dataclass(frozen=True)
@@ -136,10 +135,6 @@ class CachedTeacher:
         assert batch.index is not None
         self._written(self.stores["train"], batch.view_number, batch.index.cpu(), logits)
 
-    def has(self, split: str, view_number: int, index: Tensor) -> bool:
-        """Return whether every answer to one view of these samples of a split is kept."""
-        return bool(read(self.stores[split], view_number, index)[1].all())
-
     def close(self) -> None:
         """Let another process write."""
         self._resident, self._fields = (-1, None), {}
@@ -153,7 +148,9 @@ class CachedTeacher:
         written = store.write(stored_view(view_number), index, answers)
         if store.layout.topk and store.writes and not self._topk_reported:
             self._topk_reported = True
-            log.info("teacher store: %s", topk_text(answers, store.layout.topk))
+            cost = TopkCost(store.layout.topk)
+            cost.add(answers)
+            log.info("teacher store: %s", cost.described())
         return written
 
 
@@ -177,12 +174,3 @@ def read(store: TeacherStore, view_number: int | None, index: Tensor) -> tuple[T
 def stored_view(view_number: int | None) -> int:
     """Return the place of a view in its store: the clean one is the only one of its split."""
     return max(view_number or 0, 0)
-
-
-def topk_text(logits: Tensor, k: int) -> str:
-    """Return what keeping k of the logits `[N, K]` costs, for people."""
-    costs = [f"{topk_error(logits, k, t):.2g} nats at T = {t}" for t in TEMPERATURES]
-    return (
-        f"keeping {k:,} of {logits.shape[1]:,} logits moves the teacher's probabilities by a KL of "
-        f"{', '.join(costs)} (mean over {len(logits)} answers)"
-    )

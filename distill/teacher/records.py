@@ -1,9 +1,9 @@
-"""What a store keeps of an answer: a record of fixed size with a checksum, in one file a view."""
+"""What a store keeps of an answer: a record of fixed size with a checksum, and files of them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,8 @@ from torch.nn import functional as F
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 CHECKSUM_BYTES = 4
+TEMPERATURES = (1, 4, 16)  # at which is said what a top-k costs
+MUCH = 0.1  # nats, from which on it is said what costs less
 
 Array = npt.NDArray[Any]
 Fields = dict[str, Tensor]
@@ -114,10 +116,6 @@ class Layout:
             records[name] = field.cpu().numpy()
         return records[:, None].view(np.uint8)
 
-    def blank(self, count: int) -> Fields:
-        """Return the fields of so many records that are not there."""
-        return self.unpack(np.zeros((count, self.record.itemsize), np.uint8))
-
     def unpack(self, records: Array) -> Fields:
         """Return the fields of records given as bytes `[N, size]`."""
         fields = records.view(self.record)[:, 0]
@@ -136,7 +134,7 @@ class Layout:
 
 
 class ViewFile:
-    """The records of one view, mapped from their file, and which of them are known to be whole.
+    """Records of one view, mapped from their file, and which of them are known to be whole.
 
     Args:
         path: the file, of full size.
@@ -204,10 +202,48 @@ def topk_error(logits: Tensor, k: int, temperature: float = 1.0) -> float:
         k: logits kept, from 1 to K − 1.
         temperature: T > 0.
     """
+    return topk_errors(logits, k, [temperature])[0]
+
+
+def topk_errors(logits: Tensor, k: int, temperatures: Sequence[float]) -> list[float]:
+    """Return `topk_error` at several temperatures."""
     layout = Layout(logits.shape[1], "float32", k)
-    kept = layout.decode(layout.encode(logits))
-    full, part = ((z.double() / temperature).log_softmax(1) for z in (logits, kept))
-    return float(F.kl_div(part, full, reduction="batchmean", log_target=True))
+    both = logits.double(), layout.as_kept(logits).double()
+    errors = []
+    for temperature in temperatures:
+        full, part = ((z / temperature).log_softmax(1) for z in both)
+        divergence = F.kl_div(part, full, reduction="batchmean", log_target=True)
+        errors.append(float(divergence))
+    return errors
+
+
+class TopkCost:
+    """What keeping k logits costs, over all answers that are shown to it.
+
+    Args:
+        k: logits kept, from 1 to K − 1.
+    """
+
+    def __init__(self, k: int) -> None:
+        self.k, self.answers, self.classes = k, 0, 0
+        self._sums = [0.0] * len(TEMPERATURES)
+
+    def add(self, logits: Tensor) -> None:
+        """Take answers `[N, K]` into account."""
+        errors = topk_errors(logits, self.k, TEMPERATURES)
+        count, self.classes = len(logits), logits.shape[1]
+        self._sums = [s + count * error for s, error in zip(self._sums, errors, strict=True)]
+        self.answers += count
+
+    def described(self) -> str:
+        """Return the means, for people, and advice where one is large."""
+        means = [total / self.answers for total in self._sums]
+        costs = [f"{m:.2g} nats at T = {t}" for m, t in zip(means, TEMPERATURES, strict=True)]
+        advice = "; a larger store.topk is closer, and null keeps all" if max(means) > MUCH else ""
+        return (
+            f"keeping {self.k:,} of {self.classes:,} logits moves the teacher's probabilities by a "
+            f"KL of {', '.join(costs)} (mean over {self.answers:,} answers){advice}"
+        )
 
 
 def finite(values: Tensor) -> bool:

@@ -10,6 +10,8 @@ from distill.teacher.records import Layout
 from distill.utils.memory import bytes_text
 
 SPARE_BYTES = 10**9  # of the disk, for checkpoints and whatever else a run writes
+FILE_BYTES = 2**30  # the most that a file holds
+FILE_SAMPLES, SHARED_FILES = 2**16, 32  # more samples are divided among so many files, to be shared
 
 
 def expected_bytes(
@@ -17,6 +19,20 @@ def expected_bytes(
 ) -> int:
     """Return how many bytes a complete store takes."""
     return samples * views * Layout(classes, dtype, topk).record.itemsize
+
+
+def files_of_view(samples: int, size: int) -> int:
+    """Return in how many files a view is kept, each of which one process fills at a time.
+
+    There is one up to 65,536 samples; beyond, one for each as many, up to 32, so that several
+    processes can share the work. None is larger than 1 GiB.
+
+    Args:
+        samples: records of a view.
+        size: bytes of a record.
+    """
+    shared = min(-(-samples // FILE_SAMPLES), SHARED_FILES)
+    return min(max(shared, -(-samples // max(1, FILE_BYTES // size))), samples)
 
 
 def describe(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -16,8 +17,9 @@ from distill.utils.files import write_whole
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT, IN_FILES = 1, 2  # of a view in one file, and in several
 ABOUT = "store.json"
+PATIENCE, PAUSE = 60.0, 0.05  # seconds, for another process that makes a folder
 
 
 class StoreFolder:
@@ -48,6 +50,23 @@ class StoreFolder:
     def writes(self) -> bool:
         """Whether this process is the writer now."""
         return self._lock is not None
+
+    def share(self) -> None:
+        """Make the folder this store's, or wait until another process has, and let others write.
+
+        Raises:
+            ValueError: if it holds something else, or cannot be made.
+        """
+        deadline = time.monotonic() + PATIENCE
+        while not self.settle():
+            if time.monotonic() > deadline:
+                raise ValueError(
+                    f"{self.path} does not say what it holds, and this process may not make it: "
+                    "see that store.path can be written to, and that files can be locked there"
+                )
+            time.sleep(PAUSE)
+            self._elect()
+        self.release()
 
     def may_write(self) -> bool:
         """Become the writer if there is none, and return whether this process may write."""
@@ -105,9 +124,12 @@ def store_name(facts: Mapping[str, Any]) -> str:
     return sha256(text.encode()).hexdigest()[:16]
 
 
-def identity(facts: Mapping[str, Any], samples: int, layout: Layout) -> dict[str, Any]:
+def identity(
+    facts: Mapping[str, Any], samples: int, layout: Layout, files: int = 1
+) -> dict[str, Any]:
     """Return what tells one store from another, as JSON gives it back."""
-    whole: dict[str, Any] = {"format": FORMAT, "samples": samples, "classes": layout.classes}
+    form = {"format": FORMAT} if files == 1 else {"format": IN_FILES, "files": files}
+    whole: dict[str, Any] = {**form, "samples": samples, "classes": layout.classes}
     whole |= {"dtype": layout.dtype, "topk": layout.topk, "facts": facts}
     plain: dict[str, Any] = json.loads(json.dumps(whole, default=str))
     return plain

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytorch_lightning as pl
 import torch
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig
@@ -20,7 +19,7 @@ from distill.config import read
 from distill.config.keys import is_bookkeeping
 from distill.data import DataModule
 from distill.data.sources.splits import Split
-from distill.data.views.views import CLEAN, RECIPE
+from distill.data.views.views import RECIPE
 from distill.models.build import channels_last
 from distill.models.bundle import load_student
 from distill.models.checkpoint import read_checkpoint
@@ -44,6 +43,7 @@ ELSEWHERE = (
     *("topk", "optimized_metric", "shot_groups", "decision", "imports"),
 )
 COSMETIC = ("accelerator", "log_every_n_steps", "compile", "graph", "_target_")  # of the trainer
+AUTO, MANY_CLASSES, AUTO_TOPK = "auto", 2000, 32  # of store.topk
 FOR_CALLBACKS = ("limit_val_batches", "check_val_every_n_epoch")
 Train = Callable[[DictConfig, DataModule, str, Path, Teacher | None], None]
 
@@ -171,6 +171,7 @@ def fit_key(cfg: DictConfig, data: DataModule, teacher: Teacher | None = None) -
         decided |= {key: values[key] for key in ("objective", "annealing")}
         kept = ("mode", "dtype", "topk", "max_gb")  # which decide whether answers are rounded
         decided["store"] = {key: values["store"].get(key) for key in kept}
+        decided["store"]["topk"] = topk_of(cfg, data)
         decided["teacher"] = identity_of(teacher)
     decided["versions"] = versions()
     text = json.dumps(decided, sort_keys=True, default=str)
@@ -192,8 +193,12 @@ def identity(module: nn.Module) -> str:
 
 
 def identity_of(teacher: Teacher) -> list[str]:
-    """Return hashes of all that decides a teacher's answers: its model and its normalisation."""
-    return [identity(teacher.model), identity(teacher.normalize)]
+    """Return hashes of all that decides a teacher's answers: its model and its normalisation.
+
+    Beside them is the precision that it was given, where it was.
+    """
+    own = [] if teacher.precision is None else [teacher.precision]
+    return [identity(teacher.model), identity(teacher.normalize), *own]
 
 
 def open_cached(
@@ -209,19 +214,42 @@ def open_cached(
     options = cfg.get("store")
     if not options or not options.mode:
         return CachedTeacher(teacher)
-    stores: dict[str, TeacherStore] = {}
     try:
         check_store(cfg, data, objective, teacher.model)
-        for split in ("train", "val"):
-            stores[split] = open_store(cfg, data, teacher, split, rank)
+        stores = open_stores(cfg, data, teacher, rank)
     except ValueError as error:
-        CachedTeacher(teacher, stores).close()
         if options.mode == "disk":
             raise
         log.info("teacher store: off (%s)", error)
         return CachedTeacher(teacher)
     log.info("teacher store: %s, in %s", expected(cfg, data), options.path)
     return CachedTeacher(teacher, stores, options.device_gb if read.on_gpu(cfg) else 0.0)
+
+
+def open_stores(
+    cfg: DictConfig, data: DataModule, teacher: Teacher, rank: int = 0, shared: bool = False
+) -> dict[str, TeacherStore]:
+    """Return the stores of a run's training and validation views.
+
+    Args:
+        cfg: its configuration.
+        data: its data.
+        teacher: whose answers they keep.
+        rank: of this process among those of the run.
+        shared: whether several processes fill them together.
+
+    Raises:
+        ValueError: if the answers cannot be kept; then none is left open.
+    """
+    stores: dict[str, TeacherStore] = {}
+    try:
+        for split in ("train", "val"):
+            stores[split] = open_store(cfg, data, teacher, split, rank, shared)
+    except ValueError:
+        for store in stores.values():
+            store.close()
+        raise
+    return stores
 
 
 def check_store(
@@ -242,12 +270,17 @@ def check_store(
     alone = cfg.teacher.get("combine") if not cfg.get("assistants") else None
     if alone == "draw" or (isinstance(model, Ensemble) and model.combine == "draw"):
         raise ValueError("store: an ensemble that draws its answers has no lasting one")
-    layout = Layout(data.num_classes, options.dtype, options.topk)
+    layout = Layout(data.num_classes, options.dtype, topk_of(cfg, data))
     check_size(rows(data, "train"), views_per_sample(cfg, data), layout, options.max_gb)
 
 
 def open_store(
-    cfg: DictConfig, data: DataModule, teacher: Teacher, split: str, rank: int
+    cfg: DictConfig,
+    data: DataModule,
+    teacher: Teacher,
+    split: str,
+    rank: int = 0,
+    shared: bool = False,
 ) -> TeacherStore:
     """Return the store of one split, whose name is a hash of all that decides an answer."""
     options = cfg.store
@@ -260,14 +293,36 @@ def open_store(
         "view": [RECIPE, read.plain(cfg.data.view)],
         "seed": data.seed if split == "train" else None,  # a clean view is drawn from nothing
         "batch_size": teacher.batch_size,
-        "precision": str(cfg.trainer.precision),
-        "gpu": read.on_gpu(cfg),
+        "precision": precision_of(cfg, teacher),
+        "gpu": read.on_gpu(cfg) if teacher.device is None else teacher.device.type == "cuda",
         "versions": {key: versions()[key] for key in ("distill", "torch", "timm")},
     }
-    samples, classes, kept = rows(data, split), data.num_classes, (options.dtype, options.topk)
+    samples, classes, kept = (
+        rows(data, split),
+        data.num_classes,
+        (options.dtype, topk_of(cfg, data)),
+    )
     folder = store_folder(options.path, facts, samples, classes, *kept)
     shown = views_per_sample(cfg, data) if split == "train" else 1
-    return TeacherStore(folder, facts, samples, classes, shown, *kept, options.max_gb, rank)
+    limits = (options.max_gb, rank)
+    return TeacherStore(folder, facts, samples, classes, shown, *kept, *limits, shared=shared)
+
+
+def topk_of(cfg: DictConfig, data: DataModule) -> int | None:
+    """Return how many logits a store keeps of an answer; None is all of them.
+
+    With `store.topk=auto` all are kept up to 2,000 classes, and 32 of more.
+    """
+    topk: str | int | None = cfg.store.get("topk")
+    if isinstance(topk, str):
+        return AUTO_TOPK if data.num_classes > MANY_CLASSES else None
+    return topk
+
+
+def precision_of(cfg: DictConfig, teacher: Teacher) -> str:
+    """Return what a teacher's answers are computed in."""
+    trained = str(cfg.trainer.precision)
+    return trained if teacher.precision is None else f"{teacher.precision} under {trained}"
 
 
 def rows(data: DataModule, split: str) -> int:
@@ -288,25 +343,7 @@ def views_per_sample(cfg: DictConfig, data: DataModule) -> int:
 
 def expected(cfg: DictConfig, data: DataModule) -> str:
     """Return what a store will hold and how large it will be, for people."""
-    kept = (cfg.store.dtype, cfg.store.topk)
-    return describe(len(data.pool), data.num_classes, views_per_sample(cfg, data), *kept)
-
-
-def fill(cfg: DictConfig, data: DataModule, cached: CachedTeacher, trainer: pl.Trainer) -> None:
-    """Ask the teacher for every view that a run will show, of which no answer is kept yet."""
-    shown = [("val", CLEAN), *(("train", number) for number in range(views_per_sample(cfg, data)))]
-    device = trainer.strategy.root_device
-    cached.teacher.to(device)
-    epochs, keys = int(cfg.trainer.max_epochs), data.training_keys(ranks=read.processes(cfg))
-    for name, number in shown:
-        split = stored(data, name)
-        asked = (
-            torch.arange(len(split)) if number == CLEAN else keys.shown(number, data.views, epochs)
-        )
-        batches = asked.split(data.batch_size)
-        missing = [rows for rows in batches if not cached.has(name, number, split.index[rows])]
-        for batch in data.in_order(split, number, missing, device, name=name):
-            with trainer.precision_plugin.forward_context():
-                cached(batch)
-        what = "validation" if number == CLEAN else f"view {number + 1} of {len(shown) - 1}"
-        log.info("teacher store: %s, %d of %d batches asked", what, len(missing), len(batches))
+    kept = (cfg.store.dtype, topk_of(cfg, data))
+    said = describe(len(data.pool), data.num_classes, views_per_sample(cfg, data), *kept)
+    chosen = cfg.store.topk == AUTO and kept[1] is not None
+    return f"{said} (store.topk=auto; null keeps all)" if chosen else said

@@ -11,6 +11,7 @@ from distill.config.read import processes
 from distill.data import DataModule
 from distill.data.sources.splits import Resident
 from distill.objective.objective import Objective
+from distill.teacher.precision import checked_device
 from distill.training.callbacks.checkpoints import LatestCheckpoint
 from distill.training.callbacks.fake_quantize import FakeQuantize
 from distill.training.callbacks.finite import FiniteLoss
@@ -67,6 +68,7 @@ def obstacles(
     """Return what of a run cannot be captured, for people."""
     within = [c for c in trainer.callbacks if acts_within(c)]  # type: ignore[attr-defined]
     compiled, streamed = cfg.trainer.get("compile"), not isinstance(data.train, Resident)
+    teacher_device = cfg.teacher.get("device")
     conditions = {
         "several devices": processes(cfg) > 1,
         "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches > 1,
@@ -76,6 +78,8 @@ def obstacles(
         "on_nan=skip": cfg.on_nan == "skip",
         "objective.sample_selection": bool(objective.sample_selection),
         "an ensemble that draws its answers": cfg.teacher.get("combine") == "draw",
+        f"teacher.device={teacher_device} is another than the student's": teacher_device is not None
+        and checked_device(teacher_device) != trainer.strategy.root_device,
         "mixed views of streamed pictures": streamed and data.view.mixes,
     }
     names = [f"{type(c).__name__} acts within a step" for c in within]

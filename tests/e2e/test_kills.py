@@ -1,9 +1,11 @@
 """Commands that are killed at random points, again and again, and end as if they never were."""
 
+import json
 import os
 import random
 import signal
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -62,6 +64,32 @@ def test_a_fill_that_is_killed_twenty_times_ends_in_the_store_of_one_that_was_no
     assert filled[-1] < sum(len(content) // 44 for content in whole.values())
     finish("store", "killed", *options)
     assert views(tmp_path / "killed") == whole
+
+
+def test_processes_that_fill_a_store_together_make_that_of_one_though_one_is_killed(
+    start, finish, tmp_path
+):
+    options = (*killing.QUICK, "data.batch_size=64", "store.views=40", "store.path=answers")
+    finish("store", "whole", *options)
+    together = [start("store", "shared", *options) for _ in range(3)]
+    answers = tmp_path / "shared" / "answers"
+    victim, deadline = None, time.monotonic() + 120
+    while victim is None:
+        assert time.monotonic() < deadline
+        for path in answers.glob("*/claims/view-*"):
+            with suppress(OSError, ValueError):
+                pid = json.loads(path.read_text())["pid"]
+                victim = next(child for child in together if child.pid == pid)
+                victim.kill()
+                break
+    for child in together:
+        child.join()
+    said = (tmp_path / "shared" / "output.txt").read_text()
+    assert sorted(child.exitcode for child in together) == [-signal.SIGKILL, 0, 0], said
+    assert "is taken over from a process that ended" in said
+    assert said.count("complete, ") == 2
+    assert views(tmp_path / "shared") == views(tmp_path / "whole")
+    assert not list(answers.glob("*/claims/view-*"))
 
 
 def test_a_run_that_is_told_to_end_or_killed_goes_on_as_if_it_had_not_been(start, finish, tmp_path):

@@ -172,7 +172,7 @@ def check(run_line, line):
         "sweep: val decides",
         "| baseline |",
         "both.html",
-        "view 4 of 4, ",
+        "answers asked for now",
         "clean and in 15 epochs",
         "24 images",
         "export.json in ",

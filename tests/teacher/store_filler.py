@@ -1,13 +1,17 @@
 """What other processes do to a store in tests/teacher/test_store.py."""
 
+import hashlib
+import json
 import os
 import random
 import signal
 import sys
+import time
 
 import torch
 
 from distill.teacher import records, room, store, store_folder
+from distill.teacher.claims import Claims
 from distill.teacher.store import TeacherStore
 
 SHAPE = {"samples": 6000, "classes": 37, "views": 3}
@@ -53,6 +57,44 @@ def write_until_line(folder, last, ready):
         writer.write(0, torch.arange(8), truth(0, torch.arange(8)))
     sys.settrace(None)
     ready.send(lines)
+
+
+def hold(folder, count, ready):
+    """Claim pieces of work, and do nothing."""
+    held = [Claims(folder) for _ in range(count)]
+    ready.send(sum(one.take(f"work-{k}") for k, one in enumerate(held)))
+    time.sleep(60)
+
+
+def race(folder, count, ready):
+    """Claim what can be claimed of pieces of work, once told to, and say what that was."""
+    ready.send("ready")
+    ready.recv()
+    ready.send([f"work-{k}" for k in range(count) if Claims(folder).take(f"work-{k}")])
+    time.sleep(60)  # who has ended holds nothing
+
+
+def share(folder, shape, pause, ready):
+    """Fill a store beside others, a few rows at a time, until it is whole."""
+    with TeacherStore(folder, FACTS, **shape, shared=True) as store:
+        waiting = [part for view in range(store.views) for part in store.parts(view)]
+        while waiting:
+            for part in list(waiting):
+                if not store.claim(part):
+                    continue
+                for rows in torch.arange(part.rows.start, part.rows.stop).split(64):
+                    _, there = store.read(part.view, rows)
+                    store.write(part.view, rows[~there], truth(part.view, rows[~there]))
+                    time.sleep(pause)
+                store.release()
+                waiting.remove(part)
+
+
+def name_of(facts, samples, classes):
+    """The name of a store as it was before views lay in several files."""
+    about = {"format": 1, "samples": samples, "classes": classes, "dtype": "float16", "topk": None}
+    text = json.dumps({**about, "facts": facts}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def watch(folder):

@@ -86,7 +86,7 @@ def test_views_come_again_and_a_store_filled_ahead_leaves_nothing_to_ask(fitted,
     caplog.set_level(logging.INFO, "distill")
     live, _ = fitted("store=off", "store.views=1", "data.view.pad=2")
     fitted(*EXACT, "store.views=1", "data.view.pad=2", task=run.fill_store)
-    assert "view 1 of 1, 30 of 30 batches asked" in caplog.text
+    assert "complete, 997 of 997 answers asked for now" in caplog.text
     stored, asked = fitted(*EXACT, "store.views=1", "data.view.pad=2")
     assert asked == 0
     assert same(live, stored)
@@ -94,7 +94,7 @@ def test_views_come_again_and_a_store_filled_ahead_leaves_nothing_to_ask(fitted,
     assert not same(live, new)  # without store.views the second epoch shows other views
     caplog.clear()
     fitted(*EXACT, "store.views=1", "data.view.pad=2", task=run.fill_store)
-    assert "view 1 of 1, 0 of 30 batches asked" in caplog.text
+    assert "complete, 0 of 997 answers asked for now" in caplog.text
 
 
 def test_what_topk_costs_is_said_once(fitted, caplog):
@@ -137,7 +137,8 @@ def test_mixed_views_are_stored_like_any_other(fitted):
 @pytest.mark.parametrize("change", [
     "data.view.pad=3", "data.seed=5", "data.split_seed=1", "trainer.precision=bf16-mixed",
     "data.batch_size=20", "teacher.fit.seed=1", "store.dtype=float16", "store.topk=3",
-    "data.image_size=24",
+    "data.image_size=24", "teacher.precision=bf16", "teacher.precision=fp32",
+    "teacher.batch_size=15",
 ])  # fmt: skip
 def test_whatever_decides_an_answer_makes_another_store(fitted, tmp_path, change):
     def folders():

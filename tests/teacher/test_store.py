@@ -370,10 +370,10 @@ def test_a_disk_that_fills_up_is_said_in_one_line(tmp_path):
 
 
 def test_the_space_of_a_view_is_taken_when_it_begins(tmp_path):
-    with small(tmp_path, samples=100_000) as store:
+    with small(tmp_path, samples=60_000) as store:
         store.write(1, ROWS[:1], answers()[:1])
     assert not (tmp_path / "view-0000.bin").exists()
-    assert (tmp_path / "view-0001.bin").stat().st_blocks * 512 >= 100_000 * 16
+    assert (tmp_path / "view-0001.bin").stat().st_blocks * 512 >= 60_000 * 16
 
 
 # Whose answers they are.

@@ -73,3 +73,65 @@ def test_two_processes_give_the_numbers_and_the_student_of_one(tiny, tmp_path, v
     assert two["train/kept"] == pytest.approx(one["train/kept"], rel=1e-6)
     for name in ("top1", "top2"):  # counts: any padding counted twice would show
         assert round(two[f"test/{name}"] * 49, 4) == round(one[f"test/{name}"] * 49, 4)
+
+
+def learn_from_its_share(rank, port, folder, bundle):
+    """Train one epoch as a rank of two, and note which samples its teacher was asked about."""
+    from hydra import compose, initialize_config_dir
+
+    from distill.config import build
+    from distill.config.overrides import CONF
+    from distill.teacher.cached import CachedTeacher
+    from distill.training import fit, teachers
+
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2")
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), NODE_RANK="0")
+    torch.set_num_threads(1)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=[
+            f"paths.output_dir={folder}/run", f"paths.cache={folder}/cache", "trainer=ddp",
+            "trainer.devices=2", "trainer.accelerator=cpu", "trainer.max_epochs=1", "logger=none",
+            "callbacks=none", "data.batch_size=16", "teacher=timm", "store=disk",
+            f"teacher.checkpoint={bundle}",
+        ])  # fmt: skip
+    loaded, asked, looked = [], [], CachedTeacher.__call__
+    build_matched = teachers.build_matched
+
+    def load(*given):
+        loaded.append(given)
+        return build_matched(*given)
+
+    def ask(cached, batch, step=None):
+        if batch.split == "train":
+            asked.append(batch.index)
+        return looked(cached, batch, step)
+
+    teachers.build_matched, CachedTeacher.__call__ = load, ask
+    data = build.build_data(cfg)
+    (teacher,), _ = teachers.prepare_teachers(cfg, data, build.build_objective(cfg, data))
+    views = []
+    teacher.model.register_forward_pre_hook(lambda _, given: views.append(len(given[0])))
+    fit.fit(cfg, data, teacher)
+    found = {"asked": torch.cat(asked), "loaded": len(loaded), "views": sum(views)}
+    torch.save(found, folder / f"rank-{rank}.pt")
+
+
+@pytest.mark.slow
+def test_each_rank_asks_a_teacher_of_its_own_about_its_own_share(tmp_path):
+    import timm
+
+    from distill import save_student
+
+    options = {"layers": [1, 1, 1, 1], "channels": [4, 8, 16, 32]}
+    teacher = timm.create_model("resnet18", num_classes=10, in_chans=1, **options)
+    known = {"input_size": (1, 32, 32), "mean": [0.5], "std": [0.5]}
+    bundle = save_student(teacher, tmp_path / "teacher", classes=list("0123456789"), **known)
+    port = 20000 + (os.getpid() + 1) % 20000
+    mp.spawn(learn_from_its_share, (port, tmp_path, bundle), nprocs=2)
+    one, other = (torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert one["loaded"] == other["loaded"] == 1
+    assert len(one["asked"]) == len(other["asked"]) == 897 // 32 * 16
+    assert not {*one["asked"].tolist()} & {*other["asked"].tolist()}
+    validation = 2 * 50  # at most: padded to whole batches, and once more as a first trial
+    for rank in (one, other):
+        assert len(rank["asked"]) <= rank["views"] <= len(rank["asked"]) + 2 * validation

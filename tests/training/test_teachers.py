@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 
 import pytest
 import timm
@@ -169,3 +170,40 @@ def test_a_trained_teacher_learns_at_the_size_that_it_answers_at(composed, tmp_p
     settings = json.loads((kept / "config.json").read_text())["pretrained_cfg"]
     assert settings["input_size"] == [1, 40, 40]
     assert teacher.normalize.size == (40, 40)
+
+
+# Bits, batches and devices of its own.
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "int8"])
+def test_a_precision_of_its_own_is_said_with_what_it_costs(composed, bundles, caplog, precision):
+    caplog.set_level(logging.INFO, "distill")
+    given = ("teacher=timm", f"teacher.checkpoint={bundles[0]}")
+    data = build.build_data(composed(*given))
+    plain = load_teacher(composed(*given), data)
+    teacher = load_teacher(composed(*given, f"teacher.precision={precision}"), data)
+    (said,) = [r.message for r in caplog.records if "weights in" in r.message]
+    assert re.search(
+        rf"weights in {precision}, [\d.]+ kB instead of [\d.]+ kB; a KL of \S+ nats at T = 1, "
+        r"\S+ nats at T = 4 from its float32 answers \(mean over 32 images\)", said
+    )  # fmt: skip
+    views = torch.rand(8, 1, 32, 32)
+    full, ours = plain(views).double(), teacher(views)
+    assert ours.dtype == torch.float32
+    assert 0 < (full - ours).abs().max() < 0.1
+    assert identity_of(teacher) != identity_of(plain)
+    single = load_teacher(composed(*given, "teacher.precision=fp32"), data)
+    assert identity_of(single) == [*identity_of(plain), "fp32"]
+
+
+def test_a_batch_size_and_a_device_of_its_own_reach_the_teacher(composed, bundles):
+    given = ("teacher=timm", f"teacher.checkpoint={bundles[0]}")
+    data = build.build_data(composed(*given))
+    assert load_teacher(composed(*given), data).batch_size == data.batch_size
+    own = composed(*given, "teacher.batch_size=8", "teacher.device=cpu")
+    teacher = load_teacher(own, data)
+    assert (teacher.batch_size, teacher.device) == (8, torch.device("cpu"))
+    asked = []
+    teacher.model.register_forward_pre_hook(lambda _, given: asked.append(len(given[0])))
+    assert teacher(torch.rand(20, 1, 32, 32)).shape == (20, 10)
+    assert asked == [8, 8, 8]
