@@ -197,6 +197,11 @@ KINDS: dict[str, Kind] = {
     "trainer.graph": one_of("auto", "on", "off").or_(True, False),
     "trainer.compile": SWITCH.or_(None, "default", "reduce-overhead", "max-autotune",
                                   "max-autotune-no-cudagraphs"),
+    "plan.devices": Kind("a number of devices, or a list of such numbers",
+                         lambda v: all(type(n) is int and n > 0
+                                       for n in (v if isinstance(v, list) else [v]))),
+    "plan.seconds": POSITIVE,
+    "plan.json": PATH.or_(None),
     "callbacks.ema.decay": SHARE,
     "callbacks.early_stopping.patience": whole(0),
     "callbacks.sparsity.groups": SWITCH,

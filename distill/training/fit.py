@@ -328,10 +328,16 @@ def with_checkpoints(cfg: DictConfig, work: Path, keep_best: bool) -> DictConfig
     return with_values(cfg, own)
 
 
+def baseline_config(cfg: DictConfig, data: DataModule) -> DictConfig:
+    """Return the configuration of the run that trains the baseline.
+
+    Its batches are the student's, less what has no labels.
+    """
+    own = auxiliary.supervised_config(cfg, "baseline")
+    return with_values(own, {"data.batch_size": data.labeled_per_batch})
+
+
 def prepare_baseline(cfg: DictConfig, data: DataModule) -> Distiller:
     """Return the same student, trained from the same seed for as long, on labels only."""
-    own = auxiliary.supervised_config(cfg, "baseline")
-    # The student's batches, less what has no labels.
-    own = with_values(own, {"data.batch_size": data.labeled_per_batch})
-    model = trained_once(own, data, "baseline", train_and_keep)
+    model = trained_once(baseline_config(cfg, data), data, "baseline", train_and_keep)
     return Distiller(model, normalize=normalization(model, data.in_chans))

@@ -205,10 +205,7 @@ def check_callbacks(
         ValueError: naming the callback, and what to change.
     """
     trainer = cfg.trainer
-    batches = len(data.train) // (data.batch_size * processes(cfg))
-    limit = trainer.limit_train_batches
-    limited = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
-    updates = max(math.ceil(limited / trainer.accumulate_grad_batches), 1) * trainer.max_epochs
+    updates = updates_per_epoch(cfg, data) * trainer.max_epochs
     library.check_averages(made, str(trainer.precision), trainer.max_epochs, updates)
     for label, callback in made.items():
         if not isinstance(callback, WeightAveraging):
@@ -244,6 +241,18 @@ def check_callbacks(
                 f"{label}.monitor={monitor} is known at the end of epochs alone: leave out "
                 "every_n_train_steps and train_time_interval, or monitor train/loss"
             )
+
+
+def batches_per_epoch(cfg: DictConfig, data: DataModule) -> int:
+    """Return how many batches an epoch of a run has on each device."""
+    batches = len(data.train) // (data.labeled_per_batch * processes(cfg))
+    limit = cfg.trainer.limit_train_batches
+    return min(limit, batches) if isinstance(limit, int) else int(limit * batches)
+
+
+def updates_per_epoch(cfg: DictConfig, data: DataModule) -> int:
+    """Return how many optimiser updates an epoch of a run has."""
+    return max(math.ceil(batches_per_epoch(cfg, data) / cfg.trainer.accumulate_grad_batches), 1)
 
 
 def reported_topk(cfg: DictConfig, data: DataModule) -> tuple[int, ...]:
