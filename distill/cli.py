@@ -55,7 +55,7 @@ warnings.filterwarnings("ignore", message="(?s).*is validated against ConfigStor
 
 
 PLAN = "plan"  # the word before a command that is only planned
-PLAN_HELP = """distill plan OVERRIDES… says what the run of the same OVERRIDES would take; nothing is trained.
+PLAN_HELP = """distill plan OVERRIDES… says what a run of OVERRIDES would take; nothing is trained.
 
   distill plan data=folder data.root=photos             images, steps, memory, bytes and hours
   distill plan -m objective.temperature=1,2,4 seed=0,1  all jobs of a sweep together

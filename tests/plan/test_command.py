@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from PIL import Image
 
 from distill import cli, run
@@ -62,7 +61,7 @@ def test_the_default_run(planned):
     assert job["store"]["bytes"] % 24 == 0
     assert job["checkpoints"] == 2
     assert student["checkpoint_bytes"] > 3 * 4 * 20_470
-    for word in ("to be trained", "memory", "2 to be trained before the student (teacher, baseline)",
+    for word in ("to be trained", "memory", "before the student (teacher, baseline)",
                  "store=auto keeps", "in all: 3 models", "8 devices", "supposed"):  # fmt: skip
         assert word in text
 
@@ -89,11 +88,12 @@ def test_as_many_steps_as_a_run_takes(planned, tmp_path, cache, monkeypatch):
 
 
 def test_a_sweep_is_the_sum_of_its_jobs(planned):
-    choices = ("objective.temperature=1,2", "student.args.channels=2,3", "teacher.fit.max_epochs=1")
+    choices = ("objective.temperature=1,2", "student.name=slim_resnet10_4,slim_resnet10_8",
+               "teacher.fit.max_epochs=1")  # fmt: skip
     found, text = planned(*choices, multirun=True)
     jobs = found["jobs"]
     assert [job["name"] for job in jobs] == [
-        f"objective.temperature={t}, student.args.channels={c}" for t in (1, 2) for c in (2, 3)
+        f"objective.temperature={t}, student.name=slim_resnet10_{c}" for t in (1, 2) for c in (4, 8)
     ]
     once = {fit["role"]: fit["steps"] for fit in jobs[0]["fits"]}
     # one teacher for all, a baseline for each architecture, and the students
@@ -104,16 +104,15 @@ def test_a_sweep_is_the_sum_of_its_jobs(planned):
     assert len(rates) == 2
     assert "its teacher asked, once" in text
     alone, _ = planned(*choices, "hydra/launcher=basic", "store=off", multirun=True)
-    each = [fit["seconds"] for job in alone["jobs"] for fit in job["fits"]]
-    own = [fit["seconds"] for job in alone["jobs"] for fit in job["fits"] if fit["role"] == "student"]
-    teacher, *_ = alone["jobs"][0]["fits"]
-    baselines = [job["fits"][1]["seconds"] for job in alone["jobs"][:2]]
-    assert alone["total"]["seconds"] == pytest.approx(teacher["seconds"] + sum(baselines) + sum(own))
-    assert alone["total"]["seconds"] < sum(each)
+    seconds = [{fit["role"]: fit["seconds"] for fit in job["fits"]} for job in alone["jobs"]]
+    baselines = seconds[0]["baseline"] + seconds[1]["baseline"]
+    students = sum(job["student"] for job in seconds)
+    total = seconds[0]["teacher"] + baselines + students
+    assert alone["total"]["seconds"] == pytest.approx(total)
 
 
 def test_assistants_and_a_teacher_that_is_kept(planned, tmp_path):
-    found, text = planned("assistants=[{args: {channels: 8}}]", "baseline=false",
+    found, text = planned("assistants=[{name: slim_resnet10_8}]", "baseline=false",
                           "teacher.fit.max_epochs=1", "objective=hint")  # fmt: skip
     (job,) = found["jobs"]
     assert [fit["role"] for fit in job["fits"]] == ["teacher", "assistant 1", "student"]
@@ -122,7 +121,9 @@ def test_assistants_and_a_teacher_that_is_kept(planned, tmp_path):
     assert "only the teacher's logits are kept" in text
     assert "no assistant was trained before" in text
     memory = [fit["memory"] for fit in job["fits"]]
-    assert memory[2]["teacher"] == memory[1]["weights"] != memory[0]["weights"]
+    assert memory[1]["teacher"] == memory[0]["weights"]
+    # what a term learns with is trained with the model, and not part of it
+    assert memory[0]["weights"] > memory[1]["weights"] > memory[2]["teacher"] > 0
 
 
 @pytest.mark.parametrize(
@@ -159,12 +160,12 @@ def test_mistakes_end_in_one_line_and_leave_nothing(line, message, tmp_path):
 @pytest.mark.parametrize("line", ["objective.temprature=2", "teacher=none", "seed=x",
                                   "data.batch_size=0", "optimizer.opt=adamm"])  # fmt: skip
 def test_a_mistake_is_said_as_a_run_says_it(line, tmp_path):
-    planned, trained = (attempt(f"distill {word}{line}", tmp_path,
-                                DISTILL_CACHE=str(tmp_path / "cache")) for word in ("plan ", ""))  # fmt: skip
-    said, other = (one.errors.splitlines()[-1].partition("; there are ")[0]
-                   for one in (planned, trained))  # fmt: skip
-    assert said == other
-    assert planned.code == trained.code == 2
+    words, place = ("plan ", ""), str(tmp_path / "cache")
+    ended = [attempt(f"distill {word}{line}", tmp_path, DISTILL_CACHE=place) for word in words]
+    assert [one.code for one in ended] == [2, 2]
+    # the keys that there are differ by `plan`
+    planned, trained = (one.errors.splitlines()[-1].partition("; there are ")[0] for one in ended)
+    assert planned == trained
 
 
 def test_help_is_there_and_a_run_names_it(tmp_path, monkeypatch, capsys):
@@ -172,7 +173,7 @@ def test_help_is_there_and_a_run_names_it(tmp_path, monkeypatch, capsys):
     cli.train()
     assert "nothing is trained" in capsys.readouterr().out
     text = (CONF / "hydra" / "default.yaml").read_text()
-    assert "distill plan" in OmegaConf.create(text).help.template
+    assert "distill plan" in text.partition("template:")[2]
 
 
 def test_pictures_are_decoded_for_as_long_as_told(tmp_path):

@@ -9,16 +9,14 @@ from distill.plan.fits import Fit
 from distill.plan.measure import Decoding, Trial
 from distill.plan.memory import Memory
 from distill.plan.table import limit_text, time_text
-from distill.plan.total import Plan, total_of, together
+from distill.plan.total import Plan, together, total_of
 
 NOTHING = Memory(0, 0, 0, 0, 0)
 
 
 def fit(role, epochs=4, images=1000, views=None, key=None, kept=False):
     """A fit of so many images an epoch, in batches of 100."""
-    batch = SimpleNamespace(
-        batch_size=100, labeled_per_batch=100, train=range(images), views=views
-    )
+    batch = SimpleNamespace(batch_size=100, labeled_per_batch=100, train=range(images), views=views)
     trainer = {"max_epochs": epochs, "limit_train_batches": 1.0, "accumulate_grad_batches": 1,
                "devices": 1, "num_nodes": 1}  # fmt: skip
     cfg = SimpleNamespace(trainer=SimpleNamespace(**trainer), student=SimpleNamespace(name="net"))
@@ -46,7 +44,7 @@ def test_kept_answers_are_asked_for_once():
 def test_jobs_by_themselves_read_what_an_earlier_one_has_asked():
     jobs = [[plan(fit("student"), answers="a")], [plan(fit("student"), answers="a")],
             [plan(fit("student"), answers="b")]]  # fmt: skip
-    assert total_of(jobs).seconds == pytest.approx((12 + 4 + 12))
+    assert total_of(jobs).seconds == pytest.approx(12 + 4 + 12)
 
 
 def test_jobs_that_take_turns_ask_once():
@@ -88,10 +86,10 @@ def test_as_many_workers_as_balance():
     decoding = Decoding(300, 2, 8, beside=True)
     assert [decoding.balancing(rate) for rate in (100, 150, 151, 1000)] == [1, 1, 2, 7]
     assert decoding.seconds == pytest.approx(1 / 300)
-    assert limit_text(decoding, 1 / 1000, "live").startswith("decoding limits where the student "
-                                                             "takes 1,000 images/s (live)")  # fmt: skip
+    said = limit_text(decoding, 1 / 1000, "live")
+    assert said.startswith("decoding limits where the student takes 1,000 images/s (live)")
+    assert "data.num_workers=7" in said
     assert limit_text(decoding, 1 / 100, "live").startswith("training limits")
-    assert "data.num_workers=7" in limit_text(decoding, 1 / 1000, "live")
 
 
 @pytest.mark.parametrize(
