@@ -46,6 +46,7 @@ from distill.training.teachers import (
 from distill.training.trainer import (
     note_data,
     single_device,
+    with_length,
 )
 from distill.training.untrained import Untrained, check_assistants, check_teacher, prepare
 from distill.utils import signals
@@ -114,7 +115,8 @@ def opened(cfg: DictConfig, sharing: Sharing) -> DataModule:
 
 
 def prepared(cfg: DictConfig, data: DataModule) -> tuple[DictConfig, Tensor | None, Untrained]:
-    """Return the configuration with its architecture, what decisions cost, and the run's parts."""
+    """Return the configuration as data and models decide it, decisions' costs, and the parts."""
+    cfg = with_length(cfg, data)
     cfg = build.with_architecture(cfg)
     costs = checks.check_decision(cfg, data)
     return cfg, costs, prepare(cfg, data)
@@ -206,6 +208,7 @@ def fill_store(cfg: DictConfig, sharing: Sharing | None = None) -> None:
     checks.check_models(cfg)
     data = build.build_data(cfg, sharing=sharing)
     note_data(cfg, data)
+    cfg = with_length(cfg, data)
     objective = build.build_objective(cfg, data)
     cfg = build.with_architecture(cfg)
     check_teacher(cfg, data)

@@ -18,7 +18,7 @@ from distill.training import auxiliary
 from distill.training.cache import as_fitted, kept_in, views_per_sample
 from distill.training.fit import baseline_config
 from distill.training.teachers import as_teacher, load_teacher
-from distill.training.trainer import batches_per_epoch, updates_per_epoch
+from distill.training.trainer import batches_per_epoch, updates_of, updates_per_epoch
 
 STUDENT = "student"
 
@@ -67,12 +67,12 @@ class Fit:
     @property
     def steps(self) -> int:
         """How many optimiser updates there are."""
-        return self.steps_per_epoch * self.epochs
+        return updates_of(self.cfg, self.data)
 
     @property
     def images(self) -> int:
         """How many images are shown."""
-        return self.images_per_epoch * self.epochs
+        return round(self.images_per_epoch * self.steps / self.steps_per_epoch)
 
     @property
     def new_views(self) -> int:

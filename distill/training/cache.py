@@ -44,7 +44,7 @@ ELSEWHERE = (
     *("topk", "optimized_metric", "shot_groups", "decision", "imports"),
 )
 COSMETIC = ("accelerator", "log_every_n_steps", "compile", "graph", "_target_")  # of the trainer
-FOR_CALLBACKS = ("limit_val_batches", "check_val_every_n_epoch")
+FOR_CALLBACKS = ("limit_val_batches", "check_val_every_n_epoch", "val_check_interval")
 Train = Callable[[DictConfig, DataModule, str, Path, Teacher | None], None]
 
 

@@ -57,10 +57,19 @@ def position_of(trainer: pl.Trainer, unit: str) -> tuple[int, int]:
     total = total_updates(trainer)
     if unit == "step":
         return (0, 1) if total is None else (trainer.global_step, total)
-    if trainer.max_epochs in (None, -1):  # so many steps
-        each = updates_per_epoch(trainer)
-        return trainer.current_epoch, 1 if each is None or total is None else -(-total // each)
-    return trainer.current_epoch, trainer.max_epochs or 1
+    return trainer.current_epoch, epochs_of(trainer) or 1
+
+
+def epochs_of(trainer: pl.Trainer) -> int | None:
+    """Return how many epochs are begun in training, the last perhaps cut short by `max_steps`.
+
+    None where that is not known.
+    """
+    endless, each = trainer.max_epochs in (None, -1), updates_per_epoch(trainer)
+    if trainer.max_steps == -1 or each is None:
+        return None if endless else trainer.max_epochs
+    by_steps = -(-trainer.max_steps // each)
+    return by_steps if endless else min(by_steps, trainer.max_epochs or 1)
 
 
 def tell_of_unknown_length(trainer: pl.Trainer) -> None:

@@ -4,6 +4,7 @@ import math
 from types import SimpleNamespace
 
 import pytest
+from omegaconf import OmegaConf
 
 from distill.plan.fits import Fit
 from distill.plan.measure import Decoding, Trial
@@ -19,7 +20,7 @@ def fit(role, epochs=4, images=1000, views=None, key=None, kept=False):
     batch = SimpleNamespace(batch_size=100, labeled_per_batch=100, train=range(images), views=views)
     trainer = {"max_epochs": epochs, "limit_train_batches": 1.0, "accumulate_grad_batches": 1,
                "devices": 1, "num_nodes": 1}  # fmt: skip
-    cfg = SimpleNamespace(trainer=SimpleNamespace(**trainer), student=SimpleNamespace(name="net"))
+    cfg = OmegaConf.create({"trainer": trainer, "student": {"name": "net"}})
     return Fit(role, cfg, batch, key or role, "teacher" if role == "student" else None, kept)
 
 
