@@ -38,7 +38,6 @@ from distill.objective.objective import Objective
 from distill.training.callbacks.annealing import Annealing
 from distill.training.callbacks.averages import UntilAveraged
 from distill.training.callbacks.checkpoints import (
-    LastStep,
     LatestCheckpoint,
     StopWhenTold,
     WholeCheckpoints,
@@ -46,6 +45,7 @@ from distill.training.callbacks.checkpoints import (
 from distill.training.callbacks.continuity import Continuity
 from distill.training.callbacks.fake_quantize import FakeQuantize
 from distill.training.callbacks.finite import FiniteLoss
+from distill.training.callbacks.last_step import LastStep
 from distill.training.callbacks.progress import EpochLines
 from distill.training.callbacks.rate import LearningRate
 from distill.training.callbacks.sparsity import check_averaging
@@ -226,11 +226,12 @@ def build_trainer(
     loggers += others.values()
     if others:
         callbacks.append(StepLosses([*others.values()], cfg.trainer.log_every_n_steps))
-    own = {}
+    own: dict[str, Any] = {}
+    kept_back = (*library.OURS, "max_steps")  # which is the callback's
     if on_gpu(cfg) and not cfg.trainer.deterministic and "benchmark" not in cfg.trainer:
         own["benchmark"] = True  # batches have one shape: the fastest kernels are looked for once
     return make(
-        OmegaConf.masked_copy(cfg.trainer, [key for key in cfg.trainer if key not in library.OURS]),
+        OmegaConf.masked_copy(cfg.trainer, [key for key in cfg.trainer if key not in kept_back]),
         "trainer",
         callbacks=callbacks,
         logger=loggers,

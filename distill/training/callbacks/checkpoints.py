@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-import time
 from pathlib import Path
+from time import monotonic
 from typing import Any, NoReturn
 
 import pytorch_lightning as pl
@@ -53,31 +53,6 @@ class StopWhenTold(pl.Callback):
         signals.stop_if_told()
 
 
-class LastStep(pl.Callback):
-    """Stop after the update that `max_steps` names, in the midst of an epoch too, and validate it.
-
-    By itself Lightning ends such an epoch without a validation.
-
-    Args:
-        steps: optimiser updates of all training.
-    """
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """Stop, if that was the last."""
-        if trainer.global_step >= self.steps:
-            trainer.should_stop = True
-
-
 class LatestCheckpoint(Checkpoint):
     """Keep the latest state of training: each epoch's, and those within epochs that are due.
 
@@ -117,7 +92,7 @@ class LatestCheckpoint(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take the signals from Lightning, which would end training without a checkpoint."""
         signals.listen()
-        self._written = time.monotonic()
+        self._written = monotonic()
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
@@ -166,7 +141,7 @@ class LatestCheckpoint(Checkpoint):
 
     def _write(self, trainer: pl.Trainer) -> None:
         trainer.save_checkpoint(self.path)
-        self._written = time.monotonic()
+        self._written = monotonic()
 
     def _due(self, trainer: pl.Trainer) -> bool:
         """Return whether steps or minutes have passed, on all ranks alike."""
@@ -175,7 +150,7 @@ class LatestCheckpoint(Checkpoint):
             return True
         if self.every_minutes is None:
             return False
-        passed = time.monotonic() - self._written >= 60 * self.every_minutes
+        passed = monotonic() - self._written >= 60 * self.every_minutes
         if trainer.world_size == 1:
             return passed
         return bool(trainer.strategy.broadcast(passed))
