@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 
 import distill.config.resolvers  # noqa: F401  (the configuration files call them)
 from distill.config.explain import MISTAKES, one_line, out_of_memory, refuse, refuse_mistake
-from distill.config.overrides import CONF, in_hydras_order, typed
+from distill.config.overrides import CONF, flags_and_overrides, in_hydras_order, typed
 from distill.utils import signals
 from distill.utils.files import COMMAND, resolved_path
 from distill.utils.memory import keep_freed_memory
@@ -54,10 +54,49 @@ ADVICE = (  # of the libraries below; a user of this one cannot act on it
 warnings.filterwarnings("ignore", message="(?s).*is validated against ConfigStore schema")
 
 
+PLAN = "plan"  # the word before a command that is only planned
+PLAN_HELP = """distill plan OVERRIDES… says what a run of OVERRIDES would take; nothing is trained.
+
+  distill plan data=folder data.root=photos             images, steps, memory, bytes and hours
+  distill plan -m objective.temperature=1,2,4 seed=0,1  all jobs of a sweep together
+  plan.devices=[1,2,8]    numbers of devices whose hours are said
+  plan.seconds=3          how long a loader of pictures is timed
+  plan.json=FILE          all numbers, too
+
+A few steps are measured here with random weights of the same models. Nothing is left behind.
+All other options are those of a run: distill --help"""
+
+
 @as_program
 def train() -> None:
-    """`distill`: train a student under its teacher."""
-    run_command("train", "train")
+    """`distill`: train a student under its teacher; `distill plan`: say what that would take."""
+    if PLAN in sys.argv[1:]:
+        sys.argv.remove(PLAN)
+        plan()
+    else:
+        run_command("train", "train")
+
+
+def plan() -> None:
+    """Plan the command that is typed behind `plan`."""
+    parser = Parser(prog="distill plan", add_help=False)
+    flags, overrides = flags_and_overrides(parser, sys.argv[1:])
+    if flags["help"]:
+        print(PLAN_HELP)
+        return
+    others = [f"--{name.replace('_', '-')}" for name, given in flags.items()
+              if given and name not in ("multirun", "run")]  # fmt: skip
+    if others:
+        parser.error(f"plan takes no {', '.join(others)}")
+    try:
+        import_task("distill.plan.command").run(flags, overrides)
+    except Exception as error:
+        if os.environ.get("HYDRA_FULL_ERROR") != "1":
+            refuse_mistake(error)
+        raise
+    except KeyboardInterrupt:
+        print("distill: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 @as_program

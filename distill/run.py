@@ -46,8 +46,9 @@ from distill.training.teachers import (
 from distill.training.trainer import (
     note_data,
     single_device,
+    with_length,
 )
-from distill.training.untrained import check_assistants, check_teacher, prepare
+from distill.training.untrained import Untrained, check_assistants, check_teacher, prepare
 from distill.utils import signals
 from distill.utils.files import only_run_in, remove_stale
 from distill.utils.json_files import write_json
@@ -76,11 +77,7 @@ def train(cfg: DictConfig, sharing: Sharing | None = None) -> float | list[float
     """
     signals.stop_if_told()
     try:
-        checks.check_multirun(cfg)
-        checks.check_pair()
-        cfg = checks.with_checked_values(cfg)
-        build.run_imports(cfg)
-        resume.check(cfg)
+        cfg = checked(cfg)
     except (ValueError, OmegaConfBaseException):
         if read.swept() and not cfg.sweep.resume:
             refused_in(Path(cfg.paths.output_dir))
@@ -95,18 +92,44 @@ def train(cfg: DictConfig, sharing: Sharing | None = None) -> float | list[float
     return None if result is None else read.finite_or_none(result)
 
 
-def trained(cfg: DictConfig, sharing: Sharing) -> float | list[float] | None:
-    """Run what is not finished, in a run directory that is held and has no other run's files."""
-    started = sharing.clock()
+def checked(cfg: DictConfig) -> DictConfig:
+    """Return a configuration whose values have been checked as far as they can be by themselves.
+
+    Raises:
+        ValueError: for what a person can put right.
+    """
+    checks.check_multirun(cfg)
+    checks.check_pair()
+    cfg = checks.with_checked_values(cfg)
+    build.run_imports(cfg)
+    resume.check(cfg)
+    return cfg
+
+
+def opened(cfg: DictConfig, sharing: Sharing) -> DataModule:
+    """Return a run's data, saying what was done with them."""
     checks.check_models(cfg)
     data = build.build_data(cfg, sharing=sharing)
     note_data(cfg, data)
+    return data
+
+
+def prepared(cfg: DictConfig, data: DataModule) -> tuple[DictConfig, Tensor | None, Untrained]:
+    """Return the configuration as data and models decide it, decisions' costs, and the parts."""
+    cfg = with_length(cfg, data)
+    cfg = build.with_architecture(cfg)
+    costs = checks.check_decision(cfg, data)
+    return cfg, costs, prepare(cfg, data)
+
+
+def trained(cfg: DictConfig, sharing: Sharing) -> float | list[float] | None:
+    """Run what is not finished, in a run directory that is held and has no other run's files."""
+    started = sharing.clock()
+    data = opened(cfg, sharing)
     if cfg.preview.enabled:
         preview(cfg, data)
         return None
-    cfg = build.with_architecture(cfg)
-    costs = checks.check_decision(cfg, data)
-    untrained = prepare(cfg, data)
+    cfg, costs, untrained = prepared(cfg, data)
 
     (*chain, teacher), looks = prepare_teachers(cfg, data, untrained.objective)
     cfg = resolve_auto_temperature(cfg, data, teacher)
@@ -186,6 +209,7 @@ def fill_store(cfg: DictConfig, sharing: Sharing | None = None) -> None:
     checks.check_models(cfg)
     data = build.build_data(cfg, sharing=sharing)
     note_data(cfg, data)
+    cfg = with_length(cfg, data)
     objective = build.build_objective(cfg, data)
     cfg = build.with_architecture(cfg)
     check_teacher(cfg, data)

@@ -10,8 +10,8 @@ from tests.conftest import ROOT
 
 PACKAGE = ROOT / "distill"
 # From the top down: a folder, or a module beside them, uses only what is below it.
-ORDER = ("sweep", "cli", "run", "deploy", "evaluation", "report", "training", "config", "teacher",
-         "objective", "models", "data", "metrics", "losses", "utils")  # fmt: skip
+ORDER = ("plan", "sweep", "cli", "run", "deploy", "evaluation", "report", "training", "config",
+         "teacher", "objective", "models", "data", "metrics", "losses", "utils")  # fmt: skip
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in PACKAGE.rglob("*.py")

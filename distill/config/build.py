@@ -168,7 +168,8 @@ def shared_key(cfg: DictConfig, what: str) -> str:
     decided = {"data": plain(cfg.data), "size": model_size(cfg)}
     if what != "data":
         decided |= {key: plain(cfg[key]) for key in ("teacher", "trainer")}
-        decided["trainer"].pop("max_epochs")
+        for length in ("max_epochs", "max_steps"):
+            decided["trainer"].pop(length, None)
     return json.dumps([what, decided], sort_keys=True, default=str)
 
 

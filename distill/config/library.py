@@ -115,7 +115,7 @@ TRAINER: dict[str, Verdict] = {
     "fast_dev_run": refused(f"{OWN}: debug=default tries a run out"),
     "max_epochs": works(),
     "min_epochs": works(),
-    "max_steps": refused(f"{OWN}: trainer.max_epochs, which may be few of many"),
+    "max_steps": works("so many updates in the place of max_epochs, the last of them validated"),
     "min_steps": works(),
     "max_time": works(),
     "limit_train_batches": works(),
@@ -123,10 +123,10 @@ TRAINER: dict[str, Verdict] = {
     "limit_test_batches": refused(f"{OWN}: a run is always judged on the whole test split"),
     "limit_predict_batches": refused(f"{OWN}: a run is always judged on the whole test split"),
     "overfit_batches": refused(f"{OWN}: trainer.limit_train_batches learns few batches"),
-    "val_check_interval": refused(
-        f"{OWN}: the best epoch, the table and a resumed run go by epochs; use "
-        "trainer.check_val_every_n_epoch"),
-    "check_val_every_n_epoch": works(),
+    "val_check_interval": works("as Lightning says, in batches; best and latest checkpoint and an "
+                                "early stop follow each validation"),
+    "check_val_every_n_epoch": works("as Lightning says; null with val_check_interval, which then "
+                                     "counts on over epochs"),
     "num_sanity_val_steps": works(),
     "log_every_n_steps": works(),
     "enable_checkpointing": refused(f"{OWN}: callbacks=[progress] keeps no checkpoints"),
@@ -474,7 +474,7 @@ def epochs_of_first_cycle(options: Mapping[str, Any], epochs: float) -> float:
     return int(first) if first == int(first) else first
 
 
-def unread(options: Mapping[str, Any], epochs: int) -> list[str]:
+def unread(options: Mapping[str, Any], epochs: float) -> list[str]:
     """Return what to say of a schedule's options that change nothing."""
     name = str(options.get("sched", "cosine"))
     schedule = SCHEDULES.get(name)

@@ -100,6 +100,16 @@ def in_hydras_order(parser: argparse.ArgumentParser, arguments: Sequence[str]) -
         parser: an empty one, whose `error` says what cannot be read.
         arguments: what was typed after the command's name.
     """
+    given, overrides = flags_and_overrides(parser, arguments)
+    flags = [(f"--{name.replace('_', '-')}", value) for name, value in given.items() if value]
+    words = [[flag] if value is True else [flag, value] for flag, value in flags]
+    return [*(word for pair in words for word in pair), *overrides]
+
+
+def flags_and_overrides(
+    parser: argparse.ArgumentParser, arguments: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return Hydra's flags by their names, such as `config_dir`, and the overrides."""
     parser.add_argument("overrides", nargs="*")
     for names, options in FLAGS.items():
         parser.add_argument(*names, **options)
@@ -107,9 +117,7 @@ def in_hydras_order(parser: argparse.ArgumentParser, arguments: Sequence[str]) -
     overrides = given.pop("overrides")
     if given["config_dir"]:
         given["config_dir"] = str(resolved_path(given["config_dir"]))
-    flags = [(f"--{name.replace('_', '-')}", value) for name, value in given.items() if value]
-    words = [[flag] if value is True else [flag, value] for flag, value in flags]
-    return [*(word for pair in words for word in pair), *overrides]
+    return given, overrides
 
 
 def rejoined(arguments: Sequence[str]) -> list[str]:

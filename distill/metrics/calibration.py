@@ -180,6 +180,33 @@ def expected_calibration_error(
     return _error_of_bins(_bin_sums(confidence, correct, bins), norm)
 
 
+def calibration_error_of_confidence(
+    confidence: Tensor, correct: Tensor, bins: int = 15, norm: Norm = "l1"
+) -> Tensor:
+    """Return the error of `expected_calibration_error` where the confidences are known already.
+
+    Args:
+        confidence: Probability of each answer, float64 `[N]` in `[0, 1]`.
+        correct: Whether each answer is right `[N]`.
+        bins: Number of bins.
+        norm: `"l1"`, `"l2"` or `"max"`.
+
+    Returns:
+        A float64 scalar in `[0, 1]`.
+
+    Raises:
+        ValueError: If `bins` or `norm` is wrong.
+
+    Example:
+        >>> confidence = torch.tensor([0.8, 0.8, 0.6, 0.6]).double()
+        >>> correct = torch.tensor([True, False, True, False])
+        >>> round(float(calibration_error_of_confidence(confidence, correct, bins=5)), 4)
+        0.2
+    """
+    _check_binning(bins, norm)
+    return _error_of_bins(_bin_sums(confidence.clamp(max=1), correct.double(), bins), norm)
+
+
 def classwise_calibration_error(probs: Tensor, target: Tensor, bins: int = 15) -> Tensor:
     """Mean over classes of the calibration error of each class against the rest.
 

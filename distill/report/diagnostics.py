@@ -13,19 +13,15 @@ from PIL import Image
 from torch import Tensor
 
 from distill.data import DataModule
-from distill.metrics import (
-    Reliability,
-    expected_calibration_error,
-    negative_log_likelihood,
-    reliability,
-    risk_coverage,
-)
+from distill.metrics import Reliability, reliability, risk_coverage
+from distill.metrics.calibration import calibration_error_of_confidence
 from distill.utils.files import save_arrays
 
 BINS = 15
 ROLES = ("student", "teacher", "baseline")
 WHOLE_MATRIX = 20  # classes up to which a confusion matrix is shown whole
 PAIRS, EXAMPLES, CURVE_POINTS, COVERAGE_POINTS = 20, 24, 25, 101
+PART = 1024  # examples whose probabilities are computed at a time
 LARGEST_SIDE = 96  # pixels of a thumbnail
 
 
@@ -89,13 +85,27 @@ def bins_of(bins: Reliability) -> dict[str, Any]:
 
 
 def scaling_curve(logits: Tensor, target: Tensor, temperature: float | None) -> dict[str, Any]:
-    """Return NLL and ECE over temperatures around 1 and around the fitted one."""
+    """Return NLL and ECE over temperatures around 1 and around the fitted one.
+
+    Both need of an example's probabilities only what its largest and its label's are, so that the
+    logits are gone through once, part by part, and no temperature makes a copy of them.
+    """
     low, high = min(1.0, temperature or 1.0) / 4, max(1.0, temperature or 1.0) * 4
     grid = torch.logspace(math.log10(low), math.log10(high), CURVE_POINTS, dtype=torch.float64)
+    confidence = torch.empty(len(grid), len(logits), dtype=torch.float64)
+    surprise, correct = torch.empty_like(confidence), logits.argmax(dim=1) == target
+    for rows in torch.arange(len(logits)).split(PART):
+        part = logits[rows].double()
+        below = part - part.amax(dim=1, keepdim=True)
+        of_label = below.gather(1, target[rows].long()[:, None])[:, 0]
+        for k, t in enumerate(grid):
+            log_sum = (below / t).exp().sum(dim=1).log()
+            confidence[k, rows], surprise[k, rows] = (-log_sum).exp(), log_sum - of_label / t
+    errors = [calibration_error_of_confidence(row, correct, BINS) for row in confidence]
     return {
         "temperature": rounded(grid),
-        "nll": [short(negative_log_likelihood(logits.double() / t, target)) for t in grid],
-        "ece": [short(expected_calibration_error(softmax(logits, t), target, BINS)) for t in grid],
+        "nll": [short(value) for value in surprise.mean(dim=1)],
+        "ece": [short(value) for value in errors],
     }
 
 

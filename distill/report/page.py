@@ -49,6 +49,7 @@ from distill.utils.run_folder import SUMMARY, by_epoch, jobs_in
 
 PAGE = "report.html"
 MANY, LOWEST = 100, 20  # classes beyond which those of the lowest recall are listed, and how many
+BRIEF = 40  # characters of a class name beside a picture
 ROLES = {"teacher": "teacher", "baseline": "without teacher", "student": "student"}
 
 
@@ -419,8 +420,13 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"percent": percent, "number": number, "amount": amount}
+    made.filters |= {"percent": percent, "number": number, "amount": amount, "brief": brief}
     return made
+
+
+def brief(name: str) -> str:
+    """Return the beginning of a class name that is longer than a picture is wide."""
+    return name if len(name) <= BRIEF else name[: BRIEF - 1].rstrip(" ,") + "…"
 
 
 def percent(value: float | None, digits: int = 2) -> str:

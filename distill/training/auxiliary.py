@@ -15,6 +15,7 @@ from distill.training.module import logged_names
 
 STOPPED_EARLY = "early_stopping"
 SEEDS_APART = 1000  # of the weights of a student and of its assistants
+BY_STEPS = ("max_steps", "val_check_interval")  # of the student; a teacher's recipe has epochs
 SUPERVISED = {
     "_target_": "distill.objective.objective.Objective",
     "terms": {"ce": {"loss": "cross_entropy"}},
@@ -77,6 +78,9 @@ def supervised_config(cfg: DictConfig, role: str) -> DictConfig:
             derived.objective.label_smoothing = share
         derived.optimizer, derived.scheduler = plain(recipe.optimizer), plain(recipe.scheduler)
         derived.trainer.max_epochs = recipe.max_epochs
+        for name in BY_STEPS:
+            derived.trainer.pop(name, None)
+        derived.trainer.check_val_every_n_epoch = derived.trainer.check_val_every_n_epoch or 1
         derived.seed = derived.data.seed = recipe.seed
         derived.data.batch_size = recipe.batch_size
         derived.data.views = None  # its answers are kept for the student, not for itself

@@ -44,7 +44,7 @@ ELSEWHERE = (
 )
 COSMETIC = ("accelerator", "log_every_n_steps", "compile", "graph", "_target_")  # of the trainer
 AUTO, MANY_CLASSES, AUTO_TOPK = "auto", 2000, 32  # of store.topk
-FOR_CALLBACKS = ("limit_val_batches", "check_val_every_n_epoch")
+FOR_CALLBACKS = ("limit_val_batches", "check_val_every_n_epoch", "val_check_interval")
 Train = Callable[[DictConfig, DataModule, str, Path, Teacher | None], None]
 
 

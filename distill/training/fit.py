@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,7 +42,7 @@ from distill.training.callbacks.speed import speed_of
 from distill.training.capture import build_graph
 from distill.training.module import Distiller
 from distill.training.pruning import pruned
-from distill.training.trainer import compile_model, explained_batch_of_one
+from distill.training.trainer import by_steps, compile_model, explained_batch_of_one
 from distill.training.untrained import Untrained, build_untrained
 from distill.utils import signals
 from distill.utils.run_folder import METRICS, by_epoch, read_history
@@ -84,7 +85,7 @@ def fit(
     student.graph = build_graph(cfg, student, data, trainer)
     if not over:
         log.info("%s: training %s, %s parameters, for %s under %s", role, cfg.student.name,
-                 f"{parameters(student.student):,}", counted(cfg.trainer.max_epochs),
+                 f"{parameters(student.student):,}", length(cfg),
                  ", ".join(student.objective.terms))  # fmt: skip
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     started = data.sharing.clock()
@@ -173,8 +174,13 @@ def in_words(cfg: DictConfig, epochs: int, before: int, seconds: float) -> str:
     best = (max if higher_is_better(metric) else min)(values)
     return (
         f"{found}, {metric} {values[-1]:.4g} "
-        f"(best {best:.4g} in epoch {at[values.index(best)]:.0f})"
+        f"(best {best:.4g} in epoch {math.ceil(at[values.index(best)])})"
     )
+
+
+def length(cfg: DictConfig) -> str:
+    """Return how long training is, for a person."""
+    return f"{cfg.trainer.max_steps:,} steps" if by_steps(cfg) else counted(cfg.trainer.max_epochs)
 
 
 def counted(epochs: int) -> str:
@@ -328,10 +334,16 @@ def with_checkpoints(cfg: DictConfig, work: Path, keep_best: bool) -> DictConfig
     return with_values(cfg, own)
 
 
+def baseline_config(cfg: DictConfig, data: DataModule) -> DictConfig:
+    """Return the configuration of the run that trains the baseline.
+
+    Its batches are the student's, less what has no labels.
+    """
+    own = auxiliary.supervised_config(cfg, "baseline")
+    return with_values(own, {"data.batch_size": data.labeled_per_batch})
+
+
 def prepare_baseline(cfg: DictConfig, data: DataModule) -> Distiller:
     """Return the same student, trained from the same seed for as long, on labels only."""
-    own = auxiliary.supervised_config(cfg, "baseline")
-    # The student's batches, less what has no labels.
-    own = with_values(own, {"data.batch_size": data.labeled_per_batch})
-    model = trained_once(own, data, "baseline", train_and_keep)
+    model = trained_once(baseline_config(cfg, data), data, "baseline", train_and_keep)
     return Distiller(model, normalize=normalization(model, data.in_chans))

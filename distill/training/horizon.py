@@ -7,6 +7,8 @@ import math
 
 import pytorch_lightning as pl
 
+from distill.training.callbacks.last_step import last_step
+
 log = logging.getLogger(__name__)
 
 
@@ -38,9 +40,9 @@ def total_updates(trainer: pl.Trainer) -> int | None:
         ValueError: if training has no end, so that nothing can be laid out over it.
     """
     endless, each = trainer.max_epochs in (None, -1), updates_per_epoch(trainer)
-    if trainer.max_steps != -1:
+    if (last := last_step(trainer)) is not None:
         whole = math.inf if endless or each is None else each * (trainer.max_epochs or 1)
-        return int(min(whole, trainer.max_steps))
+        return int(min(whole, last))
     if endless:
         raise ValueError(
             "training without an end has no schedule: give the Trainer max_epochs, or leave out "
@@ -57,10 +59,29 @@ def position_of(trainer: pl.Trainer, unit: str) -> tuple[int, int]:
     total = total_updates(trainer)
     if unit == "step":
         return (0, 1) if total is None else (trainer.global_step, total)
-    if trainer.max_epochs in (None, -1):  # so many steps
-        each = updates_per_epoch(trainer)
-        return trainer.current_epoch, 1 if each is None or total is None else -(-total // each)
-    return trainer.current_epoch, trainer.max_epochs or 1
+    return trainer.current_epoch, epochs_of(trainer) or 1
+
+
+def epochs_of(trainer: pl.Trainer) -> int | None:
+    """Return how many epochs are begun in training, the last perhaps cut short by `max_steps`.
+
+    None where that is not known.
+    """
+    endless, each = trainer.max_epochs in (None, -1), updates_per_epoch(trainer)
+    last = last_step(trainer)
+    if last is None or each is None:
+        return None if endless else trainer.max_epochs
+    by_steps = -(-last // each)
+    return by_steps if endless else min(by_steps, trainer.max_epochs or 1)
+
+
+def ends_here(trainer: pl.Trainer) -> bool:
+    """Return whether training ends with the batch at hand, in the midst of its epoch."""
+    must_go_on = trainer.min_epochs or trainer.min_steps
+    last = last_step(trainer)
+    return (last is not None and trainer.global_step >= last) or (
+        trainer.should_stop and not must_go_on
+    )
 
 
 def tell_of_unknown_length(trainer: pl.Trainer) -> None:
@@ -78,7 +99,7 @@ def counted(trainer: pl.Trainer) -> int | None:
     An epoch that was cut short tells nothing.
     """
     known = updates_per_epoch(trainer)
-    short = trainer.should_stop or trainer.global_step >= trainer.max_steps > 0
+    short = ends_here(trainer) or trainer.should_stop
     found = updates_in(trainer.fit_loop.epoch_loop.batch_progress.current.ready, trainer)
     if short or found == known:
         return getattr(trainer.lightning_module, "counted_updates", None)

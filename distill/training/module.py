@@ -310,7 +310,7 @@ class Distiller(pl.LightningModule):
         are those that an epoch ends with, as in timm's training.
         """
         self.objective.helpers.set_classifier(self.student)
-        if self.trainer.is_last_batch or self.trainer.global_step >= self.trainer.max_steps > 0:
+        if self.trainer.is_last_batch or horizon.ends_here(self.trainer):
             self._log_means()
         if self.trainer.is_last_batch:
             for optimizer in self.trainer.optimizers:

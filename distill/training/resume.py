@@ -22,6 +22,7 @@ from distill.config.keys import flat, is_bookkeeping, with_values
 from distill.models.checkpoint import as_object, epochs_done, read_lightning
 from distill.training import prolonging
 from distill.training.callbacks.continuity import nothing_left
+from distill.training.trainer import by_steps
 from distill.utils.run_folder import METRICS, SUMMARY, by_epoch, read_history, read_summary
 
 log = logging.getLogger(__name__)
@@ -96,7 +97,9 @@ def prolongs(before: dict[str, Any], cfg: DictConfig) -> bool:
         ValueError: if what it was told before is no beginning of that.
     """
     then = as_object(before.get("trainer")).get("max_epochs")
-    if not cfg.resume or not isinstance(then, int) or then >= cfg.trainer.max_epochs:
+    if by_steps(cfg) or not cfg.resume or not isinstance(then, int):
+        return False
+    if then >= cfg.trainer.max_epochs:
         return False
     if difference(before, cfg, but=EPOCHS):
         return False
@@ -135,8 +138,10 @@ def difference(before: dict[str, Any], cfg: DictConfig, but: str | None = None) 
 def found_out(name: str, cfg: DictConfig) -> bool:
     """Whether a value is one that a run finds out for itself."""
     architecture = name.startswith(("student.name", "student.args"))
-    return (bool(cfg.student.checkpoint) and architecture) or (
-        name == "objective.temperature" and cfg.objective.temperature == "auto"
+    return (
+        (bool(cfg.student.checkpoint) and architecture)
+        or (name == "objective.temperature" and cfg.objective.temperature == "auto")
+        or (name == EPOCHS and by_steps(cfg))
     )
 
 
@@ -148,6 +153,7 @@ def fingerprint(cfg: DictConfig) -> str:
         if value not in ({}, [], None)
         and not is_bookkeeping(name)
         and not name.startswith(COMPARED)
+        and not (name == EPOCHS and by_steps(cfg))
     ]
     return hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()
 

@@ -28,6 +28,7 @@ from torch import nn
 
 from distill.config import library, read
 from distill.config.build import make
+from distill.config.keys import with_values
 from distill.config.overrides import closest
 from distill.config.read import on_gpu, plain, present, processes, teacher_name
 from distill.data import DataModule
@@ -36,10 +37,15 @@ from distill.models.checkpoint import as_object, epochs_done, read_lightning, st
 from distill.objective.objective import Objective
 from distill.training.callbacks.annealing import Annealing
 from distill.training.callbacks.averages import UntilAveraged
-from distill.training.callbacks.checkpoints import LatestCheckpoint, StopWhenTold, WholeCheckpoints
+from distill.training.callbacks.checkpoints import (
+    LatestCheckpoint,
+    StopWhenTold,
+    WholeCheckpoints,
+)
 from distill.training.callbacks.continuity import Continuity
 from distill.training.callbacks.fake_quantize import FakeQuantize
 from distill.training.callbacks.finite import FiniteLoss
+from distill.training.callbacks.last_step import LastStep
 from distill.training.callbacks.progress import EpochLines
 from distill.training.callbacks.rate import LearningRate
 from distill.training.callbacks.sparsity import check_averaging
@@ -74,14 +80,61 @@ def check_trainer(cfg: DictConfig) -> None:
         raise ValueError(
             f"trainer.strategy={trainer.strategy} leaves the results in another process: use ddp"
         )
-    if not 1 <= trainer.check_val_every_n_epoch <= (trainer.max_epochs or 0):
+    every, interval = trainer.check_val_every_n_epoch, trainer.get("val_check_interval")
+    if every is None and not isinstance(interval, int):
+        raise ValueError(
+            "trainer.check_val_every_n_epoch=null counts batches: give trainer.val_check_interval=N"
+        )
+    if every is not None and not 1 <= every <= (trainer.max_epochs or 0):
         raise ValueError(
             f"trainer.max_epochs={trainer.max_epochs} with trainer.check_val_every_n_epoch="
             f"{trainer.check_val_every_n_epoch} never validates"
         )
     if trainer.limit_val_batches == 0:
         raise ValueError("trainer.limit_val_batches=0 leaves nothing to choose the best epoch by")
+    if by_steps(cfg):
+        for name in ("min_epochs", "min_steps"):
+            if trainer.get(name) is not None:
+                raise ValueError(
+                    f"trainer.{name}={trainer[name]}: trainer.max_steps={trainer.max_steps} says "
+                    "already when training ends: leave one out"
+                )
     library.check_trainer(map(str, trainer))
+
+
+def by_steps(cfg: DictConfig) -> bool:
+    """Whether a number of updates says how long training is, and not one of epochs."""
+    return (cfg.trainer.get("max_steps") or -1) > 0
+
+
+def with_length(cfg: DictConfig, data: DataModule) -> DictConfig:
+    """Return a configuration whose `max_epochs` are those that `max_steps` begins, if it is given.
+
+    So it takes their place wherever the length of training counts.
+    """
+    if not by_steps(cfg):
+        return cfg
+    epochs = math.ceil(cfg.trainer.max_steps / updates_per_epoch(cfg, data))
+    return with_values(cfg, {"trainer.max_epochs": epochs})
+
+
+def check_validation(cfg: DictConfig, data: DataModule) -> None:
+    """Refuse to validate after so many batches that there are not, or none."""
+    every, interval = cfg.trainer.check_val_every_n_epoch, cfg.trainer.get("val_check_interval")
+    if interval is None:
+        return
+    each = batches_per_epoch(cfg, data)
+    there = each if every is not None else each * cfg.trainer.max_epochs
+    given = f"trainer.val_check_interval={interval}"
+    if isinstance(interval, int) and interval > there:
+        wider = ", or trainer.check_val_every_n_epoch=null to count on over epochs"
+        raise ValueError(
+            f"{given} never validates: there are {there:,} batches"
+            f"{' in an epoch' if every is not None else ''}; give fewer"
+            f"{wider if every is not None else ''}"
+        )
+    if not isinstance(interval, int) and int(interval * each) < 1:
+        raise ValueError(f"{given} of {each:,} batches is less than one: give more, or a number")
 
 
 def check_unlabeled(cfg: DictConfig, data: DataModule, objective: Objective) -> None:
@@ -155,6 +208,8 @@ def build_trainer(
     if cfg.trainer.get("compile") and any(isinstance(c, FakeQuantize) for c in callbacks):
         raise ValueError("callbacks.fake_quantize needs trainer.compile=false")
     callbacks += [Speed(sharing.clock), LearningRate(), FiniteLoss(cfg.on_nan)]
+    if by_steps(cfg):
+        callbacks.insert(0, LastStep(cfg.trainer.max_steps))
     if not any(isinstance(c, LatestCheckpoint) for c in callbacks):
         callbacks.append(StopWhenTold())
     callbacks += schedules(cfg, objective)
@@ -171,11 +226,12 @@ def build_trainer(
     loggers += others.values()
     if others:
         callbacks.append(StepLosses([*others.values()], cfg.trainer.log_every_n_steps))
-    own = {}
+    own: dict[str, Any] = {}
+    kept_back = (*library.OURS, "max_steps")  # which is the callback's
     if on_gpu(cfg) and not cfg.trainer.deterministic and "benchmark" not in cfg.trainer:
         own["benchmark"] = True  # batches have one shape: the fastest kernels are looked for once
     return make(
-        OmegaConf.masked_copy(cfg.trainer, [key for key in cfg.trainer if key not in library.OURS]),
+        OmegaConf.masked_copy(cfg.trainer, [key for key in cfg.trainer if key not in kept_back]),
         "trainer",
         callbacks=callbacks,
         logger=loggers,
@@ -205,10 +261,7 @@ def check_callbacks(
         ValueError: naming the callback, and what to change.
     """
     trainer = cfg.trainer
-    batches = len(data.train) // (data.batch_size * processes(cfg))
-    limit = trainer.limit_train_batches
-    limited = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
-    updates = max(math.ceil(limited / trainer.accumulate_grad_batches), 1) * trainer.max_epochs
+    updates = updates_of(cfg, data)
     library.check_averages(made, str(trainer.precision), trainer.max_epochs, updates)
     for label, callback in made.items():
         if not isinstance(callback, WeightAveraging):
@@ -244,6 +297,24 @@ def check_callbacks(
                 f"{label}.monitor={monitor} is known at the end of epochs alone: leave out "
                 "every_n_train_steps and train_time_interval, or monitor train/loss"
             )
+
+
+def batches_per_epoch(cfg: DictConfig, data: DataModule) -> int:
+    """Return how many batches an epoch of a run has on each device."""
+    batches = len(data.train) // (data.labeled_per_batch * processes(cfg))
+    limit = cfg.trainer.limit_train_batches
+    return min(limit, batches) if isinstance(limit, int) else int(limit * batches)
+
+
+def updates_per_epoch(cfg: DictConfig, data: DataModule) -> int:
+    """Return how many optimiser updates an epoch of a run has."""
+    return max(math.ceil(batches_per_epoch(cfg, data) / cfg.trainer.accumulate_grad_batches), 1)
+
+
+def updates_of(cfg: DictConfig, data: DataModule) -> int:
+    """Return how many optimiser updates a run has."""
+    whole = updates_per_epoch(cfg, data) * int(cfg.trainer.max_epochs)
+    return min(whole, cfg.trainer.max_steps) if by_steps(cfg) else whole
 
 
 def reported_topk(cfg: DictConfig, data: DataModule) -> tuple[int, ...]:
@@ -286,13 +357,23 @@ def check_monitor(cfg: DictConfig, data: DataModule, objective: Objective) -> No
             )
 
 
-def check_optimizer(cfg: DictConfig, model: Any, where: str = "") -> None:
-    """Refuse an optimiser or a schedule that cannot be built, before anything is trained."""
+def check_optimizer(
+    cfg: DictConfig, model: Any, where: str = "", epochs: float | None = None
+) -> None:
+    """Refuse an optimiser or a schedule that cannot be built, before anything is trained.
+
+    Args:
+        cfg: of what is trained.
+        model: which is.
+        where: what comes before its keys.
+        epochs: how long training is; None is `trainer.max_epochs`.
+    """
+    epochs = epochs or cfg.trainer.max_epochs
     try:
         optimizer = create_optimizer(model, plain(cfg.optimizer))
         library.check_layers(cfg.optimizer, has_schedule(cfg.scheduler))
         if has_schedule(cfg.scheduler):
-            options, epochs = plain(cfg.scheduler), cfg.trainer.max_epochs
+            options = plain(cfg.scheduler)
             create_schedule(optimizer, options, epochs, MANY)
             for told in library.unread(options, epochs):
                 log.warning("%s%s", where, told)
@@ -304,10 +385,10 @@ def check_optimizer(cfg: DictConfig, model: Any, where: str = "") -> None:
     if "lr" not in cfg.optimizer:
         raise ValueError(f"{where}optimizer has no learning rate: give {where}optimizer.lr=…")
     warmup = (cfg.scheduler or {}).get("warmup_epochs") or 0
-    if warmup >= cfg.trainer.max_epochs:
+    if warmup >= epochs:
         raise ValueError(
-            f"{where}scheduler.warmup_epochs={warmup} leaves none of {cfg.trainer.max_epochs} "
-            "epochs at the full learning rate"
+            f"{where}scheduler.warmup_epochs={warmup} leaves none of {epochs:.3g} epochs at the "
+            "full learning rate"
         )
 
 

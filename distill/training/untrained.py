@@ -32,7 +32,10 @@ from distill.training.trainer import (
     check_single_images,
     check_trainer,
     check_unlabeled,
+    check_validation,
     made_callbacks,
+    updates_of,
+    updates_per_epoch,
 )
 
 log = logging.getLogger(__name__)
@@ -85,7 +88,8 @@ def prepare(cfg: DictConfig, data: DataModule) -> Untrained:
     check_unlabeled(cfg, data, objective)
     check_monitor(cfg, data, objective)
     checks.check_border(cfg, data, model)
-    check_optimizer(cfg, model)
+    check_validation(cfg, data)
+    check_optimizer(cfg, model, epochs=updates_of(cfg, data) / updates_per_epoch(cfg, data))
     check_single_images(model, data, data.batch_size, "data.batch_size")
     callbacks = made_callbacks(cfg)
     check_callbacks(cfg, data, objective, callbacks)

@@ -39,6 +39,15 @@ def epoch_row(trainer: Any) -> dict[str, float]:
     return {**row, "epoch": trainer.current_epoch, "step": step}
 
 
+def validates_next(trainer: Any) -> bool:
+    """Return whether the batch that has just been trained is followed by a validation.
+
+    A checkpoint that is written between the two resumes without it, and nothing public tells.
+    """
+    loop = trainer.fit_loop
+    return bool(loop.epoch_loop._should_check_val_fx(loop._data_fetcher))
+
+
 def averaged_model(callback: Any) -> Any:
     """Return the model in which a `WeightAveraging` averages, or None before training.
 

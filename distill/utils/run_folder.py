@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,15 @@ def read_history(path: Path) -> list[dict[str, str]]:
 
 
 def by_epoch(history: Sequence[dict[str, str]], name: str) -> Points:
-    """Return the epochs, counted from 1, that logged a value, and the values."""
+    """Return the epochs, counted from 1, that logged a value, and the values.
+
+    Where an epoch has several, they are spread over it evenly, and its last is at its end.
+    """
     rows = [row for row in history if row.get(name) and row.get("epoch")]
-    return [float(row["epoch"]) + 1 for row in rows], [float(row[name]) for row in rows]
+    several = Counter(row["epoch"] for row in rows)
+    seen: Counter[str] = Counter()
+    epochs = []
+    for row in rows:
+        seen[row["epoch"]] += 1
+        epochs.append(float(row["epoch"]) + seen[row["epoch"]] / several[row["epoch"]])
+    return epochs, [float(row[name]) for row in rows]

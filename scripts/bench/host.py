@@ -23,12 +23,13 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from measure import Row, print_rows, ratio, rounds
-from steps import Clock, Pair, clock_of, lean_loss
+from steps import Pair, clock_of, lean_loss
 from torch import nn
 from torch.utils.data import DataLoader
 
 from distill.config import build, read
 from distill.models.build import build_model
+from distill.plan.timing import Clock
 from distill.teacher.teacher import Teacher
 from distill.training.fit import train
 from distill.training.module import Distiller, create_optimizer

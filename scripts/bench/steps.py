@@ -38,13 +38,13 @@ from distill.data import DataModule
 from distill.data.sources.splits import Resident, Source
 from distill.metrics.cost import flops
 from distill.models.build import ModelSpec, build_model
+from distill.plan.timing import WARM, Clock, wait
 from distill.teacher.teacher import Teacher
 from distill.training import fit, teachers
 from distill.training.module import Distiller, create_optimizer
 from distill.training.untrained import build_untrained
 
 BATCH = 128
-WARM = 3  # steps of a turn that do not count
 CIFAR = ["student=timm", "student.name=cifar_resnet8x4", "student.lr=1e-3"]
 PAIRS = {  # name → teacher, overrides for the student, shape of an image, K
     "cifar_resnet32x4 → cifar_resnet8x4": ("cifar_resnet32x4", CIFAR, (3, 32, 32), 100),
@@ -61,36 +61,6 @@ LOGGING = (
     (CSVLogger, "log_metrics"),
     (TensorBoardLogger, "log_metrics"),
 )
-
-
-class Clock(pl.Callback):
-    """Count the seconds of the steps after the first few.
-
-    Args:
-        warm: how many do not count.
-    """
-
-    began = ended = 0.0
-    steps = 0
-
-    def __init__(self, warm: int = WARM) -> None:
-        self.warm = warm
-
-    @property
-    def seconds(self) -> float:
-        """The seconds of the steps that count."""
-        return self.ended - self.began
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, at: int
-    ) -> None:
-        """Note the time; a device is only waited for where it counts."""
-        self.steps = at + 1 - self.warm
-        if self.steps == 0 or trainer.is_last_batch:
-            wait(trainer.strategy.root_device)
-            self.ended = time.perf_counter()
-        if self.steps == 0:
-            self.began = self.ended
 
 
 def clock_of(trainer: pl.Trainer) -> Clock:
@@ -156,7 +126,7 @@ class Pair:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = compose("train", overrides=[*short, *self.overrides, *overrides])
         with open_dict(cfg):
-            cfg.callbacks = {"clock": {"_target_": "steps.Clock", "warm": self.warm}}
+            cfg.callbacks = {"clock": {"_target_": "distill.plan.timing.Clock", "warm": self.warm}}
             cfg.data.views = OmegaConf.select(cfg, "store.views")
         return cfg
 
@@ -254,11 +224,6 @@ def lean_loss(
 def random_split(count: int, shape: tuple[int, ...], classes: int) -> Resident:
     images = torch.randint(256, (count, *shape), dtype=torch.uint8)
     return Resident(images, torch.arange(count) % classes)
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def options(parser: argparse.ArgumentParser) -> None:

@@ -21,8 +21,9 @@ from statistics import median
 from typing import Any
 
 from measure import Row, print_rows, ratio, rounds, seconds
-from steps import PAIRS, Clock, Pair, clock_of
+from steps import PAIRS, Pair, clock_of
 
+from distill.plan.timing import Clock
 from distill.sweep.lockstep import in_turns
 from distill.training.fit import fit
 from distill.utils.sharing import Sharing

@@ -297,6 +297,8 @@ FLAGS_WORK = {
     "num_nodes": "tests/e2e/test_machines.py",
     "precision": "test_weights_are_the_same_to_the_bit_after_a_resume",
     "max_epochs": lambda t: steps(t, max_epochs=1) == UPDATES,
+    "max_steps": "tests/training/test_long_runs.py",
+    "val_check_interval": "tests/training/test_long_runs.py",
     "min_epochs": lambda t: steps(t, never_better(), max_epochs=5, min_epochs=3) == 3 * UPDATES,
     "min_steps": lambda t: steps(t, never_better(), max_epochs=5, min_steps=10) >= 10,
     "max_time": lambda t: steps(t, max_time={"seconds": 0}) < 2 * UPDATES,

@@ -373,7 +373,7 @@ MISTAKES = {
     "annealing.value=sample_selection.small_loss": "sample_selection.small_loss",
     "trainer.strategy=ddp_fork": "use ddp",
     "trainer.strategy=fsdp": "use ddp",
-    "+trainer.max_steps=3": "trainer.max_steps",
+    "trainer.max_steps=0": "trainer.max_steps",
     "callbacks=[ema,sparsity]": "sparsity or ema",
     "callbacks=fake_quantize trainer.compile=true": "trainer.compile",
 }  # fmt: skip

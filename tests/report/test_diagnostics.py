@@ -50,6 +50,20 @@ def test_the_bins_are_those_of_the_metric_and_give_its_ece():
     assert model_diagnostics(logits, target, None)["reliability_after_scaling"] is None
 
 
+@pytest.mark.parametrize(("rows", "classes"), [(400, 6), (1500, 1000)])
+def test_the_scaling_curve_is_that_of_the_metrics_at_each_temperature(rows, classes):
+    logits, target = sample(rows, classes)
+    logits[0] *= 100  # certain, and no overflow
+    curve = scaling_curve(logits, target, 2.0)
+    for k in (0, 12, 24):
+        scaled = logits.double() / curve["temperature"][k]
+        nll = metrics.negative_log_likelihood(scaled, target)
+        error = metrics.expected_calibration_error(scaled.softmax(1), target)
+        # temperatures are kept in six digits, which may move an answer to the next bin
+        assert curve["nll"][k] == pytest.approx(float(nll), rel=1e-4)
+        assert curve["ece"][k] == pytest.approx(float(error), abs=2e-3)
+
+
 def test_the_scaling_curve_dips_at_the_temperature_that_fits():
     logits, target = sample(rows=5000)
     curve = scaling_curve(logits, target, 2.0)

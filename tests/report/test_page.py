@@ -17,6 +17,7 @@ from distill import report, run
 from distill.config.overrides import CONF
 from distill.metrics.cost import FEWEST, costs_of_models, flops, forward_seconds, model_costs
 from distill.report import figures, page
+from distill.report.page import brief
 from distill.report.reading import read_images, read_run, temperature_of
 from distill.utils.run_folder import by_epoch
 from tests.fuzz import fuzz
@@ -398,3 +399,39 @@ def test_numbers_have_no_negative_zero_and_missing_ones_are_dashes():
     assert page.percent(-1e-9) == "0.00"
     assert page.number(None) == page.percent(None) == page.amount(None) == "–"
     assert page.number(math.pi, 2) == "3.14"
+
+
+def of_many_classes(summary, classes=1000, images=50_000):
+    """Make of a run's numbers those of ImageNet's size, with its long names."""
+    names = [f"great white shark, white shark, man-eater, Carcharodon {k}" for k in range(classes)]
+    summary["classes"] = names
+    for role in ("teacher", "baseline", "student", "student_best"):
+        if summary.get(role):
+            summary[role]["recall"] = [k / classes for k in range(classes)]
+    summary["majority"] = {"class": names[0], "share": 1 / classes,
+                           "counts": [images // classes] * classes}  # fmt: skip
+    summary["images"]["test"] = images
+    pairs = [[k, classes - 1 - k, 30 - k] for k in range(20)]
+    summary["evidence"]["confusion"] = {"matrix": None, "pairs": pairs}
+    for k, example in enumerate(summary["evidence"]["examples"]):
+        example["target"] = 40 * k
+
+
+def test_a_page_of_a_thousand_classes_is_small_and_its_names_fit(copied):
+    before = (copied / "report.html").stat().st_size
+    page = edit(copied, of_many_classes)
+    assert len(page.encode()) < before + 50_000
+    assert "1,000 classes" in page
+    assert "of 1,000 classes the 20 that the student finds least" in page
+    assert page.count('class="name">') == 1 + 2 * 20 + 20  # a heading, mistakes, lowest recalls
+    whole = "great white shark, white shark, man-eater, Carcharodon 40"
+    assert f'<strong title="{whole}">{brief(whole)}</strong>' in page
+
+
+def test_a_long_name_is_cut():
+    assert brief("tench") == "tench"
+    assert brief("x" * 40) == "x" * 40
+    assert brief("great white shark, white shark, man-eater, more") == (
+        "great white shark, white shark, man-eat…"
+    )
+    assert brief("a" * 37 + ", and more") == "a" * 37 + "…"

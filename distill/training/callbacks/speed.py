@@ -9,6 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from distill.data.batch import Batch
+from distill.training.horizon import epochs_of
 
 
 class Speed(pl.Callback):
@@ -37,10 +38,10 @@ class Speed(pl.Callback):
 
         None where nobody knows how many there are.
         """
-        if trainer.max_epochs in (None, -1):
+        if (epochs := epochs_of(trainer)) is None:
             return None
         each = (self.clock() - self._began) / (trainer.current_epoch + 1 - self._first_epoch)
-        return each * max(trainer.max_epochs - trainer.current_epoch - 1, 0)
+        return each * max(epochs - trainer.current_epoch - 1, 0)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock of the epochs."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +13,10 @@ from torch.nn import functional as F
 from benchmark.cells import ALONE, TWO_VIEWS, Cell, Pair
 from distill.models.build import ModelSpec, build_model
 from distill.models.weights import DataShape
+from distill.plan.timing import timed
 from distill.utils.memory import keep_freed_memory
 
-BATCH, REPEATS = 64, 3
+BATCH = 64
 H200_IMAGES_PER_SECOND = 40_600  # r32x4_r8x4, live teacher, the whole step in one hand-made graph
 START_AND_END = 20.0  # seconds of a run that are no training: imports, evaluation, page
 
@@ -38,7 +38,7 @@ class Speed:
 def measured(pair: Pair, classes: int) -> Speed:
     """Time a teacher's and a student's step on made-up images, medians of a few."""
     keep_freed_memory()  # as the command does
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images = torch.rand(BATCH, 3, 32, 32, device=device)
     target = torch.randint(classes, (BATCH,), device=device)
     shape = DataShape(classes, 3, (32, 32))
@@ -57,18 +57,6 @@ def measured(pair: Pair, classes: int) -> Speed:
     seconds = [timed(lambda: step(teacher), device), timed(lambda: step(student), device)]
     teacher.eval()
     return Speed(*(value / BATCH for value in (*seconds, timed(answer, device))))
-
-
-def timed(work: Callable[[], None], device: str) -> float:
-    """Return the median of a few timings, after a first one that is not counted."""
-    times = []
-    for _ in range(REPEATS + 1):
-        started = time.perf_counter()
-        work()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[1:])
 
 
 class Costs:

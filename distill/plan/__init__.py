@@ -1,0 +1,1 @@
+"""`distill plan`: what a run, or all jobs of a sweep, would take, before anything is trained."""
