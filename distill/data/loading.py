@@ -255,8 +255,7 @@ class KeyedSplit(Dataset[Any]):
         if isinstance(split, Resident):
             return split.images.index_select(0, positions)
         assert isinstance(view, StreamedView)
-        indices = split.index[positions].tolist()
-        return torch.stack([view(split.load(i), self.seed, number, i) for i in indices])
+        return view.batch(split.load, self.seed, number, split.index[positions])
 
     def _mixed(self, view: StreamedView, number: int, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return views mixed with their partners' views of the epoch, and class probabilities."""

@@ -151,6 +151,7 @@ def fit_key(cfg: DictConfig, data: DataModule, teacher: Teacher | None = None) -
     decided |= {"batch_size": data.batch_size, "data": data.fingerprint, "order": data.seed}
     decided |= {"channels": data.in_chans, "classes": data.num_classes, "views": data.views}
     decided["balance"] = data.balance
+    decided["decoder"] = [data.decoded_by(split) for split in ("train", "val")]
     if data.unlabeled is not None:
         decided["unlabeled_per_batch"] = data.unlabeled_per_batch
     decided["gpu"] = read.on_gpu(cfg)
@@ -245,6 +246,7 @@ def open_store(
         "data": data.fingerprint,
         "image_size": list(data.image_size),
         "view": [RECIPE, read.plain(cfg.data.view)],
+        "decoder": data.decoded_by(split),
         "seed": data.seed if split == "train" else None,  # a clean view is drawn from nothing
         "batch_size": teacher.batch_size,
         "precision": str(cfg.trainer.precision),
