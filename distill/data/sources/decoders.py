@@ -151,7 +151,10 @@ def shrunk(picture: Image.Image, shrink: int) -> Image.Image:
 def opened_jpeg(content: bytes) -> Image.Image | None:
     """Return a JPEG file opened and not decoded; None of what is no plain grey or colour JPEG."""
     picture = Image.open(io.BytesIO(content))
-    return picture if picture.format == "JPEG" and picture.mode in MODES.values() else None
+    if picture.format != "JPEG" or picture.mode not in MODES.values():
+        return None
+    picture.decodermaxblock = len(content)  # else what lies across two pieces is decoded twice
+    return picture
 
 
 def encoded(load: Any, index: int) -> bytes | None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from distill.data.sources.decoders import Decoder, pillow
 from distill.data.views.crop import ResizedCrop
@@ -352,8 +353,13 @@ class StreamedView:
             crop.read(load, i, drawn, self.channels, self.decoder)
             for i, drawn in zip(indices, crop.drawn(seed, epoch, index), strict=True)
         )
-        return torch.stack(
-            [self._augmented(view, seed, epoch, i) for view, i in zip(shown, indices, strict=True)]
+        return (
+            default_collate(  # unlike `torch.stack` it puts a worker's into shared memory at once
+                [
+                    self._augmented(view, seed, epoch, i)
+                    for view, i in zip(shown, indices, strict=True)
+                ]
+            )
         )
 
     def _augmented(self, image: Any, seed: int, epoch: int, index: int) -> Tensor:
