@@ -45,7 +45,7 @@ from distill.data import DataModule, sources
 from distill.data.sources.packed import PackedStrings
 from distill.data.sources.splits import Source, Streamed
 
-BATCH = 32
+BATCH = 64
 SHOWN = 224
 SCALE = (0.35, 1.0)
 GRAIN = 8.0  # standard deviation in grey levels: so that a file is as large as a camera's
