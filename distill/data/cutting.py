@@ -78,7 +78,8 @@ def apart(train: Split, val: Split, test: Split, duplicates: str) -> tuple[Split
     if both:
         notes.append(f"{images(both)} of test {are(both)} in val, too")
     twice = {name: sum(c in found for c in learned) for name, found in held_out.items()}
-    among = torch.tensor([content in held_out["val"] | held_out["test"] for content in learned])
+    held = held_out["val"] | held_out["test"]
+    among = torch.tensor([content in held for content in learned])
     if not bool(among.any()):
         return train, notes
     where = " and ".join(f"{count} of them in {name}" for name, count in twice.items() if count)

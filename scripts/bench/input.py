@@ -28,6 +28,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from statistics import mean, median
@@ -56,7 +57,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pictures", type=int, default=512, help="of 500 × 375 in a turn")
+    parser.add_argument("--pictures", type=int, default=768, help="of 500 × 375 in a turn")
     parser.add_argument("--files", type=int, default=200_000, help="of the large folder")
     parser.add_argument("--entries", type=int, default=1_300_000, help="of the index")
     parser.add_argument("--decoder", default="auto", help="data.decoder")
@@ -81,7 +82,7 @@ def loaders(made: Path, options: argparse.Namespace) -> tuple[list[Row], dict[st
     rows, tables = [], {}
     for size, (width, tiles) in SIZES.items():
         root = made / str(width)
-        count = max(2 * BATCH, options.pictures * 500 // width // BATCH * BATCH)
+        count = max(3, options.pictures * 500 // width // BATCH) * BATCH
         weight = write_photographs(root, width, tiles, count)
         print(f"{size}: {count} pictures, {weight / 1e3:,.0f} kB on average", flush=True)
         for workers in (1, 2):
@@ -112,7 +113,7 @@ def turns_of(
     root: Path, workers: int, decoder: str, wall: dict[str, list[float]]
 ) -> dict[str, Callable[[], float]]:
     """Return side → images per CPU second of an epoch; its rate by the clock goes into `wall`."""
-    own = module(sources.folder(str(root)), workers, decoder)
+    own = module(uncut(sources.folder(str(root))), workers, decoder)
     sides = {
         "ours": epochs_of(own),
         "timm": timm_epochs(root, workers, prefetch=False),
@@ -137,10 +138,14 @@ def module(source: Source, workers: int, decoder: str = "auto") -> DataModule:
         image_size=SHOWN,
         batch_size=BATCH,
         num_workers=workers,
-        val_fraction=0.02,
-        test_fraction=0.02,
         decoder=decoder,
     )
+
+
+def uncut(source: Source) -> Source:
+    """Return a source whose training split is all of it, as it is for timm."""
+    few = source.train.subset(torch.arange(2))
+    return replace(source, val=few, test=few)
 
 
 def epochs_of(data: DataModule) -> Callable[[], Iterable[int]]:
@@ -309,8 +314,8 @@ def shards(made: Path, options: argparse.Namespace) -> tuple[list[Row], dict[str
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     sides = {
-        "shards": epochs_of(module(read(root=str(packed)), 2, options.decoder)),
-        "folder": epochs_of(module(sources.folder(str(root)), 2, options.decoder)),
+        "shards": epochs_of(module(uncut(read(root=str(packed))), 2, options.decoder)),
+        "folder": epochs_of(module(uncut(sources.folder(str(root))), 2, options.decoder)),
     }
 
     def turn(side: str) -> float:

@@ -14,6 +14,7 @@ from PIL import Image, features
 
 from distill.data.sources.images import MODES, decoded, orientation, upright
 from distill.data.sources.sizes import TURNED
+from distill.utils.arrow import lent_pixels
 from distill.utils.errors import first_line
 
 Pixels = np.ndarray[Any, Any]
@@ -49,7 +50,8 @@ class Decoder:
         name: the library.
         build: what else decides its pixels' bits.
         decode: the file's bytes, the picture as Pillow has opened and not decoded it, and the box →
-            the box's pixels, uint8 `[H, W]` or `[H, W, 3]`.
+            the box's pixels, uint8 `[H, W]`, `[H, W, 3]`, or `[H, W, 4]` with a last channel that
+            means nothing.
     """
 
     name: str
@@ -62,7 +64,7 @@ class Decoder:
 
 def by_pillow(content: bytes, picture: Image.Image, box: Box) -> Pixels:
     """Decode a part of a JPEG file with Pillow."""
-    return np.asarray(shrunk(picture, box.shrink).crop(corners(box)))
+    return part_of(shrunk(picture, box.shrink), box)
 
 
 def by_simplejpeg(content: bytes, picture: Image.Image, box: Box) -> Pixels:
@@ -142,6 +144,12 @@ def corners(box: Box) -> tuple[int, int, int, int]:
     return box.left, box.top, box.left + box.width, box.top + box.height
 
 
+def part_of(picture: Image.Image, box: Box) -> Pixels:
+    """Return a part of a grey or colour picture, without a copy of it where Pillow lends it."""
+    pixels = lent_pixels(picture)
+    return np.asarray(picture.crop(corners(box))) if pixels is None else box.of(pixels)
+
+
 def shrunk(picture: Image.Image, shrink: int) -> Image.Image:
     """Return an opened JPEG file that will be decoded at 1/`shrink` of its size."""
     picture.draft(None, (picture.width // shrink, picture.height // shrink))
@@ -176,7 +184,7 @@ def encoded(load: Any, index: int) -> bytes | None:
 def region(
     load: Any, index: int, place: Callable[[int, int], Box], channels: int, decoder: Decoder
 ) -> Pixels:
-    """Return a part of a loader's picture, uint8 `[H, W, C]`.
+    """Return a part of a loader's picture, uint8 `[H, W, C]`, of colours perhaps a fourth channel.
 
     A plain JPEG file is decoded at the smallest scale that the box admits; any other, and one that
     the decoder refuses, is decoded whole.
@@ -206,7 +214,7 @@ def region(
 def region_of(picture: Image.Image, place: Callable[[int, int], Box]) -> Pixels:
     """Return a part of a decoded and upright picture, uint8 `[H, W, C]`."""
     box = place(picture.height, picture.width)
-    return with_channels(np.asarray(picture.crop(corners(box.at(1)))))
+    return with_channels(part_of(picture, box.at(1)))
 
 
 def region_of_jpeg(
@@ -224,15 +232,16 @@ def region_of_jpeg(
     # Turning puts another edge first, from which shrunk pixels count only where they fill it.
     shrink = 1 if height % box.shrink or width % box.shrink else box.shrink
     whole = upright(shrunk(picture, shrink), channels)
-    return with_channels(np.asarray(whole.crop(corners(box.at(shrink)))))
+    return with_channels(part_of(whole, box.at(shrink)))
 
 
 def in_channels(pixels: Pixels, channels: int) -> Pixels:
-    """Return pixels `[H, W]` or `[H, W, 3]` as `[H, W, C]`, converted as Pillow does."""
+    """Return pixels of a JPEG file as `[H, W, C]`, converted as Pillow does."""
     if channels == 1 and pixels.ndim == 3:
-        pixels = np.asarray(Image.fromarray(pixels).convert(MODES[1]))
-    pixels = with_channels(pixels)
-    return pixels if pixels.shape[2] == channels else pixels.repeat(channels, axis=2)
+        colours = Image.fromarray(np.ascontiguousarray(pixels[..., :3]))
+        pixels = np.asarray(colours.convert(MODES[1]))
+    grey = pixels.ndim == 2
+    return with_channels(pixels).repeat(channels, axis=2) if grey else pixels
 
 
 def with_channels(pixels: Pixels) -> Pixels:

@@ -124,9 +124,13 @@ class ResizedCrop:
         return self.resized(region(load, index, place, channels, decoder), drawn)
 
     def resized(self, pixels: np.ndarray[Any, Any], drawn: Drawn) -> Tensor:
-        """Return a crop's pixels, uint8 `[H, W, C]`, at the size of views, uint8 `[C, H, W]`."""
-        crop = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None]  # a copy: to be written to
-        view = F.interpolate(crop, self.size, mode=drawn.interpolation, antialias=True)[0]
+        """Return a crop's pixels, uint8 `[H, W, C]`, at the size of views, uint8 `[C, H, W]`.
+
+        Of four channels the last means nothing.
+        """
+        given = pixels if pixels.flags.writeable else pixels.copy()  # or torch would warn of it
+        crop = torch.from_numpy(given).permute(2, 0, 1)[None]
+        view = F.interpolate(crop, self.size, mode=drawn.interpolation, antialias=True)[0, :3]
         sides = [side for side, on in ((-1, drawn.mirrored), (-2, drawn.upside_down)) if on]
         return view.flip(sides) if sides else view
 

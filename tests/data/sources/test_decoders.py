@@ -30,7 +30,8 @@ def jpeg(mode="RGB", size=(640, 427), index=0):
 
 
 def region(decoder, content, box):
-    return decoder.decode(content, opened_jpeg(content), box)
+    pixels = decoder.decode(content, opened_jpeg(content), box)
+    return pixels[..., :3] if pixels.ndim == 3 else pixels
 
 
 def fraction_of(content, colours, height, width):

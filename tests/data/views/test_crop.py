@@ -16,7 +16,7 @@ from sklearn.datasets import load_sample_images
 from torchvision.transforms import RandomResizedCrop
 
 from distill.data import DataModule
-from distill.data.sources import folder
+from distill.data.sources import decoders, folder
 from distill.data.sources.decoders import SHRINKS, Box, pillow
 from distill.data.sources.images import decoded
 from distill.data.sources.splits import Streamed
@@ -281,17 +281,16 @@ def test_a_view_decoded_at_a_smaller_scale_is_that_of_the_whole_picture(size, sh
 
 
 def test_less_is_decoded_where_the_crop_allows_it(monkeypatch):
-    decoded_sizes = []
-    crop_of_pillow = Image.Image.crop
+    whole, sizes = decoders.part_of, []
 
-    def crop(self, box):
-        decoded_sizes.append(self.size)
-        return crop_of_pillow(self, box)
+    def part_of(picture, box):
+        sizes.append(picture.size)
+        return whole(picture, box)
 
-    monkeypatch.setattr(Image.Image, "crop", crop)
+    monkeypatch.setattr(decoders, "part_of", part_of)
     load = Files(written(photographs()[0].resize((2000, 1500))))
     view_of({"scale": [0.9, 1.0]}, 224).batch(load, 0, 0, torch.tensor([0]))
-    assert decoded_sizes[-1] == (500, 375)
+    assert sizes[-1] == (500, 375)
 
 
 # Whatever files hold
