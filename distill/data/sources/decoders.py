@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -98,6 +99,7 @@ def pillow() -> Decoder:
 
 def simplejpeg() -> Decoder:
     """Return simplejpeg's decoder."""
+    import_module("simplejpeg")  # says best that it is not there
     return Decoder("simplejpeg", version("simplejpeg"), by_simplejpeg)
 
 
