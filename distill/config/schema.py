@@ -16,6 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from distill.config.keys import with_values
+from distill.data.sources.decoders import CHOICES
 from distill.utils.files import resolved_path
 from distill.utils.numbers import is_real
 
@@ -163,6 +164,7 @@ KINDS: dict[str, Kind] = {
     "data.verify": one_of("new", "all", "none"),
     "data.resident": SWITCH,
     "data.download": SWITCH,
+    "data.decoder": one_of(*CHOICES),
     "data.labels": one_of("fine", "coarse"),
     "data.unlabeled": Kind("a folder, or a source with _target_",
                            lambda v: v is None or isinstance(v, dict) or WORD.holds(v)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -233,6 +233,30 @@ class KeyLoader(DataLoader[Any]):
         """Take back nothing; see `state_dict`."""
 
 
+class Watched:
+    """A loader of pictures that notes which one is being read, for whoever waits for it.
+
+    Args:
+        load: index → picture, and where its pictures are files `open`, index → file.
+        note: where to write the index, int64; −1 is none.
+    """
+
+    def __init__(self, load: Any, note: Tensor) -> None:
+        self.load, self.note = load, note
+        if hasattr(load, "open"):
+            self.open = partial(self._noted, load.open)
+
+    def __call__(self, index: int) -> Any:
+        """Return one picture."""
+        return self._noted(self.load, index)
+
+    def _noted(self, read: Callable[[int], Any], index: int) -> Any:
+        self.note.fill_(index)
+        read_now = read(index)
+        self.note.fill_(-1)
+        return read_now
+
+
 class KeyedSplit(Dataset[Any]):
     """A split read by batches of keys.
 
@@ -355,19 +379,14 @@ class KeyedSplit(Dataset[Any]):
             return split.images.index_select(0, positions)
         view, seed = (self.second, second_seed(self.seed)) if second else (self.view, self.seed)
         assert isinstance(view, StreamedView)
-        indices = split.index[positions].tolist()
-        return torch.stack([view(self._loaded(i), seed, number, i) for i in indices])
+        return view.batch(self._watched(split.load), seed, number, split.index[positions])
 
-    def _loaded(self, position: int) -> Any:
-        """Return one image of a streamed split; whoever waits can see which is being read."""
-        split, worker = self.split, get_worker_info()
-        assert isinstance(split, Streamed)
+    def _watched(self, load: Any) -> Any:
+        """Return a loader that notes, in a data worker, which picture is being read."""
+        worker = get_worker_info()
         if worker is None or worker.id >= len(self.under_way):
-            return split.load(position)
-        self.under_way[worker.id] = position
-        image = split.load(position)
-        self.under_way[worker.id] = -1
-        return image
+            return load
+        return Watched(load, self.under_way[worker.id])
 
     def _partners(
         self, mixing: ResidentView, positions: Tensor, seed: int, number: int, index: Tensor

@@ -98,6 +98,8 @@ class DataModule(pl.LightningDataModule):
         timeout: seconds without a batch after which data workers count as stalled; 0 waits on.
         duplicates: what becomes of training images that are in validation or test, too: `keep` or
             `drop`. Both are said.
+        decoder: what decodes JPEG files for training views: `auto`, `pil`, `simplejpeg` or
+            `torchvision`, see `chosen_decoder`.
     """
 
     def __init__(
@@ -125,6 +127,7 @@ class DataModule(pl.LightningDataModule):
         views_per_step: int = 1,
         strong_view: Mapping[str, Any] | None = None,
         timeout: float = 300,
+        decoder: str = "auto",
     ) -> None:
         super().__init__()
         check_numbers(batch_size, num_workers, val_fraction, test_fraction)
@@ -157,12 +160,12 @@ class DataModule(pl.LightningDataModule):
             self.notes.append(one.described(name))
         self.pool = self._pool()
         self.view = build_view(
-            self.train, view or {}, self.image_size, source.channels, preprocessing
+            self.train, view or {}, self.image_size, source.channels, preprocessing, decoder
         )
         check_mixing(self.view, self.unlabeled)
         self.second_view = build_second_view(
             views_per_step, self.train, self.view, view or {}, strong_view or {},
-            self.image_size, source.channels,
+            self.image_size, source.channels, decoder,
         )  # fmt: skip
         if self.second_view is not None:
             self.notes.append(
@@ -242,6 +245,11 @@ class DataModule(pl.LightningDataModule):
         """How images become the views of evaluation, as timm's configurations say it."""
         own = self.view.preprocessing if isinstance(self.view, StreamedView) else CLEAN_VIEW
         return {"input_size": (self.in_chans, *self.image_size), **own}
+
+    def decoded_by(self, split: str) -> str | None:
+        """Return what decodes JPEG files for a split's views; None of images in memory."""
+        view = self.view
+        return view.decoded_by(split != "train") if isinstance(view, StreamedView) else None
 
     @cached_property
     def class_counts(self) -> list[int]:

@@ -35,6 +35,7 @@ def run_metadata(cfg: DictConfig, data: DataModule) -> dict[str, Any]:
             **{"train": len(data.train), "val": len(data.val), "test": len(data.test)},
             **({} if data.unlabeled is None else {"unlabeled": len(data.unlabeled)}),
         },
+        "decoder": data.decoded_by("train"),
         "condition": condition_of(data),
         "notes": data.notes,
     }

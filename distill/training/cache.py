@@ -157,6 +157,7 @@ def fit_key(cfg: DictConfig, data: DataModule, teacher: Teacher | None = None) -
     decided["balance"] = data.balance
     if data.shuffle_window is not None:
         decided["shuffle_window"] = data.shuffle_window
+    decided["decoder"] = [data.decoded_by(split) for split in ("train", "val")]
     if data.unlabeled is not None:
         decided["unlabeled_per_batch"] = data.unlabeled_per_batch
     if data.views_per_step > 1:
@@ -291,6 +292,7 @@ def open_store(
         "data": data.fingerprint,
         "image_size": list(data.image_size),
         "view": [RECIPE, read.plain(cfg.data.view)],
+        "decoder": data.decoded_by(split),
         "seed": data.seed if split == "train" else None,  # a clean view is drawn from nothing
         "batch_size": teacher.batch_size,
         "precision": precision_of(cfg, teacher),

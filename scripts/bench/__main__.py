@@ -21,6 +21,7 @@ import distill  # noqa: F401  (first: it makes torchvision importable)
 # isort: split
 import gpu
 import host
+import input
 import losses
 import methods
 import metrics
@@ -33,7 +34,7 @@ from measure import RESULTS, machine, save
 
 PARTS = {
     part.__name__: part
-    for part in (host, steps, methods, views, store, sweep, losses, metrics, gpu)
+    for part in (host, steps, methods, views, input, store, sweep, losses, metrics, gpu)
 }
 
 

@@ -226,6 +226,7 @@ MISTAKES = {
     f"{RESIDENT} data.image_size=1000000": "data.resident=false",
     "data=cifar10": "data.root=…",
     "data=cifar10 data.root=nowhere": "data.download=true",
+    f"{FOLDER} data.root=photos data.decoder=opencv": "data.decoder",
     "data=cifar10 data.root=photos": "cifar-10-batches-py",
     "data=cifar10 data.root=empty data.download=perhaps": "data.download",
     "data=cifar100 data.root=empty data.labels=rough": "data.labels",

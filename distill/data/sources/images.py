@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from distill.data.sources.sizes import as_size
+from distill.data.sources.sizes import ORIENTATION, as_size
 
 MODES = {1: "L", 3: "RGB"}
 
@@ -39,14 +39,23 @@ def decoded(file: Path | IO[bytes], channels: int) -> Image.Image:
 
 def upright(image: Image.Image, channels: int) -> Image.Image:
     """Return the first frame in 8 bits, turned as its EXIF says, on white where transparent."""
-    image = ImageOps.exif_transpose(image)
+    image.load()  # of a file that its reader closes; and a PNG may say only behind its pixels
+    if orientation(image) != 1:
+        image = ImageOps.exif_transpose(image)
     check_mode(image)
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
         image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
     if image.has_transparency_data:  # what lies under transparent pixels is arbitrary
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert(MODES[channels])
+    mode = MODES[channels]
+    return image if image.mode == mode else image.convert(mode)  # which would copy it
+
+
+def orientation(image: Image.Image) -> int:
+    """Return how an image is to be turned, as EXIF numbers it; 1 is upright."""
+    turned: Any = image.getexif().get(ORIENTATION)
+    return turned if turned in range(2, 9) else 1
 
 
 def cropped(image: Image.Image, channels: int, size: tuple[int, int]) -> Tensor:

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from PIL import Image
 
+from distill.data.sources.decoders import Decoder, chosen_decoder
 from distill.data.sources.images import MODES
 from distill.data.sources.sizes import Size, as_size
 from distill.data.sources.splits import Resident, Split
+from distill.data.views.crop import INTERPOLATIONS, ResizedCrop
 from distill.data.views.erasing import MODES as MODES_OF_ERASING
 from distill.data.views.erasing import Erasing
 from distill.data.views.timm_names import in_own_names
@@ -65,8 +67,10 @@ def build_view(
     image_size: int | Sequence[int],
     channels: int,
     preprocessing: Mapping[str, Any] | None = None,
+    decoder: str = "auto",
 ) -> ResidentView | StreamedView:
     """Return how views of this split are made."""
+    jpeg = chosen_decoder(decoder)
     resident = isinstance(split, Resident)
     timms = [*TRAINING, *EVALUATION, *ERASING]
     own = [f.name for f in fields(ResidentView)] if resident else [*timms, *MIXING]
@@ -78,7 +82,7 @@ def build_view(
     if resident:
         check_streamed(options)
         return resident_view(in_own_names(options, channels), channels)
-    return streamed_view(options, as_size(image_size), channels, preprocessing or {})
+    return streamed_view(options, as_size(image_size), channels, preprocessing or {}, jpeg)
 
 
 def build_second_view(
@@ -89,6 +93,7 @@ def build_second_view(
     changes: Mapping[str, Any],
     image_size: int | Sequence[int],
     channels: int,
+    decoder: str = "auto",
 ) -> ResidentView | StreamedView | None:
     """Return how the second view of each sample in a step is made; None where there is one.
 
@@ -100,6 +105,7 @@ def build_second_view(
         changes: options that take the place of these.
         image_size: as for `build_view`.
         channels: of the images.
+        decoder: of JPEG files.
 
     Raises:
         ValueError: for a count that is not 1 or 2, for options that are refused, and for views that
@@ -110,7 +116,7 @@ def build_second_view(
     if count == 1:
         return None
     try:
-        second = build_view(split, {**options, **changes}, image_size, channels)
+        second = build_view(split, {**options, **changes}, image_size, channels, decoder=decoder)
     except ValueError as error:
         raise ValueError(str(error).replace("data.view", "data.strong_view")) from error
     for name, one in (("view", view), ("strong_view", second)):
@@ -146,9 +152,16 @@ def resident_view(options: Mapping[str, Any], channels: int) -> ResidentView:
 
 
 def streamed_view(
-    options: Mapping[str, Any], size: Size, channels: int, preprocessing: Mapping[str, Any]
+    options: Mapping[str, Any],
+    size: Size,
+    channels: int,
+    preprocessing: Mapping[str, Any],
+    decoder: Decoder,
 ) -> StreamedView:
-    """Return timm's transforms, tried on a blank image so that mistakes show before training."""
+    """Return timm's transforms, tried on a blank image so that mistakes show before training.
+
+    The crop and the flips of training, where they are the usual ones, are keyed instead of timm's.
+    """
     from timm.data import create_transform
 
     check_streamed(options)
@@ -166,9 +179,12 @@ def streamed_view(
     if options.get("interpolation", "random") != "random":
         clean["interpolation"] = options["interpolation"]
     try:
-        train = create_transform(is_training=True, **common, **training)
+        crop = resized_crop(options, size)
+        train = create_transform(is_training=True, separate=bool(crop), **common, **training)
         if training.get("no_aug") and height != width:  # timm would squash
             train = create_transform(is_training=False, crop_pct=1.0, **common)
+        if crop:
+            train = after_the_crop(train)
         view = StreamedView(
             train=erased(train, options, channels),
             clean=create_transform(
@@ -176,6 +192,9 @@ def streamed_view(
             ),
             preprocessing={key: clean[key] for key in CLEAN_VIEW},
             mixing=mixing,
+            crop=crop,
+            channels=channels,
+            decoder=decoder,
         )
         blank = Image.new(MODES[channels], (width + 3, height))
         views = [view(blank, 0, epoch, 0) for epoch in (CLEAN, 0)]
@@ -185,6 +204,35 @@ def streamed_view(
     assert all(v.shape == (channels, height, width) for v in views)
     assert all(v.dtype == torch.uint8 for v in views)
     return view
+
+
+def resized_crop(options: Mapping[str, Any], size: Size) -> ResizedCrop | None:
+    """Return the crop and the flips of training; None where the options ask for another kind."""
+    given = {name: value for name, value in options.items() if value is not None}
+    interpolation = given.get("interpolation", "bilinear")
+    keyed = interpolation in (*INTERPOLATIONS, "random")
+    if not keyed or given.get("no_aug") or given.get("train_crop_mode", "rrc") != "rrc":
+        return None
+    own = {f.name for f in fields(ResizedCrop)}
+    return ResizedCrop(size, **{name: value for name, value in given.items() if name in own})
+
+
+def after_the_crop(stages: Sequence[Any]) -> Any:
+    """Return what timm does to a crop, uint8 `[C, H, W]`; None where that leaves it as it is.
+
+    Args:
+        stages: of timm's: crop and flips, colours and shapes, and the conversion to a tensor.
+    """
+    from torchvision.transforms import ColorJitter, Compose, ToPILImage
+
+    _, secondary, final = stages
+    strengths = ("brightness", "contrast", "saturation", "hue")
+    if all(
+        isinstance(step, ColorJitter) and all(getattr(step, name) is None for name in strengths)
+        for step in secondary.transforms
+    ):
+        return None
+    return Compose([ToPILImage(), secondary, final])
 
 
 def erased(train: Any, options: Mapping[str, Any], channels: int) -> Any:
@@ -198,7 +246,9 @@ def erased(train: Any, options: Mapping[str, Any], channels: int) -> Any:
         return train
     std = sum(IMAGENET_DEFAULT_STD) / 3
     stds = IMAGENET_DEFAULT_STD if channels == 3 else (std,) * channels
-    return Compose([train, Erasing(probability, mode, count, border(channels), stds)])
+    return Compose(
+        [*filter(None, [train]), Erasing(probability, mode, count, border(channels), stds)]
+    )
 
 
 def border(channels: int) -> tuple[float, ...]:

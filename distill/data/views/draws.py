@@ -54,6 +54,8 @@ class Draw(IntEnum):
     CUTMIX_SHARE = 24
     CUTMIX_ROW = 25
     CUTMIX_COLUMN = 26
+    FLIP_DOWN = 27
+    INTERPOLATION = 28
 
 
 def mix(word: Word) -> Word:
@@ -127,6 +129,12 @@ class Draws:
     def uniform(self, draw: Draw, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Return draws from [low, high), float64 `[N]`."""
         return (self.words[draw] >> 8).double() * ((high - low) * 2.0**-24) + low
+
+    def attempts(self, draw: Draw, count: int, low: float, high: float) -> Tensor:
+        """Return so many draws from [low, high) for each sample, float64 `[N, count]`."""
+        steps = torch.arange(count, device=self.words.device) * _GOLDEN
+        words = mix(self.words[draw][:, None] + steps & _WORD)
+        return (words >> 8).double() * ((high - low) * 2.0**-24) + low
 
     def happens(self, draw: Draw, probability: float) -> Tensor:
         """Return events of this probability, bool `[N]`."""

@@ -12,7 +12,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import default_collate
 
+from distill.data.sources.decoders import Decoder, pillow
+from distill.data.views.crop import ResizedCrop
 from distill.data.views.draws import (
     Draw,
     Draws,
@@ -40,7 +43,7 @@ from distill.data.views.pixels import (
 )
 from distill.utils.numbers import is_number
 
-RECIPE = 1  # of the views: raised when the same options come to show something else
+RECIPE = 2  # of the views: raised when the same options come to show something else
 CLEAN = -1  # the epoch that names the view without augmentation: evaluation
 
 
@@ -294,29 +297,75 @@ def is_range(value: Any, least: float, most: float) -> bool:
 
 @dataclass(frozen=True)
 class StreamedView:
-    """Make any transform of one PIL image pure, by seeding every generator it may draw from.
+    """Show pictures on disk: by a keyed crop, and by any transform, whose generators are seeded.
 
     Args:
-        train: the augmenting transform, PIL image → uint8 tensor `[C, H, W]`.
+        train: the augmenting transform, PIL image → uint8 tensor `[C, H, W]`; of what `crop` shows,
+            if there is one, and then None leaves it as it is.
         clean: the transform of evaluation, PIL image → uint8 tensor `[C, H, W]`.
         preprocessing: what `clean` does, as timm's model configurations say it.
         mixing: how views are mixed afterwards: only its `mixup` and `cutmix` are used.
+        crop: what training shows of a picture; None leaves that to `train`.
+        channels: of the pictures.
+        decoder: of JPEG files, for `crop`; all others, and evaluation, have Pillow's.
     """
 
-    train: Callable[[Any], Tensor]
+    train: Callable[[Any], Tensor] | None
     clean: Callable[[Any], Tensor]
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     mixing: ResidentView = field(default_factory=ResidentView)
+    crop: ResizedCrop | None = None
+    channels: int = 3
+    decoder: Decoder = field(default_factory=pillow)
 
     @property
     def mixes(self) -> bool:
         """Whether views hold two samples, whose labels are then class probabilities."""
         return self.mixing.mixes
 
+    def decoded_by(self, clean: bool) -> str:
+        """Return which library decodes JPEG files for views, with what decides its bits."""
+        return str(pillow() if clean or self.crop is None else self.decoder)
+
     def __call__(self, image: Any, seed: int, epoch: int, index: int) -> Tensor:
-        """Return the view `[C, H, W]` of one image."""
+        """Return the view `[C, H, W]` of one decoded image."""
         if epoch == CLEAN:
             return self.clean(image)
+        key = seed, epoch, index
+        if self.crop is None:
+            return self._augmented(image, *key)
+        drawn = self.crop.drawn(seed, epoch, torch.tensor([index]))[0]
+        return self._augmented(self.crop.shown(image, drawn), *key)
+
+    def batch(self, load: Any, seed: int, epoch: int, index: Tensor) -> Tensor:
+        """Return the views of a loader's pictures, uint8 `[N, C, H, W]`.
+
+        Args:
+            load: index → PIL image, and, where pictures are files, `open`: index → file.
+            seed: the seed of the views.
+            epoch: the epoch, or CLEAN.
+            index: the pictures' indices, int64 `[N]`.
+        """
+        crop, indices = self.crop, index.tolist()
+        if crop is None or epoch == CLEAN:
+            return torch.stack([self(load(i), seed, epoch, i) for i in indices])
+        shown = (
+            crop.read(load, i, drawn, self.channels, self.decoder)
+            for i, drawn in zip(indices, crop.drawn(seed, epoch, index), strict=True)
+        )
+        return (
+            default_collate(  # unlike `torch.stack` it puts a worker's into shared memory at once
+                [
+                    self._augmented(view, seed, epoch, i)
+                    for view, i in zip(shown, indices, strict=True)
+                ]
+            )
+        )
+
+    def _augmented(self, image: Any, seed: int, epoch: int, index: int) -> Tensor:
+        if self.train is None:
+            assert isinstance(image, Tensor)
+            return image
         word = int(keyed_words(seed, epoch, torch.tensor([index]), 0))
         state, numpy_state = random.getstate(), np.random.get_state()
         try:
