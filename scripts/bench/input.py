@@ -46,7 +46,7 @@ from distill.data import DataModule, sources
 from distill.data.sources.packed import PackedStrings
 from distill.data.sources.splits import Source, Streamed
 
-BATCH = 64
+BATCH = 32
 SHOWN = 224
 SCALE = (0.35, 1.0)
 GRAIN = 8.0  # standard deviation in grey levels: so that a file is as large as a camera's
@@ -82,7 +82,7 @@ def loaders(made: Path, options: argparse.Namespace) -> tuple[list[Row], dict[st
     rows, tables = [], {}
     for size, (width, tiles) in SIZES.items():
         root = made / str(width)
-        count = max(3, options.pictures * 500 // width // BATCH) * BATCH
+        count = max(2, options.pictures * 500 // width // BATCH) * BATCH
         weight = write_photographs(root, width, tiles, count)
         print(f"{size}: {count} pictures, {weight / 1e3:,.0f} kB on average", flush=True)
         for workers in (1, 2):
@@ -104,8 +104,8 @@ def loaders(made: Path, options: argparse.Namespace) -> tuple[list[Row], dict[st
                     note += f"; wall {by_clock:.2f}"
                 name = f"{size}, {workers} worker{'s' * (workers > 1)}: {other}"
                 rows.append(Row(name, ratio(taken, side, other), least=least, note=note))
+            print_rows(rows[-3:])
             tables[f"{size}, {workers} workers"] = {"per_cpu_second": taken, "wall": wall}
-    print_rows(rows)
     return rows, tables
 
 
