@@ -69,6 +69,8 @@ SLOW = (
     "models/test_teacher_and_bundle.py::test_stock_timm_gives", "utils/test_memory.py::test_blocks",
     "config/test_library.py::test_an_optimiser_trains_and_goes_on_as_if_never_interrupted[kron",
     "data/condition/test_image_corruptions.py::test_a_higher_severity_changes_more",
+    "plan/test_command.py::test_a_sweep_is_the_sum", "plan/test_command.py::test_assistants",
+    "training/test_long_runs.py::test_a_run_that_is_killed_anywhere",
     "sweep/test_workers.py", "deploy/test_hub.py::test_the_four_files",
 )  # fmt: skip
 
