@@ -3,6 +3,7 @@
 `scripts/soak --shards` does it at length, `test_soak_shards.py` in short.
 """
 
+import gc
 import io
 import os
 import statistics
@@ -89,7 +90,12 @@ def as_tensor(image):
 
 
 def stream(root, cache, epochs, workers=2, points=100):
-    """Yield what is held while epochs of a folder of shards are read, at so many points."""
+    """Yield what is held while epochs of a folder of shards are read, at so many points.
+
+    What was imported is frozen first, as commands do (`import_heavy`): at its first full collection
+    each process would write to all objects, and so come to own a copy of every page.
+    """
+    gc.freeze()
     source = shards(str(root), cache=str(cache))
     data = DataModule(source, batch_size=BATCH, image_size=16, num_workers=workers)
     data.view = StreamedView(as_tensor, as_tensor)
