@@ -17,7 +17,7 @@ from distill.teacher.teacher import Teacher
 from distill.training import auxiliary
 from distill.training.cache import as_fitted, kept_in, views_per_sample
 from distill.training.fit import baseline_config
-from distill.training.teachers import as_teacher, load_teacher
+from distill.training.teachers import as_configured, as_teacher, load_teacher
 from distill.training.trainer import batches_per_epoch, updates_of, updates_per_epoch
 
 STUDENT = "student"
@@ -117,7 +117,8 @@ def stand_ins(cfg: DictConfig, data: DataModule) -> dict[str, Teacher]:
         if random:
             shape = build.model_shape(source, data)
             model = architecture(read.model_spec(source), shape, "teacher")
-            found["teacher"] = as_teacher(model, data, read.own_size(source))
+            teacher = as_teacher(model, data, read.own_size(source))
+            found["teacher"] = as_configured(cfg, data, teacher)
         elif (loaded := load_teacher(cfg, data)) is not None:
             found["teacher"] = loaded
     for number in range(1, len(cfg.assistants or []) + 1):

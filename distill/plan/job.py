@@ -21,7 +21,7 @@ from distill.plan.measure import Decoding, Trial, decoding_of, same_trial, tried
 from distill.plan.total import Plan
 from distill.teacher.room import expected_bytes
 from distill.teacher.teacher import Teacher
-from distill.training.cache import check_store, expected, rows, views_per_sample
+from distill.training.cache import check_store, expected, rows, topk_of, views_per_sample
 from distill.training.trainer import made_callbacks
 from distill.training.untrained import Untrained
 from distill.utils.memory import bytes_text
@@ -154,8 +154,8 @@ def store_bytes(cfg: DictConfig, data: DataModule) -> int:
     """Return the bytes of a complete store: every view of training, and validation once."""
     if not read.teacher_name(cfg):
         return 0
-    kept = (data.num_classes, views_per_sample(cfg, data), cfg.store.dtype, cfg.store.topk)
-    held_out = (data.num_classes, 1, cfg.store.dtype, cfg.store.topk)
+    kept = (data.num_classes, views_per_sample(cfg, data), cfg.store.dtype, topk_of(cfg, data))
+    held_out = (data.num_classes, 1, cfg.store.dtype, topk_of(cfg, data))
     return expected_bytes(rows(data, "train"), *kept) + expected_bytes(rows(data, "val"), *held_out)
 
 

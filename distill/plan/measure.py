@@ -29,16 +29,17 @@ from distill.plan.memory import (
     weight_bytes,
 )
 from distill.plan.timing import Clock
-from distill.sweep.workers import cores
 from distill.teacher.cached import CachedTeacher
 from distill.teacher.records import Array, Fields, Layout
 from distill.teacher.store import TeacherStore
 from distill.teacher.teacher import Teacher
+from distill.training.cache import topk_of
 from distill.training.capture import build_graph
 from distill.training.fit import student_module
 from distill.training.module import Distiller
 from distill.training.trainer import compile_model
 from distill.training.untrained import build_untrained
+from distill.utils.process import cores
 
 WARM, STEPS = 2, 4  # of a trial: that do not count, and that do
 FEW = 8  # images of the first batch on a CPU
@@ -201,7 +202,7 @@ def tried(fit: Fit, teacher: Teacher | None, work: Path) -> Trial:
     fed = None
     if teacher is not None and not live.module.objective.needs_teacher_features:
         store = fit.cfg.store
-        layout = Layout(data.num_classes, store.dtype, store.topk)
+        layout = Layout(data.num_classes, store.dtype, topk_of(fit.cfg, data))
         answered = Answered(int(data.pool.index.max()) + 1, layout)
         device_gb = store.device_gb if read.on_gpu(cfg) else 0.0
         kept = CachedTeacher(teacher, {"train": answered}, device_gb)
@@ -344,7 +345,9 @@ def same_trial(fit: Fit, teacher: Teacher | None) -> str:
     callbacks = {name: node and node.get("_target_") for name, node in (
         plain["callbacks"] or {}).items()}  # fmt: skip
     student = {key: plain["student"].get(key) for key in ("name", "args")}
-    taught = None if teacher is None else [repr(teacher.model), teacher.batch_size]
+    taught = None
+    if teacher is not None:
+        taught = [repr(teacher.model), teacher.batch_size, teacher.precision, teacher.device]
     shown = fit.data.batch_size, fit.data.image_size, fit.data.num_classes, plain["data"]["view"]
     kept = {key: plain["store"].get(key) for key in ("dtype", "topk")}
     about = student, taught, terms, trainer, callbacks, shown, plain["optimizer"].get("opt"), kept

@@ -58,8 +58,8 @@ def test_the_distiller_draws_in_training_and_averages_in_validation():
     teacher = Teacher(Ensemble([Fixed(A), Fixed(B)], "draw"))
     module = Distiller(Fixed(A), teacher, Objective({"kl": "kl_divergence"}), num_classes=3)
     target = torch.zeros(3, dtype=torch.long)
-    _, trained, *_ = module._answers(Batch(VIEW, target), step=0)
-    _, validated, *_ = module._answers(Batch(VIEW, target))
+    trained = module.learned(Batch(VIEW, target), step=0).teacher
+    validated = module.learned(Batch(VIEW, target)).teacher
     assert torch.equal(trained[0], torch.tensor((A, B)[teacher.model.drawn(0)]))
     assert not torch.allclose(validated[0].softmax(0), trained[0].softmax(0))
 

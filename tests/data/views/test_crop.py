@@ -218,7 +218,7 @@ def write_photographs(root, count=8):
 
 
 def test_views_do_not_depend_on_workers_and_batches(tmp_path):
-    source = folder(str(write_photographs(tmp_path)), verify=False)
+    source = folder(str(write_photographs(tmp_path)), verify="none")
 
     def views(workers, size, skip=0):
         data = DataModule(
@@ -356,7 +356,7 @@ def test_a_loader_without_files_gives_its_pictures():
 def test_broken_pictures_are_named(tmp_path):
     path = write_photographs(tmp_path) / "even" / "0.jpg"
     path.write_bytes(path.read_bytes()[:5000])
-    split = folder(str(tmp_path), verify=False).train
+    split = folder(str(tmp_path), verify="none").train
     refusal(lambda: view_of().batch(split.load, 0, 0, torch.tensor([0])), "broken image", path)
     path.unlink()
     refusal(lambda: view_of().batch(split.load, 0, 0, torch.tensor([0])), path)
