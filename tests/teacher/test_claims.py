@@ -1,7 +1,6 @@
 """Work that processes divide among themselves: never two at it, and nothing that is left undone."""
 
 import json
-import multiprocessing
 import os
 import signal
 
@@ -18,26 +17,6 @@ from tests.teacher.store_filler import FACTS, SHAPE, truth
 
 PARTED = {**SHAPE, "files": 5}
 EVERYTHING = torch.arange(SHAPE["samples"])
-
-
-@pytest.fixture
-def process():
-    """Start a function of `store_filler` in a process of its own, with the end of a pipe."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["distill.teacher.store"])
-    started = []
-
-    def start(function, *arguments):
-        here, there = context.Pipe()
-        child = context.Process(target=function, args=(*arguments, there))
-        child.start()
-        started.append(child)
-        return child, here
-
-    yield start
-    for child in started:
-        child.kill()
-        child.join()
 
 
 def old(path, seconds):

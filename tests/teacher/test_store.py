@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import multiprocessing
 import random
 import resource
 import shutil
@@ -50,26 +49,6 @@ def folder(tmp_path):
             store.write(view, ROWS, answers(view))
         assert store.complete
     return tmp_path / "store"
-
-
-@pytest.fixture
-def process():
-    """Start a function of `store_filler` in a process of its own, with the end of a pipe."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["distill.teacher.store"])
-    started = []
-
-    def start(function, *arguments):
-        here, there = context.Pipe()
-        child = context.Process(target=function, args=(*arguments, there))
-        child.start()
-        started.append(child)
-        return child, here
-
-    yield start
-    for child in started:
-        child.kill()
-        child.join()
 
 
 def numbers(count, classes, largest):
