@@ -29,7 +29,7 @@ MOST = 0.02  # by which memory may grow from the first quarter's end to the last
 
 @dataclass(frozen=True)
 class Held:
-    """What processes hold after so many samples, in MB of proportional set size."""
+    """What processes hold after so many samples, in MB."""
 
     samples: int
     main: float
@@ -72,11 +72,14 @@ def write_one(path, numbers, images):
 
 
 def pss(pid):
-    """Return a process's proportional set size in MB (Linux only)."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) / 1024
-    raise AssertionError
+    """Return a process's proportional set size in MB (Linux only).
+
+    Pages of files, such as libraries, are left out: the system drops and reads them as it likes.
+    """
+    rows = dict(
+        line.split(":") for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    )
+    return sum(int(rows[name].split()[0]) for name in ("Pss_Anon", "Pss_Shmem")) / 1024
 
 
 def workers_of(pid):
