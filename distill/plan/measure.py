@@ -218,7 +218,7 @@ def for_trial(cfg: DictConfig, work: Path) -> DictConfig:
     trainer = {key: value for key, value in read.plain(cfg.trainer).items() if key in KEPT}
     callbacks = {
         name: read.plain(node) for name, node in read.present(cfg.callbacks)
-        if not ({"dirpath", "monitor"} & {*node} or name == "progress")
+        if not ({"dirpath", "monitor"} & {*node} or name in ("progress", "head_first"))
     }  # fmt: skip
     short = {"max_epochs": 1, "devices": 1, "num_nodes": 1, "limit_val_batches": 0,
              "num_sanity_val_steps": 0}  # fmt: skip
@@ -226,6 +226,8 @@ def for_trial(cfg: DictConfig, work: Path) -> DictConfig:
         "trainer": {**trainer, **short}, "callbacks": callbacks, "logger": {}, "scheduler": None,
         "ckpt_path": None, "resume": None, "paths.output_dir": str(work),
     }  # fmt: skip
+    if "layer_decay" in cfg.optimizer:  # a schedule applies it
+        values["optimizer.layer_decay"] = None
     if cfg.objective.get("temperature") == "auto":
         values["objective.temperature"] = 1.0  # any takes as long
     return with_values(cfg, values)

@@ -126,6 +126,18 @@ def test_assistants_and_a_teacher_that_is_kept(planned, tmp_path):
     assert memory[0]["weights"] > memory[1]["weights"] > memory[2]["teacher"] > 0
 
 
+def test_a_teacher_that_is_fine_tuned_is_timed_as_a_whole(planned):
+    recipe = "teacher.fit.head_epochs=1", "teacher.fit.optimizer.layer_decay=0.5"
+    scratch = ("teacher=trained", "teacher.name=slim_resnet10_8")
+    tuned = ("teacher=finetuned", "teacher.name=slim_resnet10_8", "teacher.pretrained=false")
+    common = ("baseline=false", "data.image_size=16")
+    found, text = planned(*tuned, *recipe, *common)
+    whole, _ = planned(*scratch, *common)
+    teacher, other = (one["jobs"][0]["fits"][0] for one in (found, whole))
+    assert teacher["memory"]["gradients"] == other["memory"]["gradients"] > 0  # of all layers
+    assert "slim_resnet10_8, fine-tuned, to be trained here once" in text
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
