@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -25,6 +24,7 @@ from distill.plan.job import Planner
 from distill.plan.table import as_json, assumptions, print_plan, print_sweep
 from distill.plan.total import Plan, total_of
 from distill.sweep.group import chunked
+from distill.sweep.matching import combined
 from distill.sweep.workers import Job, accelerator, places
 from distill.utils.json_files import write_json
 from distill.utils.memory import keep_freed_memory
@@ -85,18 +85,16 @@ def composed(overrides: Sequence[str], multirun: bool, work: Path) -> list[DictC
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     fixed = [one.input_line or "" for one in parsed if not one.is_sweep_override()]
     common = compose(CONFIG, [*fixed, *ours], return_hydra_config=True)
-    if not common.hydra.sweeper._target_.endswith(f".{BasicSweeper.__name__}"):
+    if not common.hydra.sweeper._target_.endswith(".BasicSweeper"):
         raise ValueError(
             "what a search will try is not known ahead: leave out -m, and multiply by "
             "hydra.sweeper.n_trials"
         )
     swept = [f"{key}={value}" for key, value in (common.hydra.sweeper.params or {}).items()]
-    every = OverridesParser.create().parse_overrides([*swept, *overrides])
-    batches = BasicSweeper.split_arguments(every, None)
     return [
         compose(CONFIG, [*job, *ours, f"hydra.job.num={number}", f"hydra.job.id={number}"],
                 return_hydra_config=True)
-        for number, job in enumerate(job for batch in batches for job in batch)
+        for number, job in enumerate(combined([*swept, *overrides]))
     ]  # fmt: skip
 
 

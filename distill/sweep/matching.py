@@ -90,8 +90,17 @@ def job_overrides(config: DictConfig) -> list[list[str]]:
     """
     params = [f"{name}={value}" for name, value in (config.hydra.sweeper.params or {}).items()]
     given = [*params, *OmegaConf.to_container(config.hydra.overrides.task, resolve=False)]  # type: ignore[misc]
+    return combined(given)
+
+
+def combined(overrides: Sequence[str]) -> list[list[str]]:
+    """Return the overrides of each job of a command line.
+
+    Raises:
+        HydraException: if it cannot be read.
+    """
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-    said = {one.get_key_element(): choices(one) for one in parser.parse_overrides(given)}
+    said = {one.get_key_element(): choices(one) for one in parser.parse_overrides(list(overrides))}
     return [list(job) for job in itertools.product(*said.values())]  # of a key said twice, the last
 
 

@@ -179,6 +179,7 @@ def check(run_line, line):
         "1 of 10 claims checked in ",
         "| all | ",
         " cells: ",
+        "in all: ",
     )
     assert any(ending in done.stdout + done.stderr for ending in endings)
     told = ("+ ", "installing", "distill-predict: ")

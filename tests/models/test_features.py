@@ -68,7 +68,7 @@ def test_student_and_projection_learn_and_only_the_student_is_in_the_bundle(tmp_
     module = Distiller(student, teacher, objective, topk=(1,))
     view, target = torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
     student.train()
-    losses = objective(*module._answers(Batch(view, target)))
+    losses = module.learned(Batch(view, target)).losses
     losses["loss"].backward()
     assert all(p.grad is not None for p in [*student.parameters(), *objective.parameters()])
     assert [p.weight.shape[:2] for p in objective.helpers["hint"].projections] == [
@@ -124,11 +124,12 @@ def test_a_distillation_token_answers_by_itself_in_training():
     module = Distiller(student, build_model(ModelSpec("resnet10t"), SHAPE, "teacher"), objective)
     batch = Batch(torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 2, 3]))
     student.train()
-    logits, teacher, target, (ours, _) = module._answers(batch)
-    expected = 0.5 * F.cross_entropy(logits, target) + 0.5 * F.cross_entropy(
+    logits, ours = forward_with_features(student, batch.view, objective.stages)
+    teacher = module.teacher(batch.view)
+    expected = 0.5 * F.cross_entropy(logits, batch.target) + 0.5 * F.cross_entropy(
         ours.token, teacher.argmax(1)
     )
-    losses = objective(logits, teacher, target, (ours, None))
+    losses = module.learned(batch).losses
     torch.testing.assert_close(losses["loss"], expected)
     losses["loss"].backward()
     assert student.head_dist.weight.grad.abs().sum() > 0

@@ -196,7 +196,7 @@ def test_differences_and_classes_are_on_the_page(finished):
     assert f"{shown}<small>{ends}</small>" in text
     section = text.split("Class by class")[1].split("</section>")[0]
     for name, count in zip(summary["classes"], summary["majority"]["counts"], strict=True):
-        assert f'<th scope="row">{name}</th><td>{count}</td>' in section
+        assert f'<th scope="row" class="name">{name}</th><td>{count}</td>' in section
     low, high = summary["student"]["intervals"]["top1"]
     assert f"(95 %: {100 * low:.1f} to {100 * high:.1f})" in text
 

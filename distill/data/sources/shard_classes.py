@@ -49,9 +49,9 @@ def text_at(address: str) -> str | None:
     if REMOTE not in address:
         path = Path(address)
         return path.read_text(encoding="utf-8") if path.is_file() else None
-    files, _ = file_system(address)
+    files, place = file_system(address)
     try:
-        return str(files.cat_file(files._strip_protocol(address)).decode())
+        return str(files.cat_file(place).decode())
     except Exception:  # back ends raise whatever they stumble on, for a file that is not there too
         return None
 

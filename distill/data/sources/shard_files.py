@@ -127,7 +127,8 @@ def tars_at(place: str) -> tuple[list[str], str]:
         place = str(resolved_path(place))
     if place.endswith(".tar") and "*" not in place:
         return [local_path(place)], ""
-    files, local = file_system(place)
+    files, path = file_system(place)
+    local = is_local(files)
     if "*" in place:
         pattern = local_path(place)
         paths = [p for p in files.glob(pattern) if p.endswith(".tar")]
@@ -135,22 +136,28 @@ def tars_at(place: str) -> tuple[list[str], str]:
         folder = ""
     else:
         folder = local_path(place)
-        tars = local_tars(folder) if local else remote_tars(files, folder)
+        tars = local_tars(folder) if local else remote_tars(files, path, place)
     if not tars:
         raise FileNotFoundError(f"{place} has no shards (*.tar){instead(place) if local else ''}")
     return sorted(tars), folder
 
 
-def file_system(address: str) -> tuple[Any, bool]:
-    """Return what reads an address, and whether it is the local file system."""
+def file_system(address: str) -> tuple[Any, str]:
+    """Return what reads an address, and what it calls the place."""
     import fsspec
-    from fsspec.implementations.local import LocalFileSystem
 
     try:
-        files, _ = fsspec.core.url_to_fs(address)
+        files, path = fsspec.core.url_to_fs(address)
     except (ImportError, ValueError) as error:  # a protocol that needs a package, or is none
         raise ValueError(f"data.root={address}: {reason(ValueError(error))}") from error
-    return files, isinstance(files, LocalFileSystem)
+    return files, str(path)
+
+
+def is_local(files: Any) -> bool:
+    """Whether a file system is that of this machine."""
+    from fsspec.implementations.local import LocalFileSystem
+
+    return isinstance(files, LocalFileSystem)
 
 
 def local_path(address: str) -> str:
@@ -181,10 +188,10 @@ def check_compressed(folder: str, files: Iterable[str]) -> None:
         )
 
 
-def remote_tars(files: Any, folder: str) -> list[str]:
+def remote_tars(files: Any, path: str, folder: str) -> list[str]:
     """Return the tars anywhere below a folder of another file system."""
     try:
-        paths = files.find(files._strip_protocol(folder))
+        paths = files.find(path)
     except Exception as error:  # back ends raise whatever they stumble on
         raise ValueError(
             f"data.root={folder} cannot be listed ({reason(error)}): give the addresses of the "
@@ -234,11 +241,11 @@ def stamp_of(address: str, retries: int) -> tuple[int, str] | None:
         except FileNotFoundError:
             return None
         return status.st_size, str(status.st_mtime_ns)
-    files, _ = file_system(address)
+    files, path = file_system(address)
 
     def asked() -> Mapping[str, Any] | None:
         try:
-            return files.info(files._strip_protocol(address))
+            return files.info(path)
         except FileNotFoundError:
             return None
 
@@ -285,12 +292,12 @@ class ShardFiles:
     folder: Path | None = None
     limit: float = 50e9
     retries: int = 3
-    _open: OrderedDict[int, int] = field(default_factory=OrderedDict)
+    open_shards: OrderedDict[int, int] = field(default_factory=OrderedDict)
     _ahead: Ahead | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what another process needs: open files and threads are a process's own."""
-        return {**self.__dict__, "_open": OrderedDict(), "_ahead": None}
+        return {**self.__dict__, "open_shards": OrderedDict(), "_ahead": None}
 
     def read(self, number: int, start: int, size: int) -> bytes:
         """Return bytes of a shard.
@@ -328,15 +335,15 @@ class ShardFiles:
             self._ahead.want(remote)
 
     def _opened(self, number: int) -> int:
-        if number not in self._open:
-            while len(self._open) >= OPEN:
-                self._close(next(iter(self._open)))
-            self._open[number] = opened(self.local(number), self.shards[number].size)
-        self._open.move_to_end(number)
-        return self._open[number]
+        if number not in self.open_shards:
+            while len(self.open_shards) >= OPEN:
+                self._close(next(iter(self.open_shards)))
+            self.open_shards[number] = opened(self.local(number), self.shards[number].size)
+        self.open_shards.move_to_end(number)
+        return self.open_shards[number]
 
     def _close(self, number: int) -> None:
-        descriptor = self._open.pop(number, None)
+        descriptor = self.open_shards.pop(number, None)
         if descriptor is not None:
             os.close(descriptor)
 
@@ -370,10 +377,10 @@ def opened(path: Path, size: int) -> int:
 
 def fetch(shard: Shard, path: Path) -> None:
     """Copy a shard to a path, whole or not at all."""
-    files, _ = file_system(shard.address)
+    files, place = file_system(shard.address)
     building = under_construction(path)
     try:
-        files.get_file(files._strip_protocol(shard.address), str(building))
+        files.get_file(place, str(building))
         fetched = building.stat().st_size
         if fetched != shard.size:
             raise OSError(f"{fetched} of its {shard.size} bytes came")

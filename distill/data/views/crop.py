@@ -87,10 +87,10 @@ class ResizedCrop:
             draws.words[Draw.CROP_LEFT],
             draws.happens(Draw.FLIP, self.hflip),
             draws.happens(Draw.FLIP_DOWN, self.vflip),
-            draws.integers(Draw.INTERPOLATION, len(kinds)),
         )
-        rows = zip(*(column.tolist() for column in columns), strict=True)
-        return [Drawn._make((*drawn, kinds[kind])) for *drawn, kind in rows]
+        named = [kinds[kind] for kind in draws.integers(Draw.INTERPOLATION, len(kinds)).tolist()]
+        rows = zip(*(column.tolist() for column in columns), named, strict=True)
+        return [Drawn(*row) for row in rows]
 
     def box(self, drawn: Drawn, height: int, width: int) -> Box:
         """Return what is shown of a picture of this height and width."""

@@ -50,7 +50,7 @@ def modular(source, **options):
 def lose(data, *paths):
     """Remove shards that this process may have open."""
     files = data.train.load.files
-    for number in list(files._open):
+    for number in list(files.open_shards):
         files._close(number)
     for path in paths:
         path.unlink()
