@@ -80,15 +80,16 @@ def read_contents(pieces: Pieces, verify: str = "new", cache: str | Path | None 
     }
     lacking = np.flatnonzero(~unchanged)
     announce(pieces.root, pieces.sizes(stamps)[lacking])
-    settled = np.zeros(len(names), bool)
-    for place, one, stamp in examined(pieces, lacking.tolist()):
-        digests[place] = one.digest
-        if one.fault:
-            faults[place] = one.fault
-        settled[place] = stamp == tuple(stamps[place].tolist()) and bool(one.digest)
-    found = Known(names, stamps, digests, faults)
-    if file and settled.any():
-        file.add(found.take(np.flatnonzero(settled)))
+    found, settled = Known(names, stamps, digests, faults), np.zeros(len(names), bool)
+    try:
+        for place, one, stamp in examined(pieces, lacking.tolist()):
+            digests[place] = one.digest
+            if one.fault:
+                faults[place] = one.fault
+            settled[place] = stamp == tuple(stamps[place].tolist()) and bool(one.digest)
+    finally:  # what was read before Ctrl-C is kept, too
+        if file and settled.any():
+            file.add(found.take(np.flatnonzero(settled)))
     return found
 
 

@@ -121,6 +121,23 @@ def test_what_cannot_be_decoded_is_known_of_the_others_too(root, tmp_path, exami
     assert len(examined) == 4
 
 
+def test_what_was_read_before_an_interruption_is_not_read_again(root, tmp_path, monkeypatch):
+    names, real = [], contents.examine
+
+    def interrupted(piece):
+        names.append(piece.path.name)
+        if names.count("2.bmp") == 1 and piece.path.name == "2.bmp":
+            raise KeyboardInterrupt
+        return real(piece)
+
+    monkeypatch.setattr(contents, "examine", interrupted)
+    monkeypatch.setattr(contents, "AT_ONCE", 1)
+    with pytest.raises(KeyboardInterrupt):
+        read(root, tmp_path / "cache")
+    assert len(read(root, tmp_path / "cache")) == 3
+    assert sorted(names) == ["0.bmp", "1.bmp", "2.bmp", "2.bmp"]
+
+
 def test_another_pillow_reads_again(root, tmp_path, examined, monkeypatch):
     first = read(root, tmp_path / "cache")
     monkeypatch.setattr(PIL, "__version__", "0.1")
