@@ -88,15 +88,8 @@ def plan() -> None:
               if given and name not in ("multirun", "run")]  # fmt: skip
     if others:
         parser.error(f"plan takes no {', '.join(others)}")
-    try:
+    with mistakes_refused(explain=os.environ.get("HYDRA_FULL_ERROR") != "1"):
         import_task("distill.plan.command").run(flags, overrides)
-    except Exception as error:
-        if os.environ.get("HYDRA_FULL_ERROR") != "1":
-            refuse_mistake(error)
-        raise
-    except KeyboardInterrupt:
-        print("distill: interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 @as_program
@@ -255,10 +248,18 @@ def run_command(config_name: str, task: str) -> None:
     if os.environ.get("HYDRA_FULL_ERROR") == "1" and "DISTILL_EXPLAIN" not in os.environ:
         return hydra_main(config_name, task, explain=False)
     os.environ["HYDRA_FULL_ERROR"] = os.environ["DISTILL_EXPLAIN"] = "1"
-    try:
+    with mistakes_refused(explain=True):
         hydra_main(config_name, task, explain=True)
+
+
+@contextmanager
+def mistakes_refused(explain: bool) -> Iterator[None]:
+    """End a person's mistakes in one line and exit code 2, where explained; Ctrl-C in 130."""
+    try:
+        yield
     except Exception as error:
-        refuse_mistake(error)
+        if explain:
+            refuse_mistake(error)
         raise
     except KeyboardInterrupt as stop:
         print(f"distill: interrupted{f': {stop}' if stop.args else ''}", file=sys.stderr)

@@ -31,10 +31,7 @@ log = logging.getLogger(__name__)
 
 CONFIGURED = "distill.data.module.configured"
 EXTRAS = ("wandb", "mlflow")
-ELSEWHERE = (
-    "schedules",
-    "views_per_step",
-)  # of an objective: who reads them are callbacks and data
+ELSEWHERE = ("schedules", "views_per_step")  # of an objective: callbacks and data read them
 MOVED = {  # beginnings of names that configurations have used → where these are now
     "distill.callbacks.": "distill.training.callbacks.",
     "distill.objectives.": "distill.objective.objective.",

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distill.utils.memory import distinct_bytes, held_bytes
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -37,10 +39,8 @@ class Memory:
 
 
 def weight_bytes(module: nn.Module | None) -> int:
-    """Return the bytes of a module's parameters and buffers, each counted once."""
-    if module is None:
-        return 0
-    return distinct_bytes((*module.parameters(), *module.buffers()))
+    """Return the bytes of a module's parameters and buffers; 0 without one."""
+    return 0 if module is None else held_bytes(module)
 
 
 def gradient_bytes(module: nn.Module) -> int:
@@ -63,12 +63,6 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, list | tuple):
         for one in value:
             yield from tensors_in(one)
-
-
-def distinct_bytes(tensors: Iterable[Tensor]) -> int:
-    """Return the bytes of the storages that tensors lie in, each counted once."""
-    storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}
-    return sum(storages.values())
 
 
 def saved_bytes(forward: Callable[[], Any], but: Iterable[Tensor] = ()) -> tuple[int, Any]:

@@ -14,6 +14,7 @@ from distill.plan.total import Plan, Total, total_of
 from distill.report.table import show
 from distill.training.auxiliary import STOPPED_EARLY
 from distill.utils.memory import bytes_text
+from distill.utils.numbers import rate_text
 
 GPU_ASSUMED = "memory beside the weights is the peak of a step on this GPU"
 CPU_ASSUMED = (
@@ -62,8 +63,8 @@ def fit_rows(plan: Plan) -> list[list[str]]:
         trial = plan.trials[fit.role]
         rows.append([
             fit.role, fit.model, f"{fit.data.batch_size:,}", f"{fit.steps_per_epoch:,}",
-            f"{fit.epochs:,}", f"{fit.steps:,}", rate_text(trial.live),
-            "–" if trial.fed is None else rate_text(trial.fed),
+            f"{fit.epochs:,}", f"{fit.steps:,}", rate_text(1 / trial.live),
+            "–" if trial.fed is None else rate_text(1 / trial.fed),
             "kept" if fit.kept else time_text(plan.alone(fit)),
         ])  # fmt: skip
     return rows
@@ -129,7 +130,7 @@ def limit_text(decoding: Decoding, step: float, name: str) -> str:
     """
     limit = "decoding limits" if decoding.seconds > step else "training limits"
     balance = f"data.num_workers={decoding.balancing(1 / step)} would balance them"
-    return f"{limit} where the student takes {rate_text(step)} images/s ({name}), {balance}"
+    return f"{limit} where the student takes {rate_text(1 / step)} images/s ({name}), {balance}"
 
 
 def print_hours(one: Total, devices: Sequence[int]) -> None:
@@ -146,7 +147,7 @@ def print_sweep(plans: Sequence[Plan], one: Total, fused: bool, devices: Sequenc
     """Print what all jobs of a sweep take together."""
     rows = [
         [plan.name, plan.student.model, f"{plan.student.steps:,}",
-         rate_text(plan.trials[plan.student.role].live),
+         rate_text(1 / plan.trials[plan.student.role].live),
          time_text(total(plan).seconds)] for plan in plans
     ]  # fmt: skip
     title = "jobs, and their time if each were alone"
@@ -219,16 +220,6 @@ def fit_json(plan: Plan, fit: Any) -> dict[str, Any]:
         "checkpoint_bytes": trial.checkpoint,
         "memory": {**asdict(trial.memory), "total": trial.memory.total},
     }  # fmt: skip
-
-
-def rate_text(seconds: float) -> str:
-    """Return the images per second of an image's seconds, for people.
-
-    >>> rate_text(0.0005), rate_text(7.0)
-    ('2,000', '0.14')
-    """
-    rate = 1 / seconds
-    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 def time_text(seconds: float) -> str:

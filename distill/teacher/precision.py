@@ -84,12 +84,6 @@ def widened(values: Any) -> Any:
     return apply_to_collection(values, Tensor, _wide)
 
 
-def held_bytes(model: nn.Module) -> int:
-    """Return the bytes of a model's weights and buffers."""
-    held = (*model.parameters(), *model.buffers())
-    return sum(value.numel() * value.element_size() for value in held)
-
-
 def checked_device(name: str) -> torch.device:
     """Return a device of this machine by its name, such as `cpu` or `cuda:1`.
 

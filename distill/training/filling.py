@@ -23,6 +23,7 @@ from distill.teacher.records import TopkCost
 from distill.teacher.store import Part, TeacherStore
 from distill.teacher.teacher import Teacher
 from distill.training.cache import expected, open_stores, stored, views_per_sample
+from distill.utils.numbers import rate_text
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ class Progress:
     @property
     def rate_text(self) -> str:
         """The rate, for people."""
-        return f"{self.rate:,.0f} images/s" if self.rate >= 10 else f"{self.rate:.2g} images/s"
+        return f"{rate_text(self.rate)} images/s"
 
     @property
     def time_text(self) -> str:

@@ -19,13 +19,13 @@ from distill.models.build import ModelSpec, build_matched, normalization
 from distill.models.features import model_info
 from distill.objective.objective import Objective
 from distill.teacher.ensemble import Ensemble
-from distill.teacher.precision import checked_device, held_bytes
+from distill.teacher.precision import checked_device
 from distill.teacher.teacher import Teacher
 from distill.training import auxiliary
 from distill.training.cache import trained_once
 from distill.training.first_look import Look, looked_at, teacher_temperature
 from distill.training.fit import train_and_keep
-from distill.utils.memory import bytes_text
+from distill.utils.memory import bytes_text, held_bytes
 from distill.utils.ranks import first_of_run
 
 log = logging.getLogger(__name__)

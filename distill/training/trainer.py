@@ -37,11 +37,7 @@ from distill.models.checkpoint import as_object, epochs_done, read_lightning, st
 from distill.objective.objective import Objective
 from distill.training.callbacks.annealing import Annealing
 from distill.training.callbacks.averages import UntilAveraged
-from distill.training.callbacks.checkpoints import (
-    LatestCheckpoint,
-    StopWhenTold,
-    WholeCheckpoints,
-)
+from distill.training.callbacks.checkpoints import LatestCheckpoint, StopWhenTold, WholeCheckpoints
 from distill.training.callbacks.continuity import Continuity
 from distill.training.callbacks.fake_quantize import FakeQuantize
 from distill.training.callbacks.finite import FiniteLoss

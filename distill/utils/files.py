@@ -162,6 +162,20 @@ def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
         np.savez(file, **content)
 
 
+def load_arrays(path: Path) -> dict[str, Any] | None:
+    """Return the arrays of an `.npz`, by name; None where there is none, or it is damaged.
+
+    Nothing is unpickled.
+    """
+    import numpy as np
+
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
+            return {name: saved[name] for name in saved.files}
+    except Exception:  # archives that are damaged fail in whatever way
+        return None
+
+
 def plain_cell(text: str) -> str:
     """Return a cell of a CSV file that no spreadsheet takes for a formula.
 

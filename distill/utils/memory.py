@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # commands that need no torch start without it
+    from torch import Tensor, nn
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 LARGEST_BLOCK, LARGEST_REST = 2**30, 2**31 - 1  # bytes
@@ -33,6 +38,17 @@ def available_bytes() -> int:
     except OSError:
         return 0
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+
+
+def held_bytes(module: nn.Module) -> int:
+    """Return the bytes of a module's parameters and buffers, each counted once."""
+    return distinct_bytes((*module.parameters(), *module.buffers()))
+
+
+def distinct_bytes(tensors: Iterable[Tensor]) -> int:
+    """Return the bytes of the storages that tensors lie in, each counted once."""
+    storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}
+    return sum(storages.values())
 
 
 def bytes_text(count: int) -> str:

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from distill.teacher.ensemble import Ensemble
-from distill.teacher.precision import checked_device, computes_in, held_bytes, reduce_precision
+from distill.teacher.precision import checked_device, computes_in, reduce_precision
 from distill.teacher.teacher import Teacher
+from distill.utils.memory import held_bytes
 
 VIEWS = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}

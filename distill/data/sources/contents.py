@@ -22,7 +22,7 @@ from distill.data.sources.images import decoded
 from distill.data.sources.known import NOTHING, Known, KnownFile
 from distill.data.sources.listing import some
 from distill.data.sources.packed import PackedStrings
-from distill.data.sources.pieces import THREADS, Piece, Pieces, stamp_of
+from distill.data.sources.pieces import THREADS, Piece, Pieces, Stamp, stamp_of
 from distill.data.sources.splits import DIGEST, Split, Streamed, digest_of
 
 log = logging.getLogger(__name__)
@@ -93,12 +93,10 @@ def read_contents(pieces: Pieces, verify: str = "new", cache: str | Path | None 
     return found
 
 
-def examined(
-    pieces: Pieces, places: Sequence[int]
-) -> Iterator[tuple[int, Content, tuple[int, ...] | None]]:
+def examined(pieces: Pieces, places: Sequence[int]) -> Iterator[tuple[int, Content, Stamp | None]]:
     """Read pieces in threads, and yield what they hold and the stamp of a file that is settled."""
 
-    def one(place: int) -> tuple[int, Content, tuple[int, ...] | None]:
+    def one(place: int) -> tuple[int, Content, Stamp | None]:
         now = time.time_ns()
         piece = pieces[place]
         content = examine(piece)

@@ -19,7 +19,7 @@ from distill.data.sources.errors import reason
 from distill.data.sources.packed import PackedStrings
 from distill.data.sources.pieces import STAMP
 from distill.data.sources.splits import DIGEST, NO_DIGESTS
-from distill.utils.files import remove_stale, resolved_path, save_arrays
+from distill.utils.files import load_arrays, remove_stale, resolved_path, save_arrays
 
 log = logging.getLogger(__name__)
 
@@ -95,11 +95,11 @@ class KnownFile:
 
         Nothing, too, where another Pillow found it: it may read what this one does not.
         """
+        saved = load_arrays(self.path) or {}
         try:
-            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
-                kind = [saved[name].tolist() for name in ("form", "pillow")]
-                return checked(saved) if kind == [FORM, PIL.__version__] else NOTHING
-        except Exception:  # archives that are damaged fail in whatever way
+            kind = [saved[name].tolist() for name in ("form", "pillow")]
+            return checked(saved) if kind == [FORM, PIL.__version__] else NOTHING
+        except (KeyError, ValueError):
             return NOTHING
 
     def add(self, fresh: Known) -> None:

@@ -18,8 +18,9 @@ from distill.data.sources.packed import PackedStrings
 
 THREADS = 8
 AT_ONCE = 4096  # files that a thread looks at before it hands on what it has found
-STAMP = 4  # numbers: bytes, then ns of the last change, of that of the inode, inode
-GONE = (-1,) * STAMP  # of a file that is not there
+Stamp = tuple[int, int, int, int]  # bytes, then ns of the last change, of that of the inode, inode
+STAMP = 4  # numbers in it
+GONE: Stamp = (-1, -1, -1, -1)  # of a file that is not there
 
 Array = npt.NDArray[Any]
 
@@ -45,11 +46,6 @@ class Piece:
         with self.path.open("rb") as file:
             file.seek(self.start)
             return file.read() if self.size is None else file.read(self.size)
-
-    def name(self, root: Path) -> str:
-        """Return what names it under a root, wherever that lies."""
-        part = "" if self.size is None else f"#{self.start}+{self.size}"
-        return relative(self.path, root) + part
 
     def shown(self, root: Path) -> str:
         """Return what a person finds it by."""
@@ -136,10 +132,10 @@ class Pieces:
         return np.array(stamps, np.int64)
 
 
-def stamp_of(path: Path | str) -> tuple[int, int, int, int]:
+def stamp_of(path: Path | str) -> Stamp:
     """Return what tells that a file has changed."""
     try:
         status = os.stat(path)
     except OSError:
-        return -1, -1, -1, -1
+        return GONE
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino

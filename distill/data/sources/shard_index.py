@@ -11,7 +11,6 @@ import logging
 import os
 import re
 import tarfile
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -28,7 +27,7 @@ from distill.data.sources.listing import endings, hidden, some
 from distill.data.sources.packed import PackedStrings
 from distill.data.sources.shard_files import Shard, ShardFiles
 from distill.data.sources.splits import DIGEST, Digests, digest_of
-from distill.utils.files import remove_stale, save_arrays
+from distill.utils.files import load_arrays, remove_stale, save_arrays
 from distill.utils.process import cores
 
 log = logging.getLogger(__name__)
@@ -309,16 +308,17 @@ class KeptIndex:
         """Return what is kept, or None where there is nothing that holds."""
         if self.reading.verify == "all":
             return None
+        saved = load_arrays(self.path) or {}
         try:
-            with self.path.open("rb") as content, np.load(content, allow_pickle=False) as file:
-                saved = {name: file[name] for name in file.files}
             if str(saved["form"]) != str(FORM) or str(saved["stamp"]) != self.stamp:
                 return None
             index = unpacked(saved)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except KeyError:
+            return None
+        if not well_formed(index):
             return None
         read_whole = len(index.digests) == len(index)
-        return index if well_formed(index) and (read_whole or not self.reading.whole) else None
+        return index if read_whole or not self.reading.whole else None
 
     def save(self, index: ShardIndex) -> None:
         """Keep an index; that it cannot be kept is said."""
@@ -360,10 +360,15 @@ def unpacked(arrays: Mapping[str, Any]) -> ShardIndex:
 
 def well_formed(index: ShardIndex) -> bool:
     """Whether an index from a file that anyone may have written is what it should be."""
-    lengths = {len(index.starts), len(index.sizes), len(index.labels), len(index.names),
-               len(index.heads)}  # fmt: skip
-    kinds = {array.dtype.kind for array in (index.starts, index.sizes, index.labels)}
-    return len(lengths) == 1 and kinds == {"i"}
+    if not all(strings.sound for strings in (index.names, index.classes, index.faults)):
+        return False
+    arrays = index.starts, index.sizes, index.labels, index.heads
+    kinds = [array.dtype for array in (*arrays, index.digests)]
+    return (
+        kinds == [np.int64, np.int64, np.int64, np.uint64, DIGEST]
+        and {array.shape for array in arrays} == {(len(index.names),)}
+        and index.digests.ndim == 1
+    )
 
 
 @dataclass(frozen=True)

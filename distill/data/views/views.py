@@ -353,14 +353,12 @@ class StreamedView:
             crop.read(load, i, drawn, self.channels, self.decoder)
             for i, drawn in zip(indices, crop.drawn(seed, epoch, index), strict=True)
         )
-        return (
-            default_collate(  # unlike `torch.stack` it puts a worker's into shared memory at once
-                [
-                    self._augmented(view, seed, epoch, i)
-                    for view, i in zip(shown, indices, strict=True)
-                ]
-            )
-        )
+        views = [
+            self._augmented(view, seed, epoch, i) for view, i in zip(shown, indices, strict=True)
+        ]
+        # Unlike `torch.stack` it puts a worker's into shared memory at once.
+        batch: Tensor = default_collate(views)
+        return batch
 
     def _augmented(self, image: Any, seed: int, epoch: int, index: int) -> Tensor:
         if self.train is None:

@@ -341,6 +341,20 @@ def counted(monkeypatch):
     return read
 
 
+def test_an_index_that_was_changed_anywhere_ends_no_run(root, tmp_path):
+    cache = tmp_path / "cache"
+    first = shards(str(root), cache=str(cache)).train.fingerprint()
+    path = min((cache / "shards").glob("*.npz"))
+    whole, draw = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(60):
+        damaged = bytearray(whole)
+        damaged[draw.integers(len(damaged))] ^= 1 << draw.integers(8)
+        path.write_bytes(damaged[: draw.integers(len(damaged)) if draw.random() < 0.3 else None])
+        shards(str(root), cache=str(cache))
+    path.write_bytes(whole)
+    assert shards(str(root), cache=str(cache)).train.fingerprint() == first
+
+
 def test_a_shard_is_read_once_and_again_when_it_has_changed(root, tmp_path, monkeypatch):
     read, cache = counted(monkeypatch), str(tmp_path / "cache")
     first = shards(str(root), cache=cache)
