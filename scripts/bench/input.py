@@ -4,8 +4,10 @@ Ours is the loader that training has, to float32 in [0, 1] where it trains; timm
 `create_loader` with the same crop and flip, as many workers and the same batch size, to normalised
 float32: without its prefetcher, as on a CPU, and with it, which sends uint8 as ours does. Both show
 each picture once in a turn. Their rates are images for each second of a CPU, in all processes
-together, which a busy machine does not change much; `wall` is by the clock. Decoding alone is
-Pillow's, whole, in this process.
+together, which a busy machine does not change much; `wall` is by the clock. This process has one
+thread, unless `--threads` says otherwise: a second one would spin while it waits for the next batch
+to be converted, which takes a quarter of all CPU time and makes nothing. Decoding alone is Pillow's,
+whole, in this process.
 
 The pictures are parts of scikit-learn's two sample photographs, of 500 × 375 pixels or a mosaic of
 2,000 × 1,500, with grain, saved at JPEG quality 90.
@@ -79,6 +81,7 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
 
 
 def loaders(made: Path, options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
+    torch.set_num_threads(options.threads or 1)
     rows, tables = [], {}
     for size, (width, tiles) in SIZES.items():
         root = made / str(width)

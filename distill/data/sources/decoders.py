@@ -20,6 +20,7 @@ from distill.utils.errors import first_line
 
 Pixels = np.ndarray[Any, Any]
 SHRINKS = (8, 4, 2, 1)  # what a JPEG's blocks of 8 × 8 can be decoded to, as a divisor of its size
+JPEG = b"\xff\xd8\xff"  # how such a file begins
 CHOICES = ("auto", "pil", "simplejpeg", "torchvision")
 
 
@@ -160,7 +161,9 @@ def shrunk(picture: Image.Image, shrink: int) -> Image.Image:
 
 def opened_jpeg(content: bytes) -> Image.Image | None:
     """Return a JPEG file opened and not decoded; None of what is no plain grey or colour JPEG."""
-    picture = Image.open(io.BytesIO(content))
+    if not content.startswith(JPEG):
+        return None
+    picture = Image.open(io.BytesIO(content), formats=("JPEG",))  # else it tries three others first
     if picture.format != "JPEG" or picture.mode not in MODES.values():
         return None
     picture.decodermaxblock = len(content)  # else what lies across two pieces is decoded twice
