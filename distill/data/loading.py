@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -379,7 +379,8 @@ class KeyedSplit(Dataset[Any]):
             return split.images.index_select(0, positions)
         view, seed = (self.second, second_seed(self.seed)) if second else (self.view, self.seed)
         assert isinstance(view, StreamedView)
-        return view.batch(self._watched(split.load), seed, number, split.index[positions])
+        views = view.batch(self._watched(split.load), seed, number, split.index[positions])
+        return cast(Tensor, views)  # which `Undecoded` becomes on its way to the model
 
     def _watched(self, load: Any) -> Any:
         """Return a loader that notes, in a data worker, which picture is being read."""

@@ -98,8 +98,8 @@ class DataModule(pl.LightningDataModule):
         timeout: seconds without a batch after which data workers count as stalled; 0 waits on.
         duplicates: what becomes of training images that are in validation or test, too: `keep` or
             `drop`. Both are said.
-        decoder: what decodes JPEG files for training views: `auto`, `pil`, `simplejpeg` or
-            `torchvision`, see `chosen_decoder`.
+        decoder: what decodes JPEG files for training views: `auto`, `pil`, `simplejpeg`,
+            `torchvision` or `gpu`, see `chosen_decoder`.
     """
 
     def __init__(
@@ -338,7 +338,7 @@ class DataModule(pl.LightningDataModule):
             self.train, self.view, self.seed, self.views, classes=self.num_classes,
             second=self.second_view,
         )  # fmt: skip
-        return self._shown(split[epoch, rows])[0]
+        return self._shown(split[epoch, rows].to("cpu"))[0]
 
     def in_order(
         self,

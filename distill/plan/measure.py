@@ -20,6 +20,7 @@ from distill.config.keys import with_values
 from distill.data import DataModule
 from distill.data.batch import Batch
 from distill.data.sources.splits import Streamed
+from distill.data.views.undecoded import Undecoded
 from distill.plan.fits import Fit
 from distill.plan.memory import (
     Memory,
@@ -326,7 +327,10 @@ def decoding_of(data: DataModule, seconds: float, beside: bool) -> Decoding | No
         next(batches)
     started, images = time.perf_counter(), 0
     while (spent := time.perf_counter() - started) < seconds or not images:
-        images += len(Batch.of(next(batches)))
+        batch = Batch.of(next(batches))
+        if isinstance(batch.view, Undecoded):
+            batch.to("cuda" if beside else "cpu").view.max().item()  # which waits for the device
+        images += len(batch)
     spent = time.perf_counter() - started
     return Decoding(images / spent, data.num_workers, cores(), beside)
 

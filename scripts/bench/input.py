@@ -5,8 +5,8 @@ Ours is the loader that training has, to float32 in [0, 1] where it trains; timm
 float32: without its prefetcher, as on a CPU, and with it, which sends uint8 as ours does. Both show
 each picture once in a turn. Their rates are images for each second of a CPU, in all processes
 together, which a busy machine does not change much; `wall` is by the clock. This process has one
-thread, unless `--threads` says otherwise: a second one would spin while it waits for the next batch
-to be converted, which takes a quarter of all CPU time and makes nothing. Decoding alone is Pillow's,
+thread, unless `--threads` says otherwise: a second one spins while it waits for the next batch to
+be converted, which takes a quarter of all CPU time and makes nothing. Decoding alone is Pillow's,
 whole, in this process.
 
 The pictures are parts of scikit-learn's two sample photographs, of 500 × 375 pixels or a mosaic of

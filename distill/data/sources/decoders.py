@@ -21,7 +21,7 @@ from distill.utils.errors import first_line
 Pixels = np.ndarray[Any, Any]
 SHRINKS = (8, 4, 2, 1)  # what a JPEG's blocks of 8 × 8 can be decoded to, as a divisor of its size
 JPEG = b"\xff\xd8\xff"  # how such a file begins
-CHOICES = ("auto", "pil", "simplejpeg", "torchvision")
+CHOICES = ("auto", "pil", "simplejpeg", "torchvision", "gpu")
 
 
 class Box(NamedTuple):
@@ -54,11 +54,14 @@ class Decoder:
         decode: the file's bytes, the picture as Pillow has opened and not decoded it, and the box →
             the box's pixels, uint8 `[H, W]`, `[H, W, 3]`, or `[H, W, 4]` with a last channel that
             means nothing.
+        on_device: whether plain JPEG files are not decoded so in data workers, but go to where the
+            model is as they are, see `distill.data.views.undecoded`.
     """
 
     name: str
     build: str
     decode: Callable[[bytes, Image.Image, Box], Pixels]
+    on_device: bool = False
 
     def __str__(self) -> str:
         return f"{self.name} ({self.build})"
@@ -109,6 +112,18 @@ def torchvision() -> Decoder:
     return Decoder("torchvision", version("torchvision"), by_torchvision)
 
 
+def gpu() -> Decoder:
+    """Return nvJPEG's decoder, of which torchvision has the binding.
+
+    Raises:
+        RuntimeError: where there is no GPU.
+    """
+    if not torch.cuda.is_available():
+        raise RuntimeError("there is no CUDA device")
+    try_out(torchvision())  # on the CPU: a GPU would be taken by processes that do not use it
+    return Decoder("gpu", f"torchvision {version('torchvision')}", by_pillow, on_device=True)
+
+
 def chosen_decoder(name: str) -> Decoder:
     """Return the decoder of a name, tried on a small picture.
 
@@ -123,7 +138,7 @@ def chosen_decoder(name: str) -> Decoder:
     if name == "pil":
         return pillow()
     try:
-        decoder = torchvision() if name == "torchvision" else simplejpeg()
+        decoder = {"torchvision": torchvision, "gpu": gpu}.get(name, simplejpeg)()
         try_out(decoder)
     except Exception as error:  # whatever a library that is not there, or broken, raises
         if name == "auto":
@@ -184,6 +199,26 @@ def encoded(load: Any, index: int) -> bytes | None:
     except Exception:
         load(index)
         raise
+
+
+def undecoded(load: Any, index: int, place: Callable[[int, int], Box]) -> tuple[bytes, Box] | None:
+    """Return a loader's plain, upright JPEG file and the box of it at full size.
+
+    None is of any other picture, and of one that cannot be read: `region` says why.
+
+    Args:
+        load: index → picture; where it has `open`, index → file.
+        index: the picture's.
+        place: height and width of the picture → the box.
+    """
+    try:
+        content = encoded(load, index)
+        picture = None if content is None else opened_jpeg(content)
+        if content is None or picture is None or orientation(picture) != 1:
+            return None
+        return content, place(picture.height, picture.width).at(1)
+    except Exception:  # whatever a file raises that is none
+        return None
 
 
 def region(

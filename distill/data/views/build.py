@@ -119,6 +119,11 @@ def build_second_view(
         second = build_view(split, {**options, **changes}, image_size, channels, decoder=decoder)
     except ValueError as error:
         raise ValueError(str(error).replace("data.view", "data.strong_view")) from error
+    if isinstance(view, StreamedView) and view.decoder.on_device:
+        raise ValueError(
+            f"data.decoder={view.decoder.name} shows one view of a picture, and "
+            "data.views_per_step is 2: give data.decoder=auto"
+        )
     for name, one in (("view", view), ("strong_view", second)):
         if one.mixes:
             raise ValueError(
@@ -203,7 +208,26 @@ def streamed_view(
         raise ValueError(f"data.view={dict(options)} was refused: {why}") from error
     assert all(v.shape == (channels, height, width) for v in views)
     assert all(v.dtype == torch.uint8 for v in views)
+    check_on_device(view)
     return view
+
+
+def check_on_device(view: StreamedView) -> None:
+    """Refuse what data workers do to views, where these are made on a device."""
+    if not view.decoder.on_device:
+        return
+    if view.crop is None:
+        problem = "data.view crops otherwise (no_aug, train_crop_mode or interpolation)"
+    elif view.train is not None:
+        problem = "data.view changes colours or erases, which Pillow does"
+    elif view.mixes:
+        problem = "data.view mixes pictures, which data workers do"
+    else:
+        return
+    raise ValueError(
+        f"data.decoder={view.decoder.name} crops and flips where the model is, and {problem}: "
+        "leave that out, or give data.decoder=auto"
+    )
 
 
 def resized_crop(options: Mapping[str, Any], size: Size) -> ResizedCrop | None:

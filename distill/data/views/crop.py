@@ -14,7 +14,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from distill.data.sources.decoders import SHRINKS, Box, Decoder, region, region_of
+from distill.data.sources.decoders import (
+    SHRINKS,
+    Box,
+    Decoder,
+    region,
+    region_of,
+    undecoded,
+)
 from distill.data.sources.sizes import Size
 from distill.data.views.draws import Draw, Draws
 
@@ -131,8 +138,28 @@ class ResizedCrop:
         given = pixels if pixels.flags.writeable else pixels.copy()  # or torch would warn of it
         crop = torch.from_numpy(given).permute(2, 0, 1)[None]
         view = F.interpolate(crop, self.size, mode=drawn.interpolation, antialias=True)[0, :3]
-        sides = [side for side, on in ((-1, drawn.mirrored), (-2, drawn.upside_down)) if on]
-        return view.flip(sides) if sides else view
+        return turned(view, drawn)
+
+    def unread(self, load: Any, index: int, drawn: Drawn) -> tuple[bytes, Box] | None:
+        """Return the file of a loader's picture and the box that is shown, see `undecoded`."""
+        return undecoded(load, index, partial(self.box, drawn))
+
+    def on_device(self, picture: Tensor, box: Box, drawn: Drawn) -> Tensor:
+        """Return the view of a whole picture, uint8 `[C, H, W]`, on the device where this lies.
+
+        A device has no arithmetic of bytes for it: pixels are float32 until they are rounded, and
+        may differ from those of `resized` by a grey level.
+        """
+        rows, columns = box.top + box.height, box.left + box.width
+        crop = picture[None, :, box.top : rows, box.left : columns].float()
+        view = F.interpolate(crop, self.size, mode=drawn.interpolation, antialias=True)[0]
+        return turned(view.round_().clamp_(0, 255).to(torch.uint8), drawn)
+
+
+def turned(view: Tensor, drawn: Drawn) -> Tensor:
+    """Return a view `[C, H, W]` mirrored as it was drawn."""
+    sides = [side for side, on in ((-1, drawn.mirrored), (-2, drawn.upside_down)) if on]
+    return view.flip(sides) if sides else view
 
 
 def on_grid(start: int, length: int, whole: int, step: int) -> tuple[int, int]:

@@ -41,6 +41,7 @@ from distill.data.views.pixels import (
     weighted,
     windows,
 )
+from distill.data.views.undecoded import Undecoded
 from distill.utils.numbers import is_number
 
 RECIPE = 2  # of the views: raised when the same options come to show something else
@@ -337,8 +338,10 @@ class StreamedView:
         drawn = self.crop.drawn(seed, epoch, torch.tensor([index]))[0]
         return self._augmented(self.crop.shown(image, drawn), *key)
 
-    def batch(self, load: Any, seed: int, epoch: int, index: Tensor) -> Tensor:
+    def batch(self, load: Any, seed: int, epoch: int, index: Tensor) -> Tensor | Undecoded:
         """Return the views of a loader's pictures, uint8 `[N, C, H, W]`.
+
+        Where their files are decoded on a device, it is views that are yet to be made there.
 
         Args:
             load: index → PIL image, and, where pictures are files, `open`: index → file.
@@ -349,6 +352,9 @@ class StreamedView:
         crop, indices = self.crop, index.tolist()
         if crop is None or epoch == CLEAN:
             return torch.stack([self(load(i), seed, epoch, i) for i in indices])
+        if self.decoder.on_device:
+            drawn = crop.drawn(seed, epoch, index)
+            return Undecoded.read(crop, load, indices, drawn, self.channels, self.decoder)
         shown = (
             crop.read(load, i, drawn, self.channels, self.decoder)
             for i, drawn in zip(indices, crop.drawn(seed, epoch, index), strict=True)
