@@ -155,7 +155,7 @@ def trained(cfg: DictConfig, sharing: Sharing) -> float | list[float] | None:
         "epochs": {"last": trainer.current_epoch, "best": best and best[0]},
         "sparsity": sparsity,
         "unlabeled": report.unlabeled_of(cfg, data, trainer),
-        "warnings": warnings,
+        "warnings": [*warnings, *filter(None, [data.lost_note])],
         "seconds": round(seconds, 2),
         "images_per_second": training_speed(trainer),
         **report.run_metadata(cfg, data),

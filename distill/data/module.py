@@ -236,6 +236,12 @@ class DataModule(pl.LightningDataModule):
         return None if lie is None else lie.window
 
     @property
+    def lost_note(self) -> str | None:
+        """What of the training images was lost on the way, for people; None if nothing was."""
+        noted = getattr(getattr(self.train, "load", None), "lost_note", None)
+        return None if noted is None else noted(self.train.index)
+
+    @property
     def soft_targets(self) -> bool:
         """Whether training targets are class probabilities `[N, K]` rather than labels `[N]`."""
         return self.view.mixes

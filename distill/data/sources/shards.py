@@ -451,6 +451,18 @@ class ShardLoader:
             raise
         return BytesIO(content)
 
+    def lost_note(self, index: Tensor) -> str | None:
+        """Return what of these positions, int64 `[n]`, training went without; None if nothing."""
+        numbers = torch.from_numpy(self.layout.numbers)[index]
+        count = int(self.lost[numbers].sum())
+        shards = [self.files.shards[i] for i in numbers[self.lost[numbers]].unique().tolist()]
+        if not count:
+            return None
+        return (
+            f"training went without {count:,} of its {len(index):,} images from when "
+            f"{some(one.name for one in shards)} could not be read (data.broken=skip)"
+        )
+
     @cached_property
     def headers(self) -> list[Header]:
         """The headers of some images, of a few shards: others need not be opened, or copied."""

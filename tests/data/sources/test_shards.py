@@ -501,6 +501,7 @@ def test_a_shard_that_is_lost_ends_the_run_and_is_named(root):
 def test_a_shard_that_is_lost_may_be_passed_over(root, caplog, workers):
     data = modular(shards(str(root), retries=0, broken="skip"), num_workers=workers)
     whole = drawn(modular(shards(str(root))))
+    assert data.lost_note is None
     lose(data, root / "train-0001.tar")
     batches = drawn(data)
     lost = set(range(12, 24))
@@ -515,6 +516,9 @@ def test_a_shard_that_is_lost_may_be_passed_over(root, caplog, workers):
         for index, view, target in zip(batch.index.tolist(), batch.view, batch.target, strict=True):
             assert torch.equal(view, own[index])
             assert target == index % 3
+    assert data.lost_note.startswith(
+        "training went without 12 of its 36 images from when train-0001.tar could not be read"
+    )
     if not workers:
         assert caplog.text.count("its 12 images are left out from here on") == 1
     lose(data, root / "val-0000.tar")
