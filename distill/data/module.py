@@ -137,7 +137,7 @@ class DataModule(pl.LightningDataModule):
         check_views(views)
         check_balance(balance)
         self.source, self.seed, self.views, self.balance = source, seed, views, balance
-        self.batch_size, self.num_workers = batch_size, num_workers
+        self.num_workers = num_workers
         self.train, self.val, self.test, self.notes = cut_splits(
             source, val_fraction, test_fraction, split_seed
         )
@@ -153,20 +153,15 @@ class DataModule(pl.LightningDataModule):
         shown = self.train if len(self.train) else self.test
         self.image_size, resized = view_size(shown, image_size, model_size, source.channels)
         self.notes += [*said, *resized, *unlike_notes(shown, preprocessing)]
-        self.condition = build_condition(condition)
-        self.corrupted = corrupt_splits(source, self.train, self.val, self.condition)
-        for name, one in self.corrupted.items():
-            setattr(self, name, one.split)
-            self.notes.append(one.described(name))
+        self._corrupt(condition)
         self.pool = self._pool()
-        self.view = build_view(
-            self.train, view or {}, self.image_size, source.channels, preprocessing, decoder
-        )
+        shape = self.image_size, source.channels
+        self.view = build_view(self.train, view or {}, *shape, preprocessing, decoder)
         check_mixing(self.view, self.unlabeled)
+        options = view or {}, strong_view or {}
         self.second_view = build_second_view(
-            views_per_step, self.train, self.view, view or {}, strong_view or {},
-            self.image_size, source.channels, decoder,
-        )  # fmt: skip
+            views_per_step, self.train, self.view, *options, *shape, decoder
+        )
         if self.second_view is not None:
             self.notes.append(
                 "each step shows every picture twice, by data.view and by data.strong_view, and "
@@ -178,13 +173,30 @@ class DataModule(pl.LightningDataModule):
         self.views_by_step = False  # whether the training step makes them, as a captured one does
         self.sharing = Sharing()  # with nobody: whoever runs several at a time gives them theirs
         self._streams, self._recent = Streams(), Recent()
+        self._fit_batch(batch_size)
+        if self.batch_size < batch_size:
+            self.notes.append(
+                clamped("data.batch_size", batch_size, len(self.train), self.batch_size)
+            )
+
+    def _corrupt(self, condition: Mapping[str, Any] | None) -> None:
+        """Change the labels and the number of the samples as a condition says, and say it."""
+        self.condition = build_condition(condition)
+        self.corrupted = corrupt_splits(self.source, self.train, self.val, self.condition)
+        for name, one in self.corrupted.items():
+            setattr(self, name, one.split)
+            self.notes.append(one.described(name))
+
+    def _fit_batch(self, batch_size: int) -> None:
+        """Take a batch size, or the largest below it that the training split fills.
+
+        Raises:
+            ValueError: where none can be filled.
+        """
+        self.batch_size = batch_size
         if len(self.train):
             self.batch_size = fitting_batch(batch_size, self.unlabeled_share, *self._counts)
-            if self.batch_size < batch_size:
-                self.notes.append(
-                    clamped("data.batch_size", batch_size, len(self.train), self.batch_size)
-                )
-            self.training_keys()  # refuses a batch that cannot be filled
+            self.training_keys()
 
     def _pool(self) -> Split:
         """Return what training shows: train, and after it the unlabelled pictures."""
@@ -301,14 +313,12 @@ class DataModule(pl.LightningDataModule):
         twin.trainer, twin.views_by_step = None, False
         if not two_views:
             twin.second_view = None
-        twin.seed, twin.batch_size, twin.views = seed, batch_size, views
+        twin.seed, twin.views = seed, views
         if not unlabeled and self.unlabeled is not None:
             twin.unlabeled, twin.pool = None, self.train
             twin._copies = {}
             twin.__dict__.pop("fingerprint", None)
-        if len(twin.train):
-            twin.batch_size = fitting_batch(batch_size, twin.unlabeled_share, *twin._counts)
-            twin.training_keys()
+        twin._fit_batch(batch_size)
         return twin
 
     def train_dataloader(self) -> KeyLoader:

@@ -188,7 +188,37 @@ def build_trainer(
     named: dict[str, pl.Callback],
     sharing: Sharing,
 ) -> pl.Trainer:
-    """Return a trainer with the configured loggers, these callbacks, and annealing.
+    """Return a trainer with the configured loggers, these callbacks, and annealing."""
+    callbacks = with_ours(cfg, objective, named, sharing)
+    folder = Path(cfg.paths.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    history, others = CSVLogger(str(folder), name="", version=""), loggers_beside(cfg, folder)
+    callbacks.append(Continuity(history))
+    if others:
+        callbacks.append(StepLosses(others, cfg.trainer.log_every_n_steps))
+    own: dict[str, Any] = {}
+    kept_back = (*library.OURS, "max_steps")  # which is the callback's
+    if on_gpu(cfg) and not cfg.trainer.deterministic and "benchmark" not in cfg.trainer:
+        own["benchmark"] = True  # batches have one shape: the fastest kernels are looked for once
+    return make(
+        OmegaConf.masked_copy(cfg.trainer, [key for key in cfg.trainer if key not in kept_back]),
+        "trainer",
+        callbacks=callbacks,
+        logger=[history, *others],
+        plugins=[WholeCheckpoints()],
+        default_root_dir=str(folder),
+        use_distributed_sampler=False,  # the data module gives each rank its share
+        enable_model_summary=False,
+        enable_checkpointing=any(isinstance(c, pl.callbacks.Checkpoint) for c in callbacks),
+        enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
+        **own,
+    )
+
+
+def with_ours(
+    cfg: DictConfig, objective: Objective, named: dict[str, pl.Callback], sharing: Sharing
+) -> list[pl.Callback]:
+    """Return the configured callbacks, and those that every run has, in the order they need.
 
     Of runs that share a process none has a bar: there is only one line for it.
     """
@@ -208,37 +238,17 @@ def build_trainer(
         callbacks.insert(0, LastStep(cfg.trainer.max_steps))
     if not any(isinstance(c, LatestCheckpoint) for c in callbacks):
         callbacks.append(StopWhenTold())
-    callbacks += schedules(cfg, objective)
-    folder = Path(cfg.paths.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    history = CSVLogger(str(folder), name="", version="")
-    callbacks.append(Continuity(history))
-    loggers: list[Logger] = [history]
+    return [*callbacks, *schedules(cfg, objective)]
+
+
+def loggers_beside(cfg: DictConfig, folder: Path) -> list[Logger]:
+    """Return the configured loggers, beside the one of `metrics.csv`, which every run has."""
     others = {f"logger.{name}": make(node, f"logger.{name}") for name, node in present(cfg.logger)}
     library.check_parts(others, library.LOGGERS)
     for label, logger in others.items():
         if isinstance(logger, CSVLogger) and Path(logger.log_dir).resolve() == folder.resolve():
             raise ValueError(f"{label} would write over the run's metrics.csv: give it a name")
-    loggers += others.values()
-    if others:
-        callbacks.append(StepLosses([*others.values()], cfg.trainer.log_every_n_steps))
-    own: dict[str, Any] = {}
-    kept_back = (*library.OURS, "max_steps")  # which is the callback's
-    if on_gpu(cfg) and not cfg.trainer.deterministic and "benchmark" not in cfg.trainer:
-        own["benchmark"] = True  # batches have one shape: the fastest kernels are looked for once
-    return make(
-        OmegaConf.masked_copy(cfg.trainer, [key for key in cfg.trainer if key not in kept_back]),
-        "trainer",
-        callbacks=callbacks,
-        logger=loggers,
-        plugins=[WholeCheckpoints()],
-        default_root_dir=str(folder),
-        use_distributed_sampler=False,  # the data module gives each rank its share
-        enable_model_summary=False,
-        enable_checkpointing=any(isinstance(c, pl.callbacks.Checkpoint) for c in callbacks),
-        enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
-        **own,
-    )
+    return [*others.values()]
 
 
 def made_callbacks(cfg: DictConfig) -> dict[str, pl.Callback]:

@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 import torch.multiprocessing as mp
+from torch.distributed import destroy_process_group  # else gloo's threads may abort the exit
 
 import distill  # noqa: F401  (first: it makes the libraries below importable in a new process)
 
@@ -54,6 +55,8 @@ def run(rank, ranks, port, folder, tiny, views):
     numbers = {**trainer.test(module, datamodule=data, verbose=False)[0], **kept}
     if rank == 0:
         torch.save((numbers, student.state_dict()), folder / f"{ranks}.pt")
+    if ranks > 1:
+        destroy_process_group()
 
 
 @pytest.mark.slow
@@ -114,6 +117,7 @@ def learn_from_its_share(rank, port, folder, bundle):
     fit.fit(cfg, data, teacher)
     found = {"asked": torch.cat(asked), "loaded": len(loaded), "views": sum(views)}
     torch.save(found, folder / f"rank-{rank}.pt")
+    destroy_process_group()
 
 
 @pytest.mark.slow
