@@ -60,6 +60,8 @@ def run(rank, ranks, port, root, folder, tiny, kill_at, resume):
     )  # fmt: skip
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     torch.save((journal.seen, student.state_dict()), folder / f"{rank}.pt")
+    if ranks > 1:
+        torch.distributed.destroy_process_group()  # else gloo's threads may abort the exit
 
 
 def train(ranks, root, folder, tiny, kill_at=None, resume=None):
