@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from distill.config.library import OURS
 from distill.config.overrides import closest
-from distill.config.read import plain, processes, swept, teacher_name
+from distill.config.read import on_gpu, plain, processes, swept, teacher_name
 from distill.config.schema import check_values, resolved_paths
 from distill.data import DataModule
 from distill.data.condition.costs import read_costs
@@ -171,6 +171,11 @@ def check_models(cfg: DictConfig) -> None:
             check_name(node.name, f"{role}.name")
     if "teacher" in cfg and cfg.teacher.get("device") is not None:
         checked_device(cfg.teacher.device)
+    if cfg.data.get("decoder") == "gpu" and not on_gpu(cfg):
+        raise ValueError(
+            "data.decoder=gpu decodes where the model is, and this run has no GPU: give "
+            "data.decoder=auto"
+        )
     if cfg.get("ckpt_path") and not Path(cfg.ckpt_path).is_file():
         raise FileNotFoundError(f"ckpt_path={cfg.ckpt_path} does not exist")
     for number, own in enumerate(cfg.get("assistants") or [], start=1):

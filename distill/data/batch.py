@@ -23,8 +23,8 @@ class Batch:
 
     Attributes:
         view: images `[N, C, H, W]`, un-normalised; of a `DataModule`, uint8 until its views are
-            made on the device, and float32 in [0, 1] from then on. A loader whose files are decoded
-            on the device gives an `Undecoded`, which becomes images when the batch is sent there.
+            made on the device, and float32 in [0, 1] from then on. Where files are decoded on the
+            device it is an `Undecoded`, which becomes images when the batch is sent there.
         target: labels, int64 `[N]`, or class probabilities `[N, K]`; −1 of a sample without one.
         index: which samples of the split these are, int64 `[N]`, below zero where a sampler padded
             a rank's share; None where the loader does not say. It stays on the CPU: who looks

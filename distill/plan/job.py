@@ -54,10 +54,9 @@ class Planner:
         data.sharing = Sharing()  # a trial is alone
         cfg, _, untrained = run.prepared(cfg, data)
         teachers, fits = stand_ins(cfg, data), fits_of(cfg, data)
-        beside = read.on_gpu(cfg)
         decoding = self._once(
             self._decoding, build.shared_key(cfg, "data") + str(data.batch_size),
-            lambda: decoding_of(data, self.seconds, beside),
+            lambda: decoding_of(data, self.seconds, untrained.trainer.strategy.root_device),
         )  # fmt: skip
         trials = {fit.role: self._trial(fit, teachers.get(fit.taught_by or "")) for fit in fits}
         store, kept = store_of(cfg, data, untrained)

@@ -312,27 +312,27 @@ def on_cpu(cfg: DictConfig, data: DataModule, teacher: Teacher | None) -> tuple[
     return min(size, data.batch_size), kept * data.batch_size // few
 
 
-def decoding_of(data: DataModule, seconds: float, beside: bool) -> Decoding | None:
+def decoding_of(data: DataModule, seconds: float, device: torch.device) -> Decoding | None:
     """Return how fast a training loader gives pictures; None of images that lie in memory.
 
     Args:
         data: whose loader is asked, with its workers.
         seconds: for how long, after each worker's first batch.
-        beside: whether training is on another device.
+        device: where training is, and some pictures are decoded.
     """
     if not isinstance(data.train, Streamed):
         return None
     batches = passes(data)
     for _ in range(max(1, data.num_workers)):
-        next(batches)
+        next(batches).to(device)
     started, images = time.perf_counter(), 0
     while (spent := time.perf_counter() - started) < seconds or not images:
-        batch = Batch.of(next(batches))
+        batch = next(batches)
         if isinstance(batch.view, Undecoded):
-            batch.to("cuda" if beside else "cpu").view.max().item()  # which waits for the device
+            batch.to(device).view.max().item()  # which waits for the device
         images += len(batch)
     spent = time.perf_counter() - started
-    return Decoding(images / spent, data.num_workers, cores(), beside)
+    return Decoding(images / spent, data.num_workers, cores(), device.type != "cpu")
 
 
 def passes(data: DataModule) -> Iterator[Batch]:

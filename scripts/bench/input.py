@@ -153,7 +153,8 @@ def uncut(source: Source) -> Source:
 
 def epochs_of(data: DataModule) -> Callable[[], Iterable[int]]:
     loader = data.train_dataloader()
-    return lambda: (len(data.on_after_batch_transfer(batch, 0).view) for batch in loader)
+    device = "cuda" if data.view.decoder.on_device else "cpu"  # type: ignore[union-attr]
+    return lambda: (len(data.on_after_batch_transfer(batch.to(device), 0).view) for batch in loader)
 
 
 def timm_epochs(root: Path, workers: int, prefetch: bool) -> Callable[[], Iterable[int]]:

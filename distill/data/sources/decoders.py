@@ -20,7 +20,7 @@ from distill.utils.errors import first_line
 
 Pixels = np.ndarray[Any, Any]
 SHRINKS = (8, 4, 2, 1)  # what a JPEG's blocks of 8 × 8 can be decoded to, as a divisor of its size
-JPEG = b"\xff\xd8\xff"  # how such a file begins
+JPEG, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"  # how such a file begins, and how it ends
 CHOICES = ("auto", "pil", "simplejpeg", "torchvision", "gpu")
 
 
@@ -115,13 +115,16 @@ def torchvision() -> Decoder:
 def gpu() -> Decoder:
     """Return nvJPEG's decoder, of which torchvision has the binding.
 
+    Only the binding is tried here: a GPU would be taken by processes that do not use it.
+
     Raises:
         RuntimeError: where there is no GPU.
     """
     if not torch.cuda.is_available():
         raise RuntimeError("there is no CUDA device")
-    try_out(torchvision())  # on the CPU: a GPU would be taken by processes that do not use it
-    return Decoder("gpu", f"torchvision {version('torchvision')}", by_pillow, on_device=True)
+    try_out(torchvision())
+    build = f"torchvision {version('torchvision')}, CUDA {torch.version.cuda}"
+    return Decoder("gpu", build, by_pillow, on_device=True)
 
 
 def chosen_decoder(name: str) -> Decoder:
@@ -201,28 +204,29 @@ def encoded(load: Any, index: int) -> bytes | None:
         raise
 
 
-def undecoded(load: Any, index: int, place: Callable[[int, int], Box]) -> tuple[bytes, Box] | None:
-    """Return a loader's plain, upright JPEG file and the box of it at full size.
+def plain_jpeg(content: bytes) -> Image.Image | None:
+    """Return an opened JPEG file that any decoder shows alike; None of another or a broken one.
 
-    None is of any other picture, and of one that cannot be read: `region` says why.
-
-    Args:
-        load: index → picture; where it has `open`, index → file.
-        index: the picture's.
-        place: height and width of the picture → the box.
+    It is whole, upright, and grey or of colours that are stored as brightness and differences.
     """
+    if not content.rstrip(b"\0\r\n ").endswith(JPEG_END):
+        return None
     try:
-        content = encoded(load, index)
-        picture = None if content is None else opened_jpeg(content)
-        if content is None or picture is None or orientation(picture) != 1:
-            return None
-        return content, place(picture.height, picture.width).at(1)
+        picture = opened_jpeg(content)
     except Exception:  # whatever a file raises that is none
         return None
+    if picture is None or orientation(picture) != 1 or picture.info.get("adobe_transform") == 0:
+        return None
+    return picture
 
 
 def region(
-    load: Any, index: int, place: Callable[[int, int], Box], channels: int, decoder: Decoder
+    load: Any,
+    index: int,
+    place: Callable[[int, int], Box],
+    channels: int,
+    decoder: Decoder,
+    content: bytes | None = None,
 ) -> Pixels:
     """Return a part of a loader's picture, uint8 `[H, W, C]`, of colours perhaps a fourth channel.
 
@@ -235,11 +239,12 @@ def region(
         place: height and width of the upright picture → the box.
         channels: 3 for colour, 1 for grey.
         decoder: of JPEG files.
+        content: the picture's file, where it has been read.
 
     Raises:
         ValueError: for a broken picture, as the loader says it.
     """
-    content = encoded(load, index)
+    content = encoded(load, index) if content is None else content
     if content is None:
         return region_of(load(index), place)
     try:

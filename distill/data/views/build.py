@@ -115,15 +115,15 @@ def build_second_view(
         raise ValueError(f"data.views_per_step must be 1 or 2, got {count!r}")
     if count == 1:
         return None
-    try:
-        second = build_view(split, {**options, **changes}, image_size, channels, decoder=decoder)
-    except ValueError as error:
-        raise ValueError(str(error).replace("data.view", "data.strong_view")) from error
     if isinstance(view, StreamedView) and view.decoder.on_device:
         raise ValueError(
             f"data.decoder={view.decoder.name} shows one view of a picture, and "
             "data.views_per_step is 2: give data.decoder=auto"
         )
+    try:
+        second = build_view(split, {**options, **changes}, image_size, channels, decoder=decoder)
+    except ValueError as error:
+        raise ValueError(str(error).replace("data.view", "data.strong_view")) from error
     for name, one in (("view", view), ("strong_view", second)):
         if one.mixes:
             raise ValueError(
@@ -217,16 +217,19 @@ def check_on_device(view: StreamedView) -> None:
     if not view.decoder.on_device:
         return
     if view.crop is None:
-        problem = "data.view crops otherwise (no_aug, train_crop_mode or interpolation)"
+        problem = "data.view crops as data workers do (no_aug, train_crop_mode, interpolation)"
     elif view.train is not None:
-        problem = "data.view changes colours or erases, which Pillow does"
+        problem = (
+            "data.view changes colours (as timm does where color_jitter is not 0) or erases, which "
+            "data workers do"
+        )
     elif view.mixes:
         problem = "data.view mixes pictures, which data workers do"
     else:
         return
     raise ValueError(
         f"data.decoder={view.decoder.name} crops and flips where the model is, and {problem}: "
-        "leave that out, or give data.decoder=auto"
+        "turn that off, or give data.decoder=auto"
     )
 
 

@@ -14,14 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from distill.data.sources.decoders import (
-    SHRINKS,
-    Box,
-    Decoder,
-    region,
-    region_of,
-    undecoded,
-)
+from distill.data.sources.decoders import SHRINKS, Box, Decoder, region, region_of
 from distill.data.sources.sizes import Size
 from distill.data.views.draws import Draw, Draws
 
@@ -125,10 +118,18 @@ class ResizedCrop:
         """Return the view of a decoded picture, uint8 `[C, H, W]`."""
         return self.resized(region_of(picture, partial(self.box, drawn)), drawn)
 
-    def read(self, load: Any, index: int, drawn: Drawn, channels: int, decoder: Decoder) -> Tensor:
+    def read(
+        self,
+        load: Any,
+        index: int,
+        drawn: Drawn,
+        channels: int,
+        decoder: Decoder,
+        content: bytes | None = None,
+    ) -> Tensor:
         """Return the view of a loader's picture, uint8 `[C, H, W]`; arguments as of `region`."""
         place = partial(self.box, drawn)
-        return self.resized(region(load, index, place, channels, decoder), drawn)
+        return self.resized(region(load, index, place, channels, decoder, content), drawn)
 
     def resized(self, pixels: np.ndarray[Any, Any], drawn: Drawn) -> Tensor:
         """Return a crop's pixels, uint8 `[H, W, C]`, at the size of views, uint8 `[C, H, W]`.
@@ -140,18 +141,18 @@ class ResizedCrop:
         view = F.interpolate(crop, self.size, mode=drawn.interpolation, antialias=True)[0, :3]
         return turned(view, drawn)
 
-    def unread(self, load: Any, index: int, drawn: Drawn) -> tuple[bytes, Box] | None:
-        """Return the file of a loader's picture and the box that is shown, see `undecoded`."""
-        return undecoded(load, index, partial(self.box, drawn))
-
-    def on_device(self, picture: Tensor, box: Box, drawn: Drawn) -> Tensor:
+    def on_device(self, picture: Tensor, drawn: Drawn) -> Tensor:
         """Return the view of a whole picture, uint8 `[C, H, W]`, on the device where this lies.
 
         A device has no arithmetic of bytes for it: pixels are float32 until they are rounded, and
-        may differ from those of `resized` by a grey level.
+        may differ from those of `resized` by a grey level. Where others decode at 1/s of the size,
+        here the means of s × s pixels are taken: a GPU cannot resize by more than about 47.
         """
-        rows, columns = box.top + box.height, box.left + box.width
-        crop = picture[None, :, box.top : rows, box.left : columns].float()
+        box = self.box(drawn, *picture.shape[1:])
+        top, left, height, width, _ = box.at(1)
+        crop = picture[None, :, top : top + height, left : left + width].float()
+        if box.shrink > 1:
+            crop = F.avg_pool2d(crop, box.shrink)
         view = F.interpolate(crop, self.size, mode=drawn.interpolation, antialias=True)[0]
         return turned(view.round_().clamp_(0, 255).to(torch.uint8), drawn)
 
