@@ -349,7 +349,8 @@ class StageHeads(nn.Module):
     Args:
         student: the student.
         teacher: the teacher.
-        gamma: γ ≥ 1, the authors' 1 + ε.
+        gamma: γ ≥ 1, the authors' `--ofa-eps`. They raise the teacher's own share of every class to
+            it, and so does this; they have it on the final logits too, where `ofa` has plain KL.
 
     Raises:
         ValueError: for a γ below 1.

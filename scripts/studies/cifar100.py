@@ -28,8 +28,8 @@ from benchmark.table import lines_of, write_table
 from distill.utils.files import write_whole
 
 METHODS = ("kd", "hint", "attention_transfer", "sp", "rkd", "pkt", "crd", "dkd", "dist",
-           "reviewkd", "simkd", "srd", "ofa", "standardized_kd", "nkd", "wttm", "rld",
-           "mlkd_two_views")  # fmt: skip
+           "reviewkd", "simkd", "srd", "ofa", "standardized_kd", "nkd", "ttm", "wttm", "rld",
+           "ewkd", "skd", "wkd", "mlkd", "mlkd_two_views")  # fmt: skip
 LOG = "output.log"  # of each cell
 FAILURES = 3  # cells of which it is clear that more would fail
 IMAGES = 49_000  # that the protocol trains on
@@ -233,9 +233,19 @@ def write(options: argparse.Namespace) -> None:
         what.append(shlex.join(options.override))
     if options.epochs != 240:
         what.append("the literature's figures are of 240")
+    published = is_literatures(options)
+    if published:
+        what.append(f"{IMAGES:,} training pictures, where the literature has all 50,000")
     title = f"{', '.join(what)}; {len(done)} cells."
     typed = shlex.join(["scripts/studies/cifar100", *sys.argv[1:]])
-    write_table(options.out, lines_of(done, options.out), title, typed)
+    write_table(options.out, lines_of(done, options.out, published), title, typed)
+
+
+def is_literatures(options: argparse.Namespace) -> bool:
+    """Whether the pictures are those of the published figures: all of CIFAR-100, 100 classes."""
+    words = [*options.data, *options.override]
+    whole = options.subset is None and not any(word.startswith("condition") for word in words)
+    return whole and "data=cifar100" in words and "data.labels=coarse" not in words
 
 
 if __name__ == "__main__":

@@ -197,7 +197,7 @@ def test_pictures_are_decoded_for_as_long_as_told(tmp_path):
                 pixels = generator.integers(0, 256, (16, 16, 3), np.uint8)
                 Image.fromarray(pixels).save(tmp_path / split / str(k) / f"{n}.png")
     data = DataModule(folder(str(tmp_path)), image_size=16, batch_size=4)
-    found = decoding_of(data, 0.01, beside=False)
+    found = decoding_of(data, 0.01, torch.device("cpu"))
     assert isinstance(found, Decoding)
     assert found.images_per_second > 0
     assert found.workers == 0

@@ -54,6 +54,62 @@ def test_mlkd_is_of_two_views_at_its_own_rate_and_costs_twice_as_much():
     assert speed.of("mlkd_two_views") == 2 * speed.of("mlkd") == 3e-3
 
 
+@pytest.mark.parametrize(
+    ("method", "pair", "words"),
+    [  # as the authors' repositories set them
+        ("standardized_kd", "r32x4_r8x4", ["temperature=2", "terms.kl.weight=9"]),
+        ("standardized_kd", "vgg13_vgg8", ["temperature=3", "terms.kl.weight=9"]),
+        ("standardized_kd", "r50_mobilenetv2", ["temperature=3", "terms.kl.weight=1"]),
+        ("reviewkd", "r56_r20", ["terms.review.weight=0.6", "schedules.warmup.start=0.03"]),
+        ("reviewkd", "r32x4_shufflev2", ["terms.review.weight=8", "schedules.warmup.start=0.4"]),
+        ("reviewkd", "r32x4_r8x4", ["terms.review.weight=5", "schedules.warmup.start=0.25"]),
+        ("hint", "r32x4_r8x4", ["stages=[-2]"]),
+        ("hint", "vgg13_vgg8", ["stages=[-3]"]),
+        ("attention_transfer", "r50_vgg8", ["stages=[-4,-3,-2,-1]"]),
+    ],
+)
+def test_a_method_is_the_one_that_was_published(method, pair, words):
+    last = dict(word.split("=", 1) for word in cells.recipe(method, pair, 240))
+    assert {key: last[f"objective.{key}"] for key, _, value in map(parted, words)} == {
+        key: value for key, _, value in map(parted, words)
+    }
+
+
+def parted(word):
+    return word.partition("=")
+
+
+@pytest.mark.parametrize("pair", ["vgg13_vgg8", "vgg13_mobilenetv2", "r50_mobilenetv2", "r50_vgg8"])
+def test_hints_are_of_the_maps_of_16_pixels_in_models_of_four_stages(pair):
+    import timm
+    import torch
+
+    import distill.models.cifar  # noqa: F401
+    from distill.models.features import forward_with_features
+
+    for name in (cells.Pair.of(pair).teacher, cells.Pair.of(pair).student):
+        model = timm.create_model(name, num_classes=100).eval()
+        stages = [-4, -3, -2, -1]
+        _, features = forward_with_features(model, torch.zeros(1, 3, 32, 32), stages)
+        sides = [one.shape[-1] for one in features.maps]
+        assert len(sides) == 4
+        assert sides == sorted(sides, reverse=True)
+
+
+def test_figures_of_other_papers_say_how_they_were_come_by():
+    for method, pair, top1, words in (
+        ("wttm", "vgg13_vgg8", 74.44, "2402.11148"),
+        ("dist", "r32x4_r8x4", 76.31, "2402.11148"),
+        ("reviewkd", "r32x4_shufflev2", 77.78, "2104.09044"),
+        ("standardized_kd", "r110_r20", 71.48, "2403.01427: 240 epochs, best on test"),
+    ):
+        claim = published.published(pair, method)
+        assert claim.top1 == top1
+        assert words in claim.protocol
+    assert published.published("r110_r32", "reviewkd") is None
+    assert published.published("r32x4_r8x4", "skd") is None
+
+
 def test_a_pair_is_a_file_or_two_models():
     pair = cells.Pair.of("x:y")
     assert (pair.name, pair.teacher, pair.student) == ("x--y", "x", "y")
@@ -122,14 +178,26 @@ def test_what_a_cell_takes_is_by_its_speed_until_one_like_it_has_finished():
     assert not costs.fits(cell("kd"), taken, [], 100)  # its teacher takes 30 more
     same = cells.Pair("c--b", PAIR.teacher, "another")
     taken.speeds["c--b"] = taken.speeds[PAIR.name]
+    known = costs.Speed(teacher=1e-3, student=1 / 81_200, answer=1 / 81_200)
+    taken.speeds["r32x4_r8x4"] = known  # as fast as the H200 is
     left = [cell("alone"), cell("kd", seed=1), cell("kd", pair=same)]
     plan = costs.plan(left, taken, batch_size=50, trained=[])
     assert "| a--b | 2 | 600 |" in plan  # two cells and a teacher, ten epochs of twenty steps
     assert "| c--b | 1 | 200 |" in plan  # whose teacher is the same
+    hours = [line.split("|")[4:6] for line in plan.splitlines() if "--b" in line]
+    assert all(here == there for here, there in hours)
     assert costs.seconds_of("8m") == 480
     for wrong in ("8x", "-1s", ""):
         with pytest.raises(ValueError, match="--budget"):
             costs.seconds_of(wrong)
+
+
+def test_figures_of_the_best_epoch_on_test_are_marked_but_for_the_csv(tmp_path):
+    done = {cell("dkd", 0, cells.Pair.of("r32x4_r8x4")): numbers(0.76)}
+    table.write_table(tmp_path, table.lines_of(done, tmp_path), "told", "it")
+    assert "| 76.32 † | -0.32 † |" in (tmp_path / "table.md").read_text()
+    assert "76.32 †" in (tmp_path / "table.html").read_text()
+    assert "†" not in (tmp_path / "table.csv").read_text()
 
 
 def numbers(top1, best=None, speed=100.0):
@@ -148,6 +216,7 @@ def test_a_row_is_mean_and_deviation_with_the_gap_over_shared_seeds(tmp_path):
         cell("kd", 1, pair): numbers(0.75, best=0.75, speed=50.0),
         cell("crd", 0, pair): numbers(0.76, speed=25.0),
     }
+    assert {line.claim for line in table.lines_of(done, tmp_path, with_published=False)} == {None}
     lines = {line.method: line for line in table.lines_of(done, tmp_path)}
     assert list(lines) == ["teacher", "alone", "kd", "crd"]
     kd = lines["kd"]
@@ -165,6 +234,7 @@ def test_a_row_is_mean_and_deviation_with_the_gap_over_shared_seeds(tmp_path):
     assert rows[2]["top-1 % last"] == "74.00 ± 1.41"
     page = (tmp_path / "table.html").read_text()
     assert "scripts/studies/cifar100" in page
+    assert "73.33 †" not in page
     assert page.count("<tr>") == 5
 
 

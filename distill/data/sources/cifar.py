@@ -218,7 +218,7 @@ def found_copy(release: Release, labels: Labels, root: Path) -> Copy:
     for place, form in places(release, root):
         if files := held_files(place, form.files(labels)):
             return read_files(release, labels, form, place, files)
-    shards = {part: sorted(root.glob(f"**/{part}-*.parquet")) for part in ("train", "test")}
+    shards = {part: own_shards(release, root, part) for part in ("train", "test")}
     if any(shards.values()):
         return read_parquet(release, labels, root, shards)
     forms = (release.pickled, release.binary)
@@ -228,6 +228,14 @@ def found_copy(release: Release, labels: Labels, root: Path) -> Copy:
         f"{root} {there} {', '.join(names)} and train-*.parquet: data.root is where {release.name} "
         "lies, and data.download=true fetches it there"
     )
+
+
+def own_shards(release: Release, root: Path, part: str) -> list[Path]:
+    """Return a split's parquet files; where there are several releases', those in its folder."""
+    files = sorted(root.glob(f"**/{part}-*.parquet"))
+    folder = release.torchvision.lower()
+    own = [file for file in files if folder in file.relative_to(root).parts]
+    return own or files
 
 
 def places(release: Release, root: Path) -> Iterator[tuple[Path, Form]]:

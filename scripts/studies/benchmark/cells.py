@@ -29,8 +29,16 @@ LITERATURE = {
     "attention_transfer": ("objective=attention_transfer", "objective.stages=[-3,-2,-1]",
                            "objective.terms.ce.weight=1", "objective.terms.kl.weight=0",
                            "objective.terms.attention.weight=50"),
+    "standardized_kd": ("objective=standardized_kd", "objective.temperature=2",
+                        "objective.alpha=null", "objective.terms.ce.weight=0.1",
+                        "objective.terms.kl.weight=9"),
 }  # fmt: skip
-WARMED_UP = {"dkd": 1.0, "rld": 1.0, "reviewkd": 5.0}  # for 20 of 240 epochs, up to this weight
+WARMED_UP = {"dkd": "dkd", "rld": "rld", "reviewkd": "review"}  # which term, for 20 of 240 epochs
+# Where published runs of a pair differ from the method's others.
+FOUR_STAGES = ("vgg13_vgg8", "vgg13_mobilenetv2", "r50_mobilenetv2", "r50_vgg8")
+STAGES = {"hint": "[-3]", "attention_transfer": "[-4,-3,-2,-1]"}  # of models with four of them
+REVIEWS = {"r56_r20": 0.6, "r110_r32": 1.0, "r32x4_shufflev2": 8.0}  # weights, if not 5
+HOTTER = ("vgg13_vgg8", "vgg13_mobilenetv2", "r50_mobilenetv2")  # of standardized_kd, T = 3
 BETAS = {"r56_r20": 2, "r110_r32": 2, "wrn40_2_wrn16_2": 6, "wrn40_2_wrn40_1": 6,
          "vgg13_vgg8": 6, "vgg13_mobilenetv2": 6}  # of DKD, where it is not 8  # fmt: skip
 TWO_VIEWS = "mlkd_two_views"
@@ -95,16 +103,28 @@ def recipe(method: str, pair: str, epochs: int) -> tuple[str, ...]:
         every = sorted(path.stem for path in (CONF / "objective").glob("*.yaml"))
         raise ValueError(f"there is no objective {method}{nearest(method, every)}")
     own = LITERATURE.get(method, (f"objective={method}",))
-    if weight := WARMED_UP.get(method):
+    weight = REVIEWS.get(pair, 5.0) if method == "reviewkd" else 1.0
+    if term := WARMED_UP.get(method):
         duration = max(1, round(epochs / 12))
         start = weight / duration  # min(epoch/duration, 1) of the first epoch, counted from 1
         warm_up = "objective.schedules.warmup"
-        own = (*own, f"{warm_up}.duration={duration}", f"{warm_up}.start={start:g}")
+        own = (*own, f"{warm_up}.duration={duration}", f"{warm_up}.start={start:g}",
+               f"objective.terms.{term}.weight={weight:g}")  # fmt: skip
+    return *own, *own_of_pair(method, pair)
+
+
+def own_of_pair(method: str, pair: str) -> list[str]:
+    """Return the overrides that published runs of a method have for one pair."""
     if method == "dkd" and pair in BETAS:
-        own = (*own, f"objective.terms.dkd.beta={BETAS[pair]}")
+        return [f"objective.terms.dkd.beta={BETAS[pair]}"]
+    if method in STAGES and pair in FOUR_STAGES:
+        return [f"objective.stages={STAGES[method]}"]
+    if method == "standardized_kd" and pair in HOTTER:
+        weight = ["objective.terms.kl.weight=1"] if pair == "r50_mobilenetv2" else []
+        return ["objective.temperature=3", *weight]
     if method == TWO_VIEWS:
-        own = (*own, f"optimizer.lr={RATES.get(pair, 0.025)}")
-    return own
+        return [f"optimizer.lr={RATES.get(pair, 0.025)}"]
+    return []
 
 
 def cells_of(

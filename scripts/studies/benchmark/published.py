@@ -4,6 +4,10 @@ Figures of the teacher, of the student alone and of the methods up to CRD are th
 al. give (1910.10699, table in the authors' repository): 240 epochs, the last one, one view a step.
 Those of DKD are of Zhao et al. (2203.08679; in the repository one pair has another name), by the
 same protocol, of the epoch that was best on the test pictures.
+Those of TTM, WTTM and DIST are of Zheng and Yang (2402.11148, table in their repository); DIST's as
+they list them. Those of ReviewKD (2104.09044) are as Liang et al. list them (2305.17007, table in
+the authors' repository), who have six of these pairs. Those of KD on standardised logits are of
+Sun et al. (2403.01427, table in their repository), by the protocol of DKD.
 Those of MLKD are of Jin et al. (CVPR 2023) as Sun et al. list them (2403.01427, table in their
 repository); epochs are those of Jin et al.'s own configurations, of which the rate always falls
 after 150, 180 and 210.
@@ -38,10 +42,23 @@ TIAN = {
     "crd": (75.48, 74.14, 71.16, 71.46, 73.48, 75.51, 73.94,
             69.73, 69.11, 74.30, 75.11, 75.65, 76.05),
 }  # fmt: skip
-ZHAO = {"dkd": {"r56_r20": 71.97, "r110_r32": 74.11, "r32x4_r8x4": 76.32, "wrn40_2_wrn16_2": 76.23,
-                "wrn40_2_wrn40_1": 74.81, "vgg13_vgg8": 74.68, "r32x4_shufflev1": 76.45,
-                "wrn40_2_shufflev1": 76.70, "vgg13_mobilenetv2": 69.71, "r50_mobilenetv2": 70.35,
-                "r32x4_shufflev2": 77.07}}  # fmt: skip
+ZHAO = {"r56_r20": 71.97, "r110_r32": 74.11, "r32x4_r8x4": 76.32, "wrn40_2_wrn16_2": 76.23,
+        "wrn40_2_wrn40_1": 74.81, "vgg13_vgg8": 74.68, "r32x4_shufflev1": 76.45,
+        "wrn40_2_shufflev1": 76.70, "vgg13_mobilenetv2": 69.71, "r50_mobilenetv2": 70.35,
+        "r32x4_shufflev2": 77.07}  # fmt: skip
+ZHENG = {
+    "dist": (75.51, 74.73, 71.75, 71.65, 73.69, 76.31, 73.89,
+             68.50, 68.66, 74.11, 76.34, 77.35, 76.40),
+    "ttm": (76.23, 74.32, 71.83, 71.46, 73.97, 76.17, 74.33,
+            68.98, 69.24, 74.87, 74.18, 76.57, 75.39),
+    "wttm": (76.37, 74.58, 71.92, 71.67, 74.13, 76.06, 74.44,
+             69.16, 69.59, 74.82, 74.37, 76.55, 75.42),
+}  # fmt: skip
+CHEN = {"r56_r20": 71.89, "wrn40_2_wrn40_1": 75.09, "r32x4_r8x4": 75.63, "r50_mobilenetv2": 69.89,
+        "r32x4_shufflev1": 77.45, "r32x4_shufflev2": 77.78}  # fmt: skip
+SUN = {"r32x4_r8x4": 76.62, "vgg13_vgg8": 74.36, "wrn40_2_wrn40_1": 74.37, "wrn40_2_wrn16_2": 76.11,
+       "r56_r20": 71.43, "r110_r32": 74.17, "r110_r20": 71.48, "r32x4_shufflev2": 75.56,
+       "vgg13_mobilenetv2": 68.61, "r50_mobilenetv2": 69.02}  # fmt: skip
 JIN = {"r56_r20": 72.19, "r110_r32": 74.11, "r32x4_r8x4": 77.08, "wrn40_2_wrn16_2": 76.63,
        "wrn40_2_wrn40_1": 75.35, "vgg13_vgg8": 75.18, "vgg13_mobilenetv2": 70.57,
        "r50_mobilenetv2": 71.04, "r32x4_shufflev2": 78.44}  # fmt: skip
@@ -52,8 +69,14 @@ DIFFERS = {  # in what the published method is another than the one here
     "attention_transfer": "means over each map",
     "sp": "similarity of maps",
     "crd": "16,384 negatives from a memory",
+    "ttm": "β of each pair's own, here vgg13's with vgg8",
+    "wttm": "β of each pair's own, here vgg13's with vgg8",
+    "reviewkd": "one more map of some models",
     "mlkd_two_views": "the strong one by RandAugment, and a loss that leaves parts of it out",
 }
+
+
+BEST_ON_TEST = "best on test"
 
 
 class Published(NamedTuple):
@@ -67,19 +90,29 @@ class Published(NamedTuple):
     top1: float
     protocol: str
 
+    @property
+    def is_best_on_test(self) -> bool:
+        """Whether it is of the epoch that was best on the test pictures, which none here is."""
+        return BEST_ON_TEST in self.protocol
+
+
+FIGURES = {  # method → by pair, and the protocol
+    **{method: (dict(zip(PAIRS, row, strict=True)), "1910.10699: 240 epochs, last, one view")
+       for method, row in TIAN.items()},
+    **{method: (dict(zip(PAIRS, row, strict=True)), "2402.11148: 240 epochs, one view")
+       for method, row in ZHENG.items()},
+    "reviewkd": (CHEN, "2104.09044: 240 epochs, one view"),
+    "dkd": (ZHAO, f"2203.08679: 240 epochs, {BEST_ON_TEST}, one view"),
+    "standardized_kd": (SUN, f"2403.01427: 240 epochs, {BEST_ON_TEST}, one view"),
+    "mlkd_two_views": (JIN, f"CVPR 2023: {{epochs}} epochs, {BEST_ON_TEST}, two views"),
+}  # fmt: skip
+LONGER = ("mobilenetv2", "shufflev2")  # students that Jin et al. train for 480 epochs
+
 
 def published(pair: str, method: str) -> Published | None:
     """Return what was published of a method (or `teacher`, or the student `alone`) on a pair."""
-    if pair not in PAIRS:
+    figures, protocol = FIGURES.get(method, ({}, ""))
+    if pair not in figures:
         return None
-    if method in TIAN:
-        protocol = "1910.10699: 240 epochs, last, one view"
-        other = f", {DIFFERS[method]}" if method in DIFFERS else ""
-        return Published(TIAN[method][PAIRS.index(pair)], protocol + other)
-    if method == "mlkd_two_views" and pair in JIN:
-        epochs = 480 if pair.endswith(("mobilenetv2", "shufflev2")) else 240
-        protocol = f"CVPR 2023: {epochs} epochs, best on test, two views, {DIFFERS[method]}"
-        return Published(JIN[pair], protocol)
-    if pair in ZHAO.get(method, {}):
-        return Published(ZHAO[method][pair], "2203.08679: 240 epochs, best on test, one view")
-    return None
+    told = [protocol.format(epochs=480 if pair.endswith(LONGER) else 240), DIFFERS.get(method)]
+    return Published(figures[pair], ", ".join(filter(None, told)))

@@ -7,7 +7,8 @@ import io
 import os
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ NUMBERS = {  # key of summary.json → heading, factor, digits
     "ece": ("ECE %", 100.0, 2),
     "ece_after_scaling": ("ECE % after scaling", 100.0, 2),
 }
+MARK = " †"  # a published figure of the epoch that was best on the test pictures
 HEADINGS = (
     *("pair", "method", "seeds", "top-1 % last", "top-1 % best on validation", "gap to alone"),
     *("published", "difference"),
@@ -80,8 +82,16 @@ HEADINGS = (
 )
 
 
-def lines_of(done: Mapping[Cell, dict[str, Any]], out: Path) -> list[Line]:
-    """Return the rows of the table, the teacher's and the lone student's first of each pair."""
+def lines_of(
+    done: Mapping[Cell, dict[str, Any]], out: Path, with_published: bool = True
+) -> list[Line]:
+    """Return the rows of the table, the teacher's and the lone student's first of each pair.
+
+    Args:
+        done: the cells that have finished, and what `summary.json` says of each.
+        out: the table's folder.
+        with_published: whether they are of the pictures that published figures are of.
+    """
     rows: dict[tuple[str, str], dict[int, tuple[Cell, dict[str, Any]]]] = {}
     for cell, summary in done.items():
         rows.setdefault((cell.pair.name, cell.method), {})[cell.seed] = cell, summary
@@ -94,7 +104,7 @@ def lines_of(done: Mapping[Cell, dict[str, Any]], out: Path) -> list[Line]:
             lines.append(line(pair, TEACHER, {0: first}, own, out, TEACHER))
         for method in sorted(own, key=lambda name: name != ALONE):
             lines.append(line(pair, method, own[method], own, out, "student"))
-    return lines
+    return lines if with_published else [replace(one, claim=None) for one in lines]
 
 
 def line(
@@ -154,6 +164,7 @@ def link_of(seeds: Mapping[int, tuple[Cell, Any]], out: Path) -> str | None:
 
 def cells_of_line(one: Line) -> list[str]:
     """Return a row's cells as text, in the order of `HEADINGS`."""
+    mark = MARK if one.claim and one.claim.is_best_on_test else ""
     return [
         one.pair,
         one.method,
@@ -163,8 +174,8 @@ def cells_of_line(one: Line) -> list[str]:
         f"{one.gap.mean:+.2f}" + one.gap.text().removeprefix(f"{one.gap.mean:.2f}")
         if one.gap
         else "",
-        f"{one.claim.top1:.2f}" if one.claim else "",
-        f"{one.difference:+.2f}" if one.difference is not None else "",
+        f"{one.claim.top1:.2f}{mark}" if one.claim else "",
+        f"{one.difference:+.2f}{mark}" if one.difference is not None else "",
         *(
             one.numbers[key].text(digits) if key in one.numbers else ""
             for key, (_, _, digits) in NUMBERS.items()
@@ -178,7 +189,8 @@ def write_table(out: Path, lines: Sequence[Line], title: str, command: str) -> N
     """Write `table.csv`, `table.md` and `table.html`."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerows([HEADINGS, *map(cells_of_line, lines)])
+    plain = ([cell.removesuffix(MARK) for cell in cells_of_line(one)] for one in lines)
+    writer.writerows([HEADINGS, *plain])
     write_whole(out / "table.csv", file.getvalue())
     write_whole(out / "table.md", as_markdown(lines) + "\n")
     template = page.environment().from_string(
@@ -208,8 +220,11 @@ def claimed_against_reproduced(lines: Sequence[Line]) -> figures.Figure | None:
     with figures.drawing("claimed", 5.2, 4.6) as (canvas, kept):
         axes = canvas.subplots()
         axes.plot(ends, ends, color=figures.COLOURS["ink"], linewidth=1, linestyle=":")
-        for role in figures.ROLES:
-            own = [(one, claim) for one, claim in both if role_of(one) == role]
+        for role, is_best in product(figures.ROLES, (False, True)):
+            own = [
+                (one, claim) for one, claim in both
+                if role_of(one) == role and one.claim.is_best_on_test == is_best  # type: ignore[union-attr]
+            ]  # fmt: skip
             if own:
                 axes.errorbar(
                     [claim for _, claim in own],
@@ -217,7 +232,8 @@ def claimed_against_reproduced(lines: Sequence[Line]) -> figures.Figure | None:
                     yerr=[one.last.deviation for one, _ in own],
                     fmt=figures.MARKERS[role],
                     color=figures.COLOURS[role],
-                    label=figures.ROLES[role],
+                    markerfacecolor="none" if is_best else figures.COLOURS[role],
+                    label=figures.ROLES[role] + (", published best on test" if is_best else ""),
                 )
         axes.set(xlabel="published top-1 %", ylabel="reproduced top-1 %, last epoch")
         axes.legend()

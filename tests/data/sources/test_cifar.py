@@ -335,6 +335,13 @@ def test_a_column_may_be_called_image_and_classes_without_names_are_numbers(tmp_
     assert source.classes == [str(k) for k in range(10)]
 
 
+def test_of_several_releases_parquet_files_the_own_are_read(tmp_path):
+    for release in TINY.values():
+        write_parquet(tmp_path / release.torchvision.lower(), release)
+    for number, name in ((10, "label"), (100, "fine_label")):
+        check(read_release(TINY[number], str(tmp_path), "fine"), name)
+
+
 def test_wrong_parquet_files_are_refused(tmp_path):
     def read(release=10):
         return read_release(TINY[release], str(tmp_path), "fine")
