@@ -52,13 +52,13 @@ def recommended_lr(name: str | None) -> float:
     return 3e-2 if str(name).startswith("slim_") else 1e-3
 
 
-def cifar_lr(name: str | None) -> float:
-    """Return the rate of SGD that the literature trains a network for CIFAR-100 with.
+def cifar_lr(name: str | None, times: float = 1) -> float:
+    """Return so many times the rate of SGD that the literature trains a network for CIFAR-100 with.
 
     Source: Tian et al., 1910.10699: 0.05, and 0.01 for MobileNetV2 and the ShuffleNets.
     """
     light = str(name).startswith(("cifar_mobilenet", "cifar_shufflenet"))
-    return 0.01 if light else 0.05
+    return times * (0.01 if light else 0.05)
 
 
 def best_precision(accelerator: str) -> str:
