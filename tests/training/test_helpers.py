@@ -1,10 +1,16 @@
 """Helper networks in a run: trained, kept in checkpoints, and not in the bundle."""
 
 import pytest
+import pytorch_lightning as pl
 import timm
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
 
+import distill.models.slim  # noqa: F401  (registers the models)
+from distill import Distiller, Objective
+from distill.data import DataModule
+from distill.data.sources.splits import Resident, Source
 from distill.training.module import check_helpers
 
 TINY = ("teacher.name=slim_resnet10_8 teacher.fit.max_epochs=1 trainer.limit_train_batches=4 "
@@ -34,3 +40,42 @@ def test_stock_timm_loads_a_student_that_answers_by_its_teachers_classifier(tmp_
     projection = state["objective.helpers.embedding.project.weight"]
     torch.testing.assert_close(student.fc.weight.detach(), theirs["fc.weight"] @ projection)
     torch.testing.assert_close(student.fc.bias.detach(), theirs["fc.bias"])
+
+
+def trained(folder, stop_at=None, resume=None):
+    """Train under CRD with a queue, and return the student, the helpers, and what they remember."""
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (64, 1, 16, 16), generator=generator).to(torch.uint8)
+    split = Resident(images, torch.arange(64) % 4)
+    parts = [split.subset(torch.arange(a, b)) for a, b in ((0, 48), (48, 56), (56, 64))]
+    data = DataModule(Source("random", list("abcd"), 1, *parts), {"pad": 1}, batch_size=8)
+    torch.manual_seed(0)
+    options = {"num_classes": 4, "in_chans": 1}
+    teacher, student = (
+        timm.create_model(name, **options) for name in ("slim_resnet10_8", "slim_resnet10_4")
+    )
+    terms = {"ce": "cross_entropy", "contrast": {"loss": "contrast", "weight": 0.8, "queue": 20}}
+    module = Distiller(
+        student, teacher, Objective(terms, alpha=None), optimizer={"opt": "adamw", "lr": 0.01}
+    )
+    checkpoint = ModelCheckpoint(
+        folder, filename="{step}", every_n_train_steps=1, save_top_k=-1,
+        auto_insert_metric_name=False,
+    )  # fmt: skip
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=2, max_steps=stop_at or -1, logger=False,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        default_root_dir=folder, callbacks=[checkpoint],
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    return module.state_dict()
+
+
+@pytest.mark.parametrize("step", [1, 5, 6, 9])
+def test_helpers_and_their_memory_go_on_where_they_were(tmp_path, step):
+    whole = trained(tmp_path / "whole")
+    trained(tmp_path / "stopped", stop_at=step)
+    resumed = trained(tmp_path / "rest", resume=tmp_path / "stopped" / f"{step}.ckpt")
+    assert sum("helpers" in name for name in whole) > 2
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
