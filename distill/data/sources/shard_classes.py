@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.data.sources.shard_files import REMOTE, Shard, file_system, local_path
+from distill.data.sources.shard_files import Shard, local_path
+from distill.data.sources.shard_remote import REMOTE, file_system
 from distill.utils.files import resolved_path
 
 NAMES, INFO = "classes.txt", ("_info.json", "info.json", "dataset_info.json")

@@ -8,38 +8,31 @@ import os
 import queue
 import re
 import threading
-import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 
 from filelock import FileLock
 
 from distill.data.sources.errors import reason
 from distill.data.sources.listing import hidden, holds_images, some
+from distill.data.sources.shard_remote import REMOTE, file_system, retried
 from distill.data.sources.splits import meaning
 from distill.utils.files import remove_stale, resolved_path, under_construction
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-REMOTE = "://"
 BRACES = re.compile(r"\{([^{}]*)\}")
 COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 OPEN = 32  # files that a process keeps open
 ASKED_AT_ONCE = 16  # addresses
-PAUSE, LONGER = 0.1, 4  # seconds before the first retry, and how many times longer each next one
 # What file systems of `fsspec` tell of a file's version, in the order in which it is written down.
 VERSIONS = ("ETag", "etag", "md5Hash", "Content-MD5", "Last-Modified", "LastModified", "mtime",
             "last_modified", "updated", "created")  # fmt: skip
-
-
-class ShardLost(ValueError):
-    """A shard that was there at the start cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -140,17 +133,6 @@ def tars_at(place: str) -> tuple[list[str], str]:
     if not tars:
         raise FileNotFoundError(f"{place} has no shards (*.tar){instead(place) if local else ''}")
     return sorted(tars), folder
-
-
-def file_system(address: str) -> tuple[Any, str]:
-    """Return what reads an address, and what it calls the place."""
-    import fsspec
-
-    try:
-        files, path = fsspec.core.url_to_fs(address)
-    except (ImportError, ValueError) as error:  # a protocol that needs a package, or is none
-        raise ValueError(f"data.root={address}: {reason(ValueError(error))}") from error
-    return files, str(path)
 
 
 def is_local(files: Any) -> bool:
@@ -257,23 +239,6 @@ def stamp_of(address: str, retries: int) -> tuple[int, str] | None:
     return int(facts["size"]), " ".join(f"{k}={facts[k]}" for k in VERSIONS if facts.get(k))
 
 
-def retried(action: Callable[[], T], retries: int, place: str) -> T:
-    """Return what an action returns that may fail a few times, with longer pauses between.
-
-    Raises:
-        ShardLost: naming the place, if it fails once more.
-    """
-    for attempt in range(retries + 1):
-        try:
-            return action()
-        except Exception as error:  # back ends raise whatever they stumble on
-            if attempt == retries:
-                tried = f", tried {attempt + 1} times" if attempt else ""
-                raise ShardLost(f"{place} cannot be read: {reason(error)}{tried}") from error
-            time.sleep(PAUSE * LONGER**attempt)
-    raise AssertionError
-
-
 @dataclass
 class ShardFiles:
     """Reads pieces of shards; of those that lie elsewhere, from copies that are fetched whole.
@@ -320,9 +285,13 @@ class ShardFiles:
         return retried(piece, self.retries, shard.address)
 
     def local(self, number: int) -> Path:
-        """Return where a shard lies on this machine, fetched if need be."""
+        """Return where a shard lies on this machine, fetched if need be.
+
+        Raises:
+            ShardLost: if it cannot be fetched, after `retries` more tries.
+        """
         shard = self.shards[number]
-        return self._fetched(shard) if shard.remote else Path(shard.address)
+        return retried(lambda: self._path(shard), self.retries, shard.address)
 
     def fetch_ahead(self, numbers: Sequence[int]) -> None:
         """Fetch these shards, in this order, while others are read; those that lie here need none.
@@ -335,10 +304,11 @@ class ShardFiles:
             self._ahead.want(remote)
 
     def _opened(self, number: int) -> int:
+        shard = self.shards[number]
         if number not in self.open_shards:
             while len(self.open_shards) >= OPEN:
                 self._close(next(iter(self.open_shards)))
-            self.open_shards[number] = opened(self.local(number), self.shards[number].size)
+            self.open_shards[number] = opened(self._path(shard), shard.size)
         self.open_shards.move_to_end(number)
         return self.open_shards[number]
 
@@ -346,6 +316,9 @@ class ShardFiles:
         descriptor = self.open_shards.pop(number, None)
         if descriptor is not None:
             os.close(descriptor)
+
+    def _path(self, shard: Shard) -> Path:
+        return self._fetched(shard) if shard.remote else Path(shard.address)
 
     def _fetched(self, shard: Shard) -> Path:
         if self.folder is None:

@@ -399,8 +399,8 @@ class Indexer(Dataset[Any]):
         """Read a shard, which is fetched if it lies elsewhere."""
         try:
             return read_index(self.files.local(number), self.reading)
-        except (OSError, ValueError) as error:
-            return reason(error)
+        except Exception as error:  # whatever it raises, a process that reads others is not to end
+            return reason(error).removeprefix(f"{self.files.shards[number].address} ")
 
 
 def indexed(files: ShardFiles, reading: Reading, cache: Path | None) -> list[ShardIndex | str]:

@@ -22,8 +22,9 @@ from distill.data.sources.images import check_channels, decoded
 from distill.data.sources.listing import some
 from distill.data.sources.packed import PackedStrings
 from distill.data.sources.shard_classes import names_beside
-from distill.data.sources.shard_files import Shard, ShardFiles, ShardLost, shards_at
+from distill.data.sources.shard_files import Shard, ShardFiles, shards_at
 from distill.data.sources.shard_index import Reading, ShardIndex, indexed
+from distill.data.sources.shard_remote import ShardLost
 from distill.data.sources.sizes import SAMPLED, Header, opened_header
 from distill.data.sources.splits import (
     DIGEST,

@@ -15,10 +15,11 @@ from PIL import Image
 
 from distill.data import DataModule
 from distill.data.loading import KeyedSplit
-from distill.data.sources import folder, shard_files, shard_index, shards
+from distill.data.sources import folder, shard_files, shard_index, shard_remote, shards
 from distill.data.sources.judged import Judged, opened
-from distill.data.sources.shard_files import ShardFiles, ShardLost, expanded, part_of, shards_at
+from distill.data.sources.shard_files import ShardFiles, expanded, part_of, shards_at
 from distill.data.sources.shard_index import KeptIndex, Reading, indexed, read_index
+from distill.data.sources.shard_remote import ShardLost
 from distill.data.sources.unlabeled import UNKNOWN
 from distill.data.views.views import CLEAN
 from tests.data.conftest import colour, colours, refusal, write_folder
@@ -33,7 +34,7 @@ def root(tmp_path):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Wait a hundredth of the time between retries."""
-    monkeypatch.setattr(shard_files, "PAUSE", 0.001)
+    monkeypatch.setattr(shard_remote, "PAUSE", 0.001)
 
 
 def plain(path):
@@ -429,14 +430,14 @@ def test_addresses_of_a_server(root, tmp_path):
         cache = str(tmp_path / "cache")
         source = shards(given, cache=cache)
         assert source.train.fingerprint() == shards(str(root)).train.fingerprint()
-        fetched = [path for path in server.asked if path.endswith(".tar")]
-        assert sorted(set(fetched)) == sorted(f"/{name}" for name in os.listdir(root)
+        fetched = [one for one in server.asked if one.startswith("GET") and one.endswith(".tar")]
+        assert sorted(set(fetched)) == sorted(f"GET /{name}" for name in os.listdir(root)
                                               if not name.startswith("test"))  # fmt: skip
         assert colour(source.train.load(35)) == colour(shards(str(root)).train.load(35))
-        before = server.asked.count("/train-0001.tar")
+        before = server.asked.count("GET /train-0001.tar")
         data = modular(shards(given, cache=cache), num_workers=2)
         assert sum(len(batch.index) for batch in drawn(data)) == len(data.train) // 6 * 6
-        assert server.asked.count("/train-0001.tar") == before  # the copies are there
+        assert server.asked.count("GET /train-0001.tar") == before  # the copies are there
         listed = shards(f"{server.address}/", cache=cache)
         assert len(listed.train) == 36
         refusal(lambda: shards(f"{server.address}/train-{{0000..0009}}.tar", cache=cache),
@@ -450,13 +451,41 @@ def test_what_does_not_answer_is_asked_again(root, tmp_path):
         given = f"{server.address}/train-0000.tar"
         found, _ = shards_at(given)
         files = ShardFiles(found, tmp_path, retries=2)
-        server.refusals = 2
+        server.refuse("/train-0000.tar", 2)
         assert files.read(0, 0, 6) == b"s0000."
         (tmp_path / files.local(0).name).unlink()
         files = ShardFiles(found, tmp_path, retries=1)
-        server.refusals = 9
+        server.refuse("/train-0000.tar", 9)
         refusal(lambda: files.read(0, 0, 6), given, "tried 2 times", error=ShardLost)
     assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_server_that_fails_once_while_shards_are_indexed_is_asked_again(
+    root, tmp_path, monkeypatch, processes
+):
+    monkeypatch.setattr(shard_index, "cores", lambda: processes)
+    with served(root) as server:
+        given = f"{server.address}/train-{{0000..0002}}.tar"
+        server.refuse("/train-0001.tar", 1)
+        source = shards(given, cache=str(tmp_path / "cache"))
+        assert source.train.fingerprint() == shards(str(root)).train.fingerprint()
+        server.cut("/train-0001.tar", 1)
+        assert len(shards(given, cache=str(tmp_path / "other")).train) == 36
+
+
+def test_a_shard_that_cannot_be_fetched_is_named_or_passed_over(root, tmp_path):
+    with served(root) as server:
+        given = f"{server.address}/train-{{0000..0002}}.tar"
+        server.refuse("/train-0001.tar", 99)
+        options = {"cache": str(tmp_path / "cache"), "retries": 1}
+        lost = f"{server.address}/train-0001.tar"
+        words = f"{lost}: cannot be read", "503", "tried 2 times", "data.broken=skip"
+        refusal(lambda: shards(given, **options), *words)
+        assert server.asked.count("GET /train-0001.tar") == 2
+        source = shards(given, broken="skip", **options)
+        assert len(source.train) == 24
+        assert any("1 fault in shards, left out" in note for note in source.notes)
 
 
 def test_copies_make_room_for_each_other(root, memory, tmp_path):
