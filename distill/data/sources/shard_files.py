@@ -9,7 +9,7 @@ import queue
 import re
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import product
@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from distill.data.sources.errors import reason
 from distill.data.sources.listing import hidden, holds_images, some
-from distill.data.sources.shard_remote import REMOTE, file_system, retried
+from distill.data.sources.shard_remote import REMOTE, file_system, if_there, retried
 from distill.data.sources.splits import meaning
 from distill.utils.files import remove_stale, resolved_path, under_construction
 
@@ -224,14 +224,7 @@ def stamp_of(address: str, retries: int) -> tuple[int, str] | None:
             return None
         return status.st_size, str(status.st_mtime_ns)
     files, path = file_system(address)
-
-    def asked() -> Mapping[str, Any] | None:
-        try:
-            return files.info(path)
-        except FileNotFoundError:
-            return None
-
-    facts = retried(asked, retries, address)
+    facts = retried(lambda: if_there(lambda: files.info(path)), retries, address)
     if facts is None:
         return None
     if facts.get("size") is None:

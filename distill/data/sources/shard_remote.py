@@ -10,6 +10,7 @@ from distill.data.sources.errors import reason
 
 T = TypeVar("T")
 REMOTE = "://"
+MISSING = (404, 410)  # what a server of HTTP answers where there is no such file
 PAUSE, LONGER = 0.1, 4  # seconds before the first retry, and how many times longer each next one
 
 
@@ -40,6 +41,46 @@ def retried(action: Callable[[], T], retries: int, place: str) -> T:
         except Exception as error:  # back ends raise whatever they stumble on
             if attempt == retries:
                 tried = f", tried {attempt + 1} times" if attempt else ""
-                raise ShardLost(f"{place} cannot be read: {reason(error)}{tried}") from error
+                raise ShardLost(f"{place} cannot be read: {why(error)}{tried}") from error
             time.sleep(PAUSE * LONGER**attempt)
     raise AssertionError
+
+
+def if_there(action: Callable[[], T]) -> T | None:
+    """Return what an action returns that reads a file elsewhere; None where there is none.
+
+    Only a server that says so makes it missing: one that is busy, refuses or cannot be reached
+    leaves it open, and another data set must not come of that.
+    """
+    try:
+        return action()
+    except Exception as error:  # back ends raise whatever they stumble on
+        met = met_in(error)
+        if isinstance(met, FileNotFoundError) or status_of(met) in MISSING:
+            return None
+        raise met from None
+
+
+def met_in(error: Exception) -> Exception:
+    """Return what an HTTP client met: `fsspec` calls any such error a missing file."""
+    from aiohttp import ClientError
+
+    cause = error.__cause__
+    if not isinstance(error, FileNotFoundError | TimeoutError):
+        return error
+    return cause if isinstance(cause, ClientError | TimeoutError | ConnectionError) else error
+
+
+def status_of(error: Exception) -> int | None:
+    """Return the status that a server of HTTP answered with, or None of any other error."""
+    status = getattr(error, "status", None)
+    return status if isinstance(status, int) else None
+
+
+def why(error: Exception) -> str:
+    """Return why something cannot be read, for people."""
+    met = met_in(error)
+    status = status_of(met)
+    if status is None:
+        return reason(met)
+    return f"its server answers {status} {getattr(met, 'message', '')}".strip()

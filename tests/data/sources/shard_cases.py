@@ -93,6 +93,10 @@ class Unreliable(SimpleHTTPRequestHandler):
         plan[1](self)
         return None
 
+    def hang_up(self):
+        """End the connection without an answer."""
+        self.close_connection = True
+
     def send_a_part(self):
         """Promise a file and send a hundred bytes of it."""
         self.send_response(200)

@@ -23,7 +23,14 @@ from distill.data.sources.shard_remote import ShardLost
 from distill.data.sources.unlabeled import UNKNOWN
 from distill.data.views.views import CLEAN
 from tests.data.conftest import colour, colours, refusal, write_folder
-from tests.data.sources.shard_cases import picture, samples, served, write_shard, write_shards
+from tests.data.sources.shard_cases import (
+    Unreliable,
+    picture,
+    samples,
+    served,
+    write_shard,
+    write_shards,
+)
 
 
 @pytest.fixture
@@ -486,6 +493,47 @@ def test_a_shard_that_cannot_be_fetched_is_named_or_passed_over(root, tmp_path):
         source = shards(given, broken="skip", **options)
         assert len(source.train) == 24
         assert any("1 fault in shards, left out" in note for note in source.notes)
+
+
+BOTH = ("HEAD", "GET")
+
+
+def test_a_server_that_does_not_answer_once_has_its_shards_all_the_same(root):
+    with served(root) as server:
+        given = f"{server.address}/train-{{0000..0003}}.tar"
+        server.refuse("/train-0001.tar", 1, 503, BOTH)
+        server.plan("/train-0002.tar", 1, BOTH, Unreliable.hang_up)
+        found, missing = shards_at(given)
+        assert [shard.name for shard in found] == [f"train-{k:04}.tar" for k in range(3)]
+        assert missing == [f"{server.address}/train-0003.tar"]
+        assert server.asked.count("GET /train-0003.tar") == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "words"), [(503, "503 Service"), (403, "403 Forb"), (401, "401 Unauthorized")]
+)
+@pytest.mark.parametrize("broken", ["refuse", "skip"])
+def test_a_shard_that_may_be_there_is_never_taken_for_a_missing_one(
+    root, tmp_path, status, words, broken
+):
+    with served(root) as server:
+        given = f"{server.address}/train-{{0000..0002}}.tar"
+        server.refuse("/train-0001.tar", 99, status, BOTH)
+        options = {"cache": str(tmp_path), "retries": 1, "broken": broken}
+        refusal(lambda: shards(given, **options), "train-0001.tar", words, "tried 2 times")
+
+
+def test_a_server_that_cannot_be_reached_is_said(root):
+    with served(root) as server:
+        given = f"{server.address}/train-{{0000..0002}}.tar"
+    refusal(lambda: shards_at(given, 1), "train-0000.tar", "onnect", "tried 2", error=ShardLost)
+
+
+def test_a_shard_that_is_gone_for_good_is_missing(root):
+    with served(root) as server:
+        server.refuse("/train-0001.tar", 99, 410, BOTH)
+        found, missing = shards_at(f"{server.address}/train-{{0000..0001}}.tar")
+    assert (len(found), missing) == (1, [f"{server.address}/train-0001.tar"])
 
 
 def test_copies_make_room_for_each_other(root, memory, tmp_path):
