@@ -326,27 +326,28 @@ class KeyedSplit(Dataset[Any]):
     def __getitem__(self, key: Key) -> Batch:
         epoch, positions = key
         number = epoch if epoch == CLEAN or self.views is None else epoch % self.views
+        if number == CLEAN or self.in_shards is None:
+            return self._batch(number, positions)
         while True:
+            present = self._present(positions)
             try:
-                return self._batch(number, positions)
-            except ShardLost as error:
-                if number == CLEAN or self.in_shards is None:
+                return self._batch(number, present)
+            except ShardLost:
+                if torch.equal(self._present(positions), present):
                     raise
-                positions = self._present(positions, error)
 
-    def _present(self, positions: Tensor, error: ShardLost) -> Tensor:
+    def _present(self, positions: Tensor) -> Tensor:
         """Return positions of which those in lost shards are replaced by others among them.
 
-        Raises:
-            ShardLost: the error that was met, where there are none, or none was to be passed over.
+        Where all are lost they are returned as they are: whoever reads them says why.
         """
         assert isinstance(self.split, Streamed)
         assert self.in_shards is not None
         lost = self.split.load.lost  # type: ignore[attr-defined]
         gone = lost[self.in_shards.numbers[positions]]
         rest = positions[~gone]
-        if not len(rest) or not bool(gone.any()):
-            raise error
+        if not len(rest):
+            return positions
         replaced = positions.clone()
         replaced[gone] = rest[torch.arange(int(gone.sum())) % len(rest)]
         return replaced

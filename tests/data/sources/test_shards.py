@@ -602,6 +602,19 @@ def test_a_shard_that_is_lost_may_be_passed_over(root, caplog, workers):
     refusal(lambda: list(modular(data.source).val_dataloader()), "val-0000.tar")
 
 
+@pytest.mark.parametrize("view", [None, {"mixup": 1.0}])
+def test_a_shard_that_is_lost_is_tried_again_once_and_not_in_every_batch(root, monkeypatch, view):
+    data = modular(shards(str(root), retries=2, broken="skip"), view=view)
+    tried, original = [], shard_files.opened
+    monkeypatch.setattr(
+        shard_files, "opened", lambda path, *given: tried.append(path) or original(path, *given)
+    )
+    lose(data, root / "train-0001.tar")
+    for epoch in range(2):
+        assert [len(batch.index) for batch in drawn(data, epoch)] == [6] * 6
+    assert tried.count(root / "train-0001.tar") == 3
+
+
 def test_a_batch_of_which_all_is_lost_ends_the_run(root):
     data = modular(shards(str(root), retries=0, broken="skip"))
     lose(data, *root.glob("train-*.tar"))
