@@ -11,6 +11,7 @@ from distill.data.sources.errors import reason
 T = TypeVar("T")
 REMOTE = "://"
 MISSING = (404, 410)  # what a server of HTTP answers where there is no such file
+CONNECT, SILENCE = 30, 60  # seconds until a server is there, and until it sends more
 PAUSE, LONGER = 0.1, 4  # seconds before the first retry, and how many times longer each next one
 
 
@@ -23,10 +24,34 @@ def file_system(address: str) -> tuple[Any, str]:
     import fsspec
 
     try:
-        files, path = fsspec.core.url_to_fs(address)
+        files, path = fsspec.core.url_to_fs(address, **connection(address))
     except (ImportError, ValueError) as error:  # a protocol that needs a package, or is none
         raise ValueError(f"data.root={address}: {reason(ValueError(error))}") from error
     return files, str(path)
+
+
+def is_http(address: str) -> bool:
+    """Whether an address is a server's of HTTP."""
+    return address.startswith(("http://", "https://"))
+
+
+def connection(address: str) -> dict[str, Any]:
+    """Return what a client of HTTP is told beside what `fsspec` is configured to.
+
+    It waits for as long as bytes come: aiohttp ends a copy after five minutes, however large.
+    """
+    if not is_http(address):
+        return {}
+    from aiohttp import ClientTimeout
+    from fsspec.config import conf
+
+    configured = {
+        key: value
+        for protocol in ("http", "https")
+        for key, value in conf.get(protocol, {}).get("client_kwargs", {}).items()
+    }
+    patience = ClientTimeout(total=None, sock_connect=CONNECT, sock_read=SILENCE)
+    return {"client_kwargs": {"timeout": patience, **configured}}
 
 
 def retried(action: Callable[[], T], retries: int, place: str) -> T:

@@ -3,9 +3,11 @@
 import io
 import tarfile
 import threading
+import time
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 from PIL import Image
 
@@ -96,6 +98,17 @@ class Unreliable(SimpleHTTPRequestHandler):
     def hang_up(self):
         """End the connection without an answer."""
         self.close_connection = True
+
+    def dribble(self, seconds, parts=20):
+        """Send a file in so many parts, which take so long together."""
+        content = Path(self.translate_path(self.path)).read_bytes()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        size = -(-len(content) // parts)
+        for start in range(0, len(content), size):
+            time.sleep(seconds / parts)
+            self.wfile.write(content[start : start + size])
 
     def send_a_part(self):
         """Promise a file and send a hundred bytes of it."""

@@ -6,11 +6,14 @@ import os
 import pickle
 import tarfile
 import time
+from functools import partial
 
+import aiohttp
 import fsspec
 import numpy as np
 import pytest
 import torch
+from fsspec.implementations.http import HTTPFileSystem
 from PIL import Image
 
 from distill.data import DataModule
@@ -534,6 +537,28 @@ def test_a_shard_that_is_gone_for_good_is_missing(root):
         server.refuse("/train-0001.tar", 99, 410, BOTH)
         found, missing = shards_at(f"{server.address}/train-{{0000..0001}}.tar")
     assert (len(found), missing) == (1, [f"{server.address}/train-0001.tar"])
+
+
+def test_a_copy_takes_as_long_as_bytes_come_and_a_silent_server_is_named(
+    root, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(aiohttp.client, "DEFAULT_TIMEOUT", aiohttp.ClientTimeout(total=0.2))
+    monkeypatch.setattr(shard_remote, "SILENCE", 0.15)
+    HTTPFileSystem.clear_instance_cache()
+    with served(root) as server:
+        found, _ = shards_at(f"{server.address}/train-0000.tar")
+        files = ShardFiles(found, tmp_path, retries=0)
+        server.plan("/train-0000.tar", 1, ("GET",), partial(Unreliable.dribble, seconds=0.4))
+        assert files.read(0, 0, 6) == b"s0000."
+        files.local(0).unlink()
+        server.plan("/train-0000.tar", 1, ("GET",), partial(Unreliable.dribble, seconds=4, parts=4))
+        refusal(lambda: files.local(0), "train-0000.tar", "imeout", error=ShardLost)
+
+
+def test_what_fsspec_is_configured_to_holds_beside(monkeypatch):
+    monkeypatch.setitem(fsspec.config.conf, "https", {"client_kwargs": {"trust_env": True}})
+    client = shard_remote.file_system("https://localhost/a.tar")[0].client_kwargs
+    assert (client["trust_env"], client["timeout"].total) == (True, None)
 
 
 def test_copies_make_room_for_each_other(root, memory, tmp_path):
