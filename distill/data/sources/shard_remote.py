@@ -10,7 +10,8 @@ from distill.data.sources.errors import reason
 
 T = TypeVar("T")
 REMOTE = "://"
-MISSING = (404, 410)  # what a server of HTTP answers where there is no such file
+# What a server of HTTP answers where there is no such file, and where it may not be read.
+MISSING, DENIED = (404, 410), (401, 403)
 CONNECT, SILENCE = 30, 60  # seconds until a server is there, and until it sends more
 PAUSE, LONGER = 0.1, 4  # seconds before the first retry, and how many times longer each next one
 
@@ -58,13 +59,13 @@ def retried(action: Callable[[], T], retries: int, place: str) -> T:
     """Return what an action returns that may fail a few times, with longer pauses between.
 
     Raises:
-        ShardLost: naming the place, if it fails once more.
+        ShardLost: naming the place, if it fails once more, or is not allowed.
     """
     for attempt in range(retries + 1):
         try:
             return action()
         except Exception as error:  # back ends raise whatever they stumble on
-            if attempt == retries:
+            if attempt == retries or denies(error):
                 tried = f", tried {attempt + 1} times" if attempt else ""
                 raise ShardLost(f"{place} cannot be read: {why(error)}{tried}") from error
             time.sleep(PAUSE * LONGER**attempt)
@@ -100,6 +101,14 @@ def status_of(error: Exception) -> int | None:
     """Return the status that a server of HTTP answered with, or None of any other error."""
     status = getattr(error, "status", None)
     return status if isinstance(status, int) else None
+
+
+def denies(error: BaseException | None) -> bool:
+    """Whether an error says that something may not be read, and will not be next time."""
+    if not isinstance(error, Exception):
+        return False
+    met = met_in(error)
+    return isinstance(met, PermissionError) or status_of(met) in DENIED
 
 
 def why(error: Exception) -> str:

@@ -139,8 +139,7 @@ def read_shards(
     results = indexed(files, Reading(label_key, verify), kept)
     indices, left_out = sound(found, results, broken)
     check_kinds(found, indices)
-    beside, where = names_beside(root, found)
-    given = list(classes) if classes is not None else beside
+    given, where = names_beside(root, found, retries) if classes is None else (list(classes), [])
     names = class_names(label_of(root), found, indices, given)
     window_bytes(found, indices, shuffle_window, cache_gb)
     splits: dict[str, Split] = {}

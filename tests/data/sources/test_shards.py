@@ -20,7 +20,8 @@ from distill.data import DataModule
 from distill.data.loading import KeyedSplit
 from distill.data.sources import folder, shard_files, shard_index, shard_remote, shards
 from distill.data.sources.judged import Judged, opened
-from distill.data.sources.shard_files import ShardFiles, expanded, part_of, shards_at
+from distill.data.sources.shard_classes import places
+from distill.data.sources.shard_files import Shard, ShardFiles, expanded, part_of, shards_at
 from distill.data.sources.shard_index import KeptIndex, Reading, indexed, read_index
 from distill.data.sources.shard_remote import ShardLost
 from distill.data.sources.unlabeled import UNKNOWN
@@ -513,7 +514,8 @@ def test_a_server_that_does_not_answer_once_has_its_shards_all_the_same(root):
 
 
 @pytest.mark.parametrize(
-    ("status", "words"), [(503, "503 Service"), (403, "403 Forb"), (401, "401 Unauthorized")]
+    ("status", "words"),
+    [(503, ("503 Service", "tried 2 times")), (403, ("403 Forb",)), (401, ("401 Unauthorized",))],
 )
 @pytest.mark.parametrize("broken", ["refuse", "skip"])
 def test_a_shard_that_may_be_there_is_never_taken_for_a_missing_one(
@@ -523,7 +525,7 @@ def test_a_shard_that_may_be_there_is_never_taken_for_a_missing_one(
         given = f"{server.address}/train-{{0000..0002}}.tar"
         server.refuse("/train-0001.tar", 99, status, BOTH)
         options = {"cache": str(tmp_path), "retries": 1, "broken": broken}
-        refusal(lambda: shards(given, **options), "train-0001.tar", words, "tried 2 times")
+        refusal(lambda: shards(given, **options), "train-0001.tar", *words)
 
 
 def test_a_server_that_cannot_be_reached_is_said(root):
@@ -559,6 +561,35 @@ def test_what_fsspec_is_configured_to_holds_beside(monkeypatch):
     monkeypatch.setitem(fsspec.config.conf, "https", {"client_kwargs": {"trust_env": True}})
     client = shard_remote.file_system("https://localhost/a.tar")[0].client_kwargs
     assert (client["trust_env"], client["timeout"].total) == (True, None)
+
+
+@pytest.mark.parametrize("name", ["classes.txt", "_info.json"])
+def test_class_names_that_do_not_answer_once_are_read_all_the_same(root, tmp_path, name):
+    names = ["cat", "dog", "eel"]
+    (root / name).write_text("\n".join(names) if name == "classes.txt" else json.dumps(
+        {"classes": names}))  # fmt: skip
+    with served(root) as server:
+        given, options = f"{server.address}/train-0000.tar", {"cache": str(tmp_path), "retries": 1}
+        server.refuse(f"/{name}", 1)
+        assert shards(given, **options).classes == names
+        server.cut(f"/{name}", 1)
+        assert shards(given, **options).classes == names
+        server.refuse(f"/{name}", 2)
+        refusal(lambda: shards(given, **options), f"{server.address}/{name} cannot be read", "503")
+
+
+def test_class_names_that_may_not_be_read_are_noted(root, tmp_path):
+    with served(root) as server:
+        server.refuse("/classes.txt", 9, 403)
+        source = shards(f"{server.address}/train-0000.tar", cache=str(tmp_path))
+        assert server.asked.count("GET /classes.txt") == 1
+    assert source.classes == ["0", "1", "2"]
+    assert any(f"may not be read ({server.address}/classes.txt)" in note for note in source.notes)
+
+
+def test_nothing_is_asked_for_above_a_server():
+    one = Shard("https://host/train-0.tar", "train-0.tar", "train", 1, "")
+    assert places(one.address, [one]) == ["https://host"]
 
 
 def test_copies_make_room_for_each_other(root, memory, tmp_path):
