@@ -16,6 +16,7 @@ from distill.data.sources.shard_remote import (
     file_system,
     if_there,
     retried,
+    unsigned,
 )
 from distill.utils.files import resolved_path
 
@@ -53,10 +54,10 @@ def names_beside(
 
 def places(root: str | Sequence[str], shards: Sequence[Shard]) -> list[str]:
     """Return the folders that class names may lie in: the root, those of shards, and above them."""
-    folders = [shard.address.rpartition("/")[0] for shard in shards]
+    folders = [shard.place.rpartition("/")[0] for shard in shards]
     folders = list(dict.fromkeys(folders))
     above = [folder.rpartition("/")[0] for folder in folders]
-    given = [root] if isinstance(root, str) and not root.endswith(".tar") else []
+    given = [root] if isinstance(root, str) and not unsigned(root).endswith(".tar") else []
     given = [one if REMOTE in one else str(resolved_path(one)) for one in map(local_path, given)]
     every = [*(one.rstrip("/") for one in given), *folders, *above]
     return [one for one in dict.fromkeys(every) if not one.endswith(":/")]  # above all of a server

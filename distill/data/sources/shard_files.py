@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from distill.data.sources.errors import reason
 from distill.data.sources.listing import hidden, holds_images, some
-from distill.data.sources.shard_remote import REMOTE, file_system, if_there, retried
+from distill.data.sources.shard_remote import REMOTE, file_system, if_there, retried, unsigned
 from distill.data.sources.splits import meaning
 from distill.utils.files import remove_stale, resolved_path, under_construction
 
@@ -52,6 +52,11 @@ class Shard:
     part: str | None
     size: int
     stamp: str
+
+    @property
+    def place(self) -> str:
+        """Its address as people and caches know it, without what signs it for a while."""
+        return unsigned(self.address)
 
     @property
     def remote(self) -> bool:
@@ -99,30 +104,32 @@ def shards_at(root: str | Sequence[str], retries: int = 3) -> tuple[list[Shard],
         tars, folder = tars_at(place)
         addresses += tars
         folders += [folder] * len(tars)
-    if twice := [address for address, count in Counter(addresses).items() if count > 1]:
+    known_as = [unsigned(address) for address in addresses]
+    if twice := [place for place, count in Counter(known_as).items() if count > 1]:
         raise ValueError(f"data.root names a shard twice: {some(twice)}")
-    names = names_of(addresses)
+    names = names_of(known_as)
     with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
         stamps = list(threads.map(lambda address: stamp_of(address, retries), addresses))
     shards = [
-        Shard(address, name, part_of(address, folder), *stamp)
+        Shard(address, name, part_of(unsigned(address), folder), *stamp)
         for address, name, folder, stamp in zip(addresses, names, folders, stamps, strict=True)
         if stamp is not None
     ]
-    return shards, [a for a, stamp in zip(addresses, stamps, strict=True) if stamp is None]
+    return shards, [place for place, stamp in zip(known_as, stamps, strict=True) if stamp is None]
 
 
 def tars_at(place: str) -> tuple[list[str], str]:
     """Return the tars that a path or address means, and the folder that was searched for them."""
-    if place.endswith(COMPRESSED):
-        raise ValueError(f"{place} is compressed, and its samples cannot be reached: unpack it")
+    known_as = unsigned(place)
+    if known_as.endswith(COMPRESSED):
+        raise ValueError(f"{known_as} is compressed, and its samples cannot be reached: unpack it")
     if REMOTE not in place:
         place = str(resolved_path(place))
-    if place.endswith(".tar") and "*" not in place:
+    if known_as.endswith(".tar") and "*" not in known_as:
         return [local_path(place)], ""
     files, path = file_system(place)
     local = is_local(files)
-    if "*" in place:
+    if "*" in known_as:
         pattern = local_path(place)
         paths = [p for p in files.glob(pattern) if p.endswith(".tar")]
         tars = [p if local else files.unstrip_protocol(p) for p in paths]
@@ -131,7 +138,8 @@ def tars_at(place: str) -> tuple[list[str], str]:
         folder = local_path(place)
         tars = local_tars(folder) if local else remote_tars(files, path, place)
     if not tars:
-        raise FileNotFoundError(f"{place} has no shards (*.tar){instead(place) if local else ''}")
+        advice = instead(place) if local else ""
+        raise FileNotFoundError(f"{unsigned(place)} has no shards (*.tar){advice}")
     return sorted(tars), folder
 
 
@@ -224,11 +232,11 @@ def stamp_of(address: str, retries: int) -> tuple[int, str] | None:
             return None
         return status.st_size, str(status.st_mtime_ns)
     files, path = file_system(address)
-    facts = retried(lambda: if_there(lambda: files.info(path)), retries, address)
+    facts = retried(lambda: if_there(lambda: files.info(path)), retries, unsigned(address))
     if facts is None:
         return None
     if facts.get("size") is None:
-        raise ValueError(f"{address}: its server does not say how large it is")
+        raise ValueError(f"{unsigned(address)}: its server does not say how large it is")
     return int(facts["size"]), " ".join(f"{k}={facts[k]}" for k in VERSIONS if facts.get(k))
 
 
@@ -275,7 +283,7 @@ class ShardFiles:
                 raise
             return content
 
-        return retried(piece, self.retries, shard.address)
+        return retried(piece, self.retries, shard.place)
 
     def local(self, number: int) -> Path:
         """Return where a shard lies on this machine, fetched if need be.
@@ -284,7 +292,7 @@ class ShardFiles:
             ShardLost: if it cannot be fetched, after `retries` more tries.
         """
         shard = self.shards[number]
-        return retried(lambda: self._path(shard), self.retries, shard.address)
+        return retried(lambda: self._path(shard), self.retries, shard.place)
 
     def fetch_ahead(self, numbers: Sequence[int]) -> None:
         """Fetch these shards, in this order, while others are read; those that lie here need none.
@@ -315,8 +323,8 @@ class ShardFiles:
 
     def _fetched(self, shard: Shard) -> Path:
         if self.folder is None:
-            raise ValueError(f"{shard.address} is to be copied here: give data.cache=FOLDER")
-        key = hashlib.sha256(f"{shard.address}\0{shard.stamp}\0{shard.size}".encode()).hexdigest()
+            raise ValueError(f"{shard.place} is to be copied here: give data.cache=FOLDER")
+        key = hashlib.sha256(f"{shard.place}\0{shard.stamp}\0{shard.size}".encode()).hexdigest()
         path = self.folder / f"{key[:24]}.tar"
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():

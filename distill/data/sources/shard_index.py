@@ -300,7 +300,7 @@ class KeptIndex:
     @property
     def path(self) -> Path:
         """Where it lies: one for each address and key of labels."""
-        place = self.shard.address if self.shard.remote else os.path.realpath(self.shard.address)
+        place = self.shard.place if self.shard.remote else os.path.realpath(self.shard.address)
         text = f"{place}\0{self.reading.label_key}".encode(errors="surrogateescape")
         return self.cache / "shards" / f"{hashlib.sha256(text).hexdigest()[:24]}.npz"
 
@@ -400,7 +400,7 @@ class Indexer(Dataset[Any]):
         try:
             return read_index(self.files.local(number), self.reading)
         except Exception as error:  # whatever it raises, a process that reads others is not to end
-            return reason(error).removeprefix(f"{self.files.shards[number].address} ")
+            return reason(error).removeprefix(f"{self.files.shards[number].place} ")
 
 
 def indexed(files: ShardFiles, reading: Reading, cache: Path | None) -> list[ShardIndex | str]:

@@ -27,13 +27,18 @@ def file_system(address: str) -> tuple[Any, str]:
     try:
         files, path = fsspec.core.url_to_fs(address, **connection(address))
     except (ImportError, ValueError) as error:  # a protocol that needs a package, or is none
-        raise ValueError(f"data.root={address}: {reason(ValueError(error))}") from error
+        raise ValueError(f"data.root={unsigned(address)}: {reason(ValueError(error))}") from error
     return files, str(path)
 
 
 def is_http(address: str) -> bool:
     """Whether an address is a server's of HTTP."""
     return address.startswith(("http://", "https://"))
+
+
+def unsigned(address: str) -> str:
+    """Return an address without the query that signs one of HTTP."""
+    return address.partition("?")[0] if is_http(address) else address
 
 
 def connection(address: str) -> dict[str, Any]:
@@ -52,7 +57,9 @@ def connection(address: str) -> dict[str, Any]:
         for key, value in conf.get(protocol, {}).get("client_kwargs", {}).items()
     }
     patience = ClientTimeout(total=None, sock_connect=CONNECT, sock_read=SILENCE)
-    return {"client_kwargs": {"timeout": patience, **configured}}
+    told: dict[str, Any] = {"client_kwargs": {"timeout": patience, **configured}}
+    signed = unsigned(address) != address  # and is not to be written in another way
+    return told | {"encoded": True} if signed else told
 
 
 def retried(action: Callable[[], T], retries: int, place: str) -> T:

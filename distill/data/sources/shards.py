@@ -24,7 +24,7 @@ from distill.data.sources.packed import PackedStrings
 from distill.data.sources.shard_classes import names_beside
 from distill.data.sources.shard_files import Shard, ShardFiles, shards_at
 from distill.data.sources.shard_index import Reading, ShardIndex, indexed
-from distill.data.sources.shard_remote import ShardLost
+from distill.data.sources.shard_remote import ShardLost, unsigned
 from distill.data.sources.sizes import SAMPLED, Header, opened_header
 from distill.data.sources.splits import (
     DIGEST,
@@ -163,7 +163,7 @@ UNKNOWN = (
 def label_of(root: str | Sequence[str]) -> str:
     """Return what the data are called."""
     first = root if isinstance(root, str) else root[0]
-    return PurePosixPath(first).stem or first
+    return PurePosixPath(unsigned(first)).stem or first
 
 
 def parts_of(found: Sequence[Shard]) -> dict[str, list[int]]:
@@ -216,7 +216,7 @@ def sound(
         ValueError: for the first fault, if they are to be refused.
     """
     faults = [
-        f"{shard.address}: {fault}"
+        f"{shard.place}: {fault}"
         for shard, one in zip(found, results, strict=True)
         for fault in ([one] if isinstance(one, str) else one.faults)
     ]
@@ -277,7 +277,7 @@ def check_room(found: Sequence[Shard], cache: Path | None, cache_gb: float) -> N
     """Refuse shards that lie elsewhere where there is no folder, or no room, for a copy."""
     remote = [shard for shard in found if shard.remote]
     if remote and cache is None:
-        raise ValueError(f"{remote[0].address} is to be copied here: give data.cache=FOLDER")
+        raise ValueError(f"{remote[0].place} is to be copied here: give data.cache=FOLDER")
     largest = max((shard.size for shard in remote), default=0)
     if 2 * largest > cache_gb * 1e9:
         raise ValueError(

@@ -53,6 +53,8 @@ def write_shards(root, train=3, each=12):
 class Server(ThreadingHTTPServer):
     """A server that writes down what it was asked for, and fails as it is told to.
 
+    Where it has a `signature` it answers only those who give it.
+
     What is planned holds for the next requests of a path by a method: `GET`, `HEAD`, or both.
     """
 
@@ -61,7 +63,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, folder):
         super().__init__(("127.0.0.1", 0), partial(Unreliable, directory=str(folder)))
         self.address = f"http://127.0.0.1:{self.server_address[1]}"
-        self.asked, self.planned = [], {}
+        self.asked, self.planned, self.signature = [], {}, ""
 
     def refuse(self, path, times, status=503, methods=("GET",)):
         """Answer with a status."""
@@ -88,7 +90,11 @@ class Unreliable(SimpleHTTPRequestHandler):
     def send_head(self):
         """Answer as planned, or as the base does."""
         self.server.asked.append(f"{self.command} {self.path}")
-        plan = self.server.planned.get((self.command, self.path), [0, None])
+        path, _, query = self.path.partition("?")
+        if self.server.signature and (query != self.server.signature or self.command == "HEAD"):
+            self.send_error(403)  # as stores do, where an address is signed for one method
+            return None
+        plan = self.server.planned.get((self.command, path), [0, None])
         if plan[0] <= 0:
             return super().send_head()
         plan[0] -= 1

@@ -592,6 +592,29 @@ def test_nothing_is_asked_for_above_a_server():
     assert places(one.address, [one]) == ["https://host"]
 
 
+def test_signed_addresses_are_read_and_known_without_their_signature(root, tmp_path, monkeypatch):
+    cache, names = str(tmp_path / "cache"), ["train-0000.tar", "train-0001.tar", "val-0000.tar"]
+    with served(root) as server:
+        server.signature = "X-Amz-Signature=a%2Fb%2Bc&X-Amz-Expires=60"
+        given = [f"{server.address}/{name}?{server.signature}" for name in names]
+        source = shards(given, cache=cache)
+        here = shards([str(root / name) for name in names])
+        assert source.train.fingerprint() == here.train.fingerprint()
+        assert len(source.test) == 12
+        assert source.train.load.name(13) == "train-0001.tar/s0013.png"
+        read, server.signature = counted(monkeypatch), "X-Amz-Signature=another"
+        before = list(server.asked)
+        again = shards([f"{server.address}/{name}?{server.signature}" for name in names],
+                       cache=cache)  # fmt: skip
+        assert colours(again.train) == colours(source.train)
+        asked = server.asked[len(before) :]
+        assert not read  # index and copies are those of before
+        assert sum(one.startswith("GET /train") for one in asked) == 2  # for their sizes
+        message = refusal(lambda: shards(given, cache=cache), "train-0000.tar", "403")
+        assert "Signature" not in message
+        refusal(lambda: shards([given[0], f"{given[0]}&x=y"], cache=cache), "names a shard twice")
+
+
 def test_copies_make_room_for_each_other(root, memory, tmp_path):
     found, _ = shards_at(memory)
     size = found[0].size
