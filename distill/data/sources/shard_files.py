@@ -223,6 +223,11 @@ def part_of(address: str, folder: str = "") -> str | None:
     return parts.pop() if parts else None
 
 
+def time_of(status: os.stat_result) -> str:
+    """Return when a file that lies here was last written to."""
+    return str(status.st_mtime_ns)
+
+
 def stamp_of(address: str, retries: int) -> tuple[int, str] | None:
     """Return a shard's size and what changes with its content; None where there is no such file."""
     if REMOTE not in address:
@@ -230,7 +235,7 @@ def stamp_of(address: str, retries: int) -> tuple[int, str] | None:
             status = os.stat(address)
         except FileNotFoundError:
             return None
-        return status.st_size, str(status.st_mtime_ns)
+        return status.st_size, time_of(status)
     files, path = file_system(address)
     facts = retried(lambda: if_there(lambda: files.info(path)), retries, unsigned(address))
     if facts is None:
@@ -309,7 +314,7 @@ class ShardFiles:
         if number not in self.open_shards:
             while len(self.open_shards) >= OPEN:
                 self._close(next(iter(self.open_shards)))
-            self.open_shards[number] = opened(self._path(shard), shard.size)
+            self.open_shards[number] = opened(self._path(shard), shard)
         self.open_shards.move_to_end(number)
         return self.open_shards[number]
 
@@ -337,13 +342,22 @@ class ShardFiles:
         return path
 
 
-def opened(path: Path, size: int) -> int:
-    """Return the descriptor of a file that is open, and that the system is told to read ahead."""
+def opened(path: Path, shard: Shard) -> int:
+    """Return the descriptor of a shard that is open, and that the system is told to read ahead.
+
+    Raises:
+        OSError: if it is another than when the run began; the stamp of a copy is its original's.
+    """
     descriptor = os.open(path, os.O_RDONLY)
-    own = os.fstat(descriptor).st_size
-    if own != size:
+    status = os.fstat(descriptor)
+    fault = ""
+    if status.st_size != shard.size:
+        fault = f"it has {status.st_size} bytes, and had {shard.size} when the run began"
+    elif not shard.remote and time_of(status) != shard.stamp:
+        fault = "it was written to after the run began"
+    if fault:
         os.close(descriptor)
-        raise OSError(f"it has {own} bytes, and had {size} when the run began")
+        raise OSError(fault)
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
     return descriptor

@@ -653,6 +653,19 @@ def test_a_shard_that_is_lost_ends_the_run_and_is_named(root):
     refusal(lambda: drawn(data), "train-0001.tar", "5 bytes")
 
 
+def test_a_shard_that_another_of_its_size_has_replaced_ends_the_run(root):
+    data = modular(shards(str(root), retries=0))
+    path = root / "train-0001.tar"
+    before = path.stat()
+    lose(data, path)
+    write_shard(path, samples(24, 12))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert path.stat().st_size == before.st_size
+    refusal(lambda: drawn(data), path, "written to after the run began")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert len(drawn(data)) == 6
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_shard_that_is_lost_may_be_passed_over(root, caplog, workers):
     data = modular(shards(str(root), retries=0, broken="skip"), num_workers=workers)
