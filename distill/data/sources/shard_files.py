@@ -20,7 +20,14 @@ from filelock import FileLock
 
 from distill.data.sources.errors import reason
 from distill.data.sources.listing import hidden, holds_images, some
-from distill.data.sources.shard_remote import REMOTE, file_system, if_there, retried, unsigned
+from distill.data.sources.shard_remote import (
+    REMOTE,
+    file_system,
+    if_there,
+    listed,
+    retried,
+    unsigned,
+)
 from distill.data.sources.splits import meaning
 from distill.utils.files import remove_stale, resolved_path, under_construction
 
@@ -101,7 +108,7 @@ def shards_at(root: str | Sequence[str], retries: int = 3) -> tuple[list[Shard],
     addresses: list[str] = []
     folders: list[str] = []
     for place in places:
-        tars, folder = tars_at(place)
+        tars, folder = tars_at(place, retries)
         addresses += tars
         folders += [folder] * len(tars)
     known_as = [unsigned(address) for address in addresses]
@@ -118,7 +125,7 @@ def shards_at(root: str | Sequence[str], retries: int = 3) -> tuple[list[Shard],
     return shards, [place for place, stamp in zip(known_as, stamps, strict=True) if stamp is None]
 
 
-def tars_at(place: str) -> tuple[list[str], str]:
+def tars_at(place: str, retries: int) -> tuple[list[str], str]:
     """Return the tars that a path or address means, and the folder that was searched for them."""
     known_as = unsigned(place)
     if known_as.endswith(COMPRESSED):
@@ -127,16 +134,16 @@ def tars_at(place: str) -> tuple[list[str], str]:
         place = str(resolved_path(place))
     if known_as.endswith(".tar") and "*" not in known_as:
         return [local_path(place)], ""
-    files, path = file_system(place)
+    files, _ = file_system(place)
     local = is_local(files)
     if "*" in known_as:
         pattern = local_path(place)
-        paths = [p for p in files.glob(pattern) if p.endswith(".tar")]
-        tars = [p if local else files.unstrip_protocol(p) for p in paths]
+        tars = files.glob(pattern) if local else listed(pattern, retries)
         folder = ""
     else:
         folder = local_path(place)
-        tars = local_tars(folder) if local else remote_tars(files, path, place)
+        tars = local_tars(folder) if local else listed(place, retries)
+    tars = [tar for tar in tars if tar.endswith(".tar")]
     if not tars:
         advice = instead(place) if local else ""
         raise FileNotFoundError(f"{unsigned(place)} has no shards (*.tar){advice}")
@@ -176,18 +183,6 @@ def check_compressed(folder: str, files: Iterable[str]) -> None:
             f"{folder}: {some(compressed)} {'is' if len(compressed) == 1 else 'are'} compressed, "
             "and samples in it cannot be reached: unpack it, or move it away"
         )
-
-
-def remote_tars(files: Any, path: str, folder: str) -> list[str]:
-    """Return the tars anywhere below a folder of another file system."""
-    try:
-        paths = files.find(path)
-    except Exception as error:  # back ends raise whatever they stumble on
-        raise ValueError(
-            f"data.root={folder} cannot be listed ({reason(error)}): give the addresses of the "
-            "shards, such as train-{0000..0146}.tar"
-        ) from error
-    return [files.unstrip_protocol(path) for path in paths if str(path).endswith(".tar")]
 
 
 def instead(folder: str) -> str:

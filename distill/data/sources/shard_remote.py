@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 from distill.data.sources.errors import reason
@@ -92,6 +94,50 @@ def if_there(action: Callable[[], T]) -> T | None:
         if isinstance(met, FileNotFoundError) or status_of(met) in MISSING:
             return None
         raise met from None
+
+
+def listed(place: str, retries: int) -> list[str]:
+    """Return the addresses of all files below a folder, or of those that a pattern with `*` means.
+
+    Raises:
+        ShardLost: if any folder that is there is not listed, after `retries` more tries.
+    """
+    files, path = file_system(place)
+    if is_http(place):
+        return list(dict.fromkeys(pages(files, place, retries)))
+    found = files.glob if "*" in place else files.find
+    names = answered(partial(found, path), retries, place)
+    return [str(files.unstrip_protocol(name)) for name in names]
+
+
+def pages(files: Any, place: str, retries: int) -> Iterator[str]:
+    """Yield what a server's pages link to; `fsspec` passes over folders it cannot reach."""
+    from fsspec.utils import glob_translate
+
+    above, star, _ = place.partition("*")
+    meant = re.compile(glob_translate(place)) if star else None
+    depth = place.count("/") if star and "**" not in place else None
+    folders = [f"{above.rpartition('/')[0]}/" if star else place]
+    while folders:
+        folder = folders.pop()
+        links = answered(partial(files.ls, folder, detail=False), retries, folder)
+        for link in sorted(links):
+            if not link.endswith("/"):
+                if meant is None or meant.match(link):
+                    yield link
+            elif depth is None or link.count("/") <= depth:
+                folders.append(link)
+
+
+def answered(listing: Callable[[], list[str]], retries: int, place: str) -> list[str]:
+    """Return what a listing says, nothing of a folder that is not there."""
+    try:
+        return retried(lambda: if_there(listing), retries, place) or []
+    except ShardLost as error:
+        raise ShardLost(
+            f"{error}; if it cannot be listed, give the addresses of the shards, such as "
+            "train-{0000..0146}.tar"
+        ) from error
 
 
 def met_in(error: Exception) -> Exception:

@@ -615,6 +615,59 @@ def test_signed_addresses_are_read_and_known_without_their_signature(root, tmp_p
         refusal(lambda: shards([given[0], f"{given[0]}&x=y"], cache=cache), "names a shard twice")
 
 
+@pytest.fixture
+def nested(tmp_path):
+    """Shards of two folders."""
+    write_shard(tmp_path / "there" / "train" / "0.tar", samples())
+    write_shard(tmp_path / "there" / "train" / "1.tar", samples(6))
+    write_shard(tmp_path / "there" / "val" / "0.tar", samples())
+    return tmp_path / "there"
+
+
+@pytest.mark.parametrize("failing", ["/", "/train/", "/val/"])
+def test_a_folder_of_a_server_that_does_not_answer_once_is_listed_again(nested, failing):
+    with served(nested) as server:
+        server.refuse(failing, 1)
+        assert len(shards_at(f"{server.address}/")[0]) == 3
+        server.plan(failing, 1, ("GET",), Unreliable.hang_up)
+        assert [one.part for one in shards_at(f"{server.address}/")[0]] == ["train"] * 2 + ["val"]
+        server.plan(failing, 9, ("GET",), Unreliable.hang_up)
+        refusal(lambda: shards_at(f"{server.address}/", 1), f"{server.address}{failing}",
+                "give the addresses", "tried 2 times")  # fmt: skip
+
+
+def test_a_pattern_means_shards_of_a_server(nested):
+    with served(nested) as server:
+        server.refuse("/train/", 1)
+        assert len(shards_at(f"{server.address}/train/*.tar")[0]) == 2
+        assert not any("val" in one for one in server.asked)
+        assert [one.name for one in shards_at(f"{server.address}/*/0.tar")[0]] == [
+            "train/0.tar", "val/0.tar"
+        ]  # fmt: skip
+        assert len(shards_at(f"{server.address}/**/*.tar")[0]) == 3
+        server.plan("/train/", 9, ("GET",), Unreliable.hang_up)
+        refusal(lambda: shards_at(f"{server.address}/train/*.tar", 1), "tried 2 times")
+        refusal(lambda: shards_at(f"{server.address}/nowhere/*.tar", 0), "no shards")
+
+
+def test_a_store_that_does_not_answer_once_is_listed_again(root, memory, monkeypatch):
+    files = type(fsspec.filesystem("memory"))
+    for name, place in (("find", memory), ("glob", f"{memory}/*.tar")):
+        original, calls = getattr(files, name), []
+
+        def failing(self, *given, calls=calls, original=original, **options):
+            calls.append(given)
+            if len(calls) == 1:
+                raise OSError("it is busy")
+            return original(self, *given, **options)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(files, name, failing)
+            assert len(shards_at(place)[0]) == 5
+            calls.clear()
+            refusal(lambda place=place: shards_at(place, 0), "it is busy", "give the addresses")
+
+
 def test_copies_make_room_for_each_other(root, memory, tmp_path):
     found, _ = shards_at(memory)
     size = found[0].size
