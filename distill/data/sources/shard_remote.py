@@ -22,6 +22,10 @@ class ShardLost(ValueError):
     """A shard that was there at the start cannot be read."""
 
 
+class SampleBroken(ValueError):
+    """An image of a shard cannot be decoded."""
+
+
 def file_system(address: str) -> tuple[Any, str]:
     """Return what reads an address, and what it calls the place."""
     import fsspec

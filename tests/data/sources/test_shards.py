@@ -23,7 +23,7 @@ from distill.data.sources.judged import Judged, opened
 from distill.data.sources.shard_classes import places
 from distill.data.sources.shard_files import Shard, ShardFiles, expanded, part_of, shards_at
 from distill.data.sources.shard_index import KeptIndex, Reading, indexed, read_index
-from distill.data.sources.shard_remote import ShardLost
+from distill.data.sources.shard_remote import SampleBroken, ShardLost
 from distill.data.sources.unlabeled import UNKNOWN
 from distill.data.views.views import CLEAN
 from tests.data.conftest import colour, colours, refusal, write_folder
@@ -764,6 +764,70 @@ def test_a_batch_of_which_all_is_lost_ends_the_run(root):
     data = modular(shards(str(root), retries=0, broken="skip"))
     lose(data, *root.glob("train-*.tar"))
     refusal(lambda: drawn(data), "train-000", "No such file")
+
+
+def with_a_broken_image(root, number, kind):
+    """Shards of JPEG or PNG files, of which train's one of this number is cut short."""
+    ending = "jpg" if kind == "JPEG" else "png"
+    for path in sorted(root.glob("*.tar")):
+        first = 12 * int(path.stem[-4:]) if path.name.startswith("train") else 0
+        files = []
+        for k in range(first, first + 12):
+            content = picture(k % 3, k, kind)
+            if path.name.startswith("train") and k == number:
+                content = content[: len(content) // 2]
+            files += [(f"s{k:04}.cls", str(k % 3)), (f"s{k:04}.{ending}", content)]
+        write_shard(path, files)
+    return f"train-{number // 12:04}.tar/s{number:04}.{ending}"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_broken_image_may_be_passed_over_and_is_counted(root, caplog, workers, kind):
+    whole = drawn(modular(shards(str(root))))
+    name = with_a_broken_image(root, 13, kind)
+    refusal(lambda: drawn(modular(shards(str(root)))), f"broken image {name}", error=SampleBroken)
+    data = modular(shards(str(root), broken="skip"), num_workers=workers)
+    assert data.lost_note is None
+    for epoch in range(2):
+        batches = drawn(data, epoch)
+        assert [len(batch.index) for batch in batches] == [6] * 6
+        assert sorted({int(i) for batch in batches for i in batch.index}) == [
+            k for k in range(36) if k != 13
+        ]
+    for batch, before in zip(drawn(data), whole, strict=True):
+        assert [a for a in batch.index.tolist() if a != 13] == batch.index.tolist()
+        for place, index in enumerate(before.index.tolist()):
+            assert index == 13 or batch.index[place] == index
+        assert batch.target.tolist() == [index % 3 for index in batch.index.tolist()]
+    assert data.lost_note == (
+        f"training went without 1 of its 36 images that cannot be decoded ({name}) "
+        "(data.broken=skip)"
+    )
+    if not workers:
+        assert caplog.text.count("is shown again in its place") == 1
+    lose(data, root / "train-0000.tar")
+    drawn(data)
+    assert "12 of its 36 images from when train-0000.tar could not be read" in data.lost_note
+    assert "and without 1 of its 36 images that cannot be decoded" in data.lost_note
+
+
+def test_a_broken_partner_leaves_a_view_as_it_is(root):
+    with_a_broken_image(root, 13, "PNG")
+    data = modular(shards(str(root), broken="skip"), view={"mixup": 1.0})
+    for epoch in range(3):
+        for batch in drawn(data, epoch):
+            assert 13 not in batch.index
+            assert torch.allclose(batch.target.sum(1), torch.ones(6))
+    assert "without 1 of its 36 images" in data.lost_note
+
+
+def test_a_broken_image_that_is_held_out_ends_the_run(root):
+    files = dict(samples(0, 12, prefix="v"))
+    files["v0003.png"] = files["v0003.png"][:50]
+    write_shard(root / "val-0000.tar", files.items())
+    data = modular(shards(str(root), broken="skip"))
+    refusal(lambda: list(data.val_dataloader()), "broken image val-0000.tar/v0003.png")
 
 
 class Stalled:
