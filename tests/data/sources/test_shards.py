@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import tarfile
+import threading
 import time
 from functools import partial
 
@@ -406,6 +407,23 @@ def test_an_index_is_built_in_several_processes(root, tmp_path, monkeypatch):
     together = shards(str(root), cache=str(tmp_path / "cache")).train
     monkeypatch.setattr(shard_index, "cores", lambda: 1)
     assert shards(str(root)).train.fingerprint() == together.fingerprint()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_how_far_reading_has_come_is_said(root, monkeypatch, caplog, processes):
+    original = shard_index.read_index
+    monkeypatch.setattr(shard_index, "EVERY", 0.04)
+    monkeypatch.setattr(shard_index, "cores", lambda: processes)
+    monkeypatch.setattr(
+        shard_index, "read_index", lambda *given: time.sleep(0.08) or original(*given)
+    )
+    caplog.set_level("INFO")
+    shards(str(root))
+    said = [line for line in caplog.messages if "of 5 shards read" in line]
+    assert len(said) >= 2
+    assert said[0].startswith("0 of 5 shards read in 0 min")
+    assert any("MB/s" in line or "kB/s" in line for line in said[1:])
+    assert not [one for one in threading.enumerate() if one.name == "shards read"]
 
 
 def test_a_cache_that_cannot_be_written_to_does_without(root, tmp_path):
