@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from distill.data.batch import Batch
 from distill.data.condition.image_corruptions import ImageCorruption
 from distill.data.sources.listing import some
-from distill.data.sources.shard_files import ShardLost
+from distill.data.sources.shard_remote import SampleBroken, ShardLost
 from distill.data.sources.splits import Resident, Split, Streamed
 from distill.data.views.draws import second_seed
 from distill.data.views.order import InShards, endless_order, epoch_order
@@ -274,8 +274,8 @@ class KeyedSplit(Dataset[Any]):
         second: how the second view of each sample is made, where a batch shows two.
         workers: how many processes read it.
 
-    Where a shard of a training split is lost and that is to be passed over (`shards`), other
-    samples of the batch take the places of those that lie in it.
+    Where shards of a training split are lost, or samples of them broken, and that is to be passed
+    over (`shards`), other samples of the batch take their places.
     """
 
     def __init__(
@@ -326,30 +326,38 @@ class KeyedSplit(Dataset[Any]):
     def __getitem__(self, key: Key) -> Batch:
         epoch, positions = key
         number = epoch if epoch == CLEAN or self.views is None else epoch % self.views
+        if number == CLEAN or self.in_shards is None:
+            return self._batch(number, positions)
         while True:
+            present = self._present(positions)
             try:
-                return self._batch(number, positions)
-            except ShardLost as error:
-                if number == CLEAN or self.in_shards is None:
+                return self._batch(number, present)
+            except (ShardLost, SampleBroken):
+                if not self._loader.skips or bool(self._gone(positions).all()):
                     raise
-                positions = self._present(positions, error)
 
-    def _present(self, positions: Tensor, error: ShardLost) -> Tensor:
-        """Return positions of which those in lost shards are replaced by others among them.
+    def _present(self, positions: Tensor) -> Tensor:
+        """Return positions of which those of samples that are gone are replaced by others of them.
 
-        Raises:
-            ShardLost: the error that was met, where there are none, or none was to be passed over.
+        Where all are gone they are returned as they are: whoever reads them says why.
         """
-        assert isinstance(self.split, Streamed)
-        assert self.in_shards is not None
-        lost = self.split.load.lost  # type: ignore[attr-defined]
-        gone = lost[self.in_shards.numbers[positions]]
+        gone = self._gone(positions)
         rest = positions[~gone]
-        if not len(rest) or not bool(gone.any()):
-            raise error
+        if not len(rest):
+            return positions
         replaced = positions.clone()
         replaced[gone] = rest[torch.arange(int(gone.sum())) % len(rest)]
         return replaced
+
+    def _gone(self, positions: Tensor) -> Tensor:
+        """Return which of these positions training goes on without, bool `[n]`."""
+        return cast(Tensor, self._loader.gone(self.split.index[positions]))
+
+    @property
+    def _loader(self) -> Any:
+        """What reads shards."""
+        assert isinstance(self.split, Streamed)
+        return self.split.load
 
     def _batch(self, number: int, positions: Tensor) -> Batch:
         found = positions.clamp(min=0)
@@ -413,6 +421,8 @@ class KeyedSplit(Dataset[Any]):
         """Return views mixed with their partners' views of the epoch, and class probabilities."""
         split, key = self.split, (self.seed, number, self.split.index[positions])
         others = self._partners(view.mixing, positions, *key)
+        if self.in_shards is not None:  # whose partner is gone stays as it is
+            others = torch.where(self._gone(others), positions, others)
         own, partners = (self._images(number, places) for places in (positions, others))
         mixed, share = view.mixing.mixed(own, partners, *key)
         labels = split.labels[positions], split.labels[others]

@@ -14,6 +14,7 @@ import torch
 from PIL import Image, features
 
 from distill.data.sources.images import MODES, decoded, orientation, upright
+from distill.data.sources.shard_remote import ShardLost
 from distill.data.sources.sizes import TURNED
 from distill.utils.arrow import lent_pixels
 from distill.utils.errors import first_line
@@ -199,6 +200,8 @@ def encoded(load: Any, index: int) -> bytes | None:
     try:
         with load.open(index) as file:
             return None if isinstance(file, Image.Image) else file.read()
+    except ShardLost:  # which has been tried again, and says so
+        raise
     except Exception:
         load(index)
         raise

@@ -8,38 +8,38 @@ import os
 import queue
 import re
 import threading
-import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 
 from filelock import FileLock
 
 from distill.data.sources.errors import reason
 from distill.data.sources.listing import hidden, holds_images, some
+from distill.data.sources.shard_remote import (
+    REMOTE,
+    file_system,
+    if_there,
+    listed,
+    retried,
+    unsigned,
+)
 from distill.data.sources.splits import meaning
 from distill.utils.files import remove_stale, resolved_path, under_construction
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-REMOTE = "://"
 BRACES = re.compile(r"\{([^{}]*)\}")
 COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 OPEN = 32  # files that a process keeps open
 ASKED_AT_ONCE = 16  # addresses
-PAUSE, LONGER = 0.1, 4  # seconds before the first retry, and how many times longer each next one
 # What file systems of `fsspec` tell of a file's version, in the order in which it is written down.
 VERSIONS = ("ETag", "etag", "md5Hash", "Content-MD5", "Last-Modified", "LastModified", "mtime",
             "last_modified", "updated", "created")  # fmt: skip
-
-
-class ShardLost(ValueError):
-    """A shard that was there at the start cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,11 @@ class Shard:
     part: str | None
     size: int
     stamp: str
+
+    @property
+    def place(self) -> str:
+        """Its address as people and caches know it, without what signs it for a while."""
+        return unsigned(self.address)
 
     @property
     def remote(self) -> bool:
@@ -103,54 +108,46 @@ def shards_at(root: str | Sequence[str], retries: int = 3) -> tuple[list[Shard],
     addresses: list[str] = []
     folders: list[str] = []
     for place in places:
-        tars, folder = tars_at(place)
+        tars, folder = tars_at(place, retries)
         addresses += tars
         folders += [folder] * len(tars)
-    if twice := [address for address, count in Counter(addresses).items() if count > 1]:
+    known_as = [unsigned(address) for address in addresses]
+    if twice := [place for place, count in Counter(known_as).items() if count > 1]:
         raise ValueError(f"data.root names a shard twice: {some(twice)}")
-    names = names_of(addresses)
+    names = names_of(known_as)
     with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
         stamps = list(threads.map(lambda address: stamp_of(address, retries), addresses))
     shards = [
-        Shard(address, name, part_of(address, folder), *stamp)
+        Shard(address, name, part_of(unsigned(address), folder), *stamp)
         for address, name, folder, stamp in zip(addresses, names, folders, stamps, strict=True)
         if stamp is not None
     ]
-    return shards, [a for a, stamp in zip(addresses, stamps, strict=True) if stamp is None]
+    return shards, [place for place, stamp in zip(known_as, stamps, strict=True) if stamp is None]
 
 
-def tars_at(place: str) -> tuple[list[str], str]:
+def tars_at(place: str, retries: int) -> tuple[list[str], str]:
     """Return the tars that a path or address means, and the folder that was searched for them."""
-    if place.endswith(COMPRESSED):
-        raise ValueError(f"{place} is compressed, and its samples cannot be reached: unpack it")
+    known_as = unsigned(place)
+    if known_as.endswith(COMPRESSED):
+        raise ValueError(f"{known_as} is compressed, and its samples cannot be reached: unpack it")
     if REMOTE not in place:
         place = str(resolved_path(place))
-    if place.endswith(".tar") and "*" not in place:
+    if known_as.endswith(".tar") and "*" not in known_as:
         return [local_path(place)], ""
-    files, path = file_system(place)
+    files, _ = file_system(place)
     local = is_local(files)
-    if "*" in place:
+    if "*" in known_as:
         pattern = local_path(place)
-        paths = [p for p in files.glob(pattern) if p.endswith(".tar")]
-        tars = [p if local else files.unstrip_protocol(p) for p in paths]
+        tars = files.glob(pattern) if local else listed(pattern, retries)
         folder = ""
     else:
         folder = local_path(place)
-        tars = local_tars(folder) if local else remote_tars(files, path, place)
+        tars = local_tars(folder) if local else listed(place, retries)
+    tars = [tar for tar in tars if tar.endswith(".tar")]
     if not tars:
-        raise FileNotFoundError(f"{place} has no shards (*.tar){instead(place) if local else ''}")
+        advice = instead(place) if local else ""
+        raise FileNotFoundError(f"{unsigned(place)} has no shards (*.tar){advice}")
     return sorted(tars), folder
-
-
-def file_system(address: str) -> tuple[Any, str]:
-    """Return what reads an address, and what it calls the place."""
-    import fsspec
-
-    try:
-        files, path = fsspec.core.url_to_fs(address)
-    except (ImportError, ValueError) as error:  # a protocol that needs a package, or is none
-        raise ValueError(f"data.root={address}: {reason(ValueError(error))}") from error
-    return files, str(path)
 
 
 def is_local(files: Any) -> bool:
@@ -188,18 +185,6 @@ def check_compressed(folder: str, files: Iterable[str]) -> None:
         )
 
 
-def remote_tars(files: Any, path: str, folder: str) -> list[str]:
-    """Return the tars anywhere below a folder of another file system."""
-    try:
-        paths = files.find(path)
-    except Exception as error:  # back ends raise whatever they stumble on
-        raise ValueError(
-            f"data.root={folder} cannot be listed ({reason(error)}): give the addresses of the "
-            "shards, such as train-{0000..0146}.tar"
-        ) from error
-    return [files.unstrip_protocol(path) for path in paths if str(path).endswith(".tar")]
-
-
 def instead(folder: str) -> str:
     """Return what reads a folder of something else, for people."""
     if not holds_images(Path(folder)):
@@ -233,6 +218,11 @@ def part_of(address: str, folder: str = "") -> str | None:
     return parts.pop() if parts else None
 
 
+def time_of(status: os.stat_result) -> str:
+    """Return when a file that lies here was last written to."""
+    return str(status.st_mtime_ns)
+
+
 def stamp_of(address: str, retries: int) -> tuple[int, str] | None:
     """Return a shard's size and what changes with its content; None where there is no such file."""
     if REMOTE not in address:
@@ -240,38 +230,14 @@ def stamp_of(address: str, retries: int) -> tuple[int, str] | None:
             status = os.stat(address)
         except FileNotFoundError:
             return None
-        return status.st_size, str(status.st_mtime_ns)
+        return status.st_size, time_of(status)
     files, path = file_system(address)
-
-    def asked() -> Mapping[str, Any] | None:
-        try:
-            return files.info(path)
-        except FileNotFoundError:
-            return None
-
-    facts = retried(asked, retries, address)
+    facts = retried(lambda: if_there(lambda: files.info(path)), retries, unsigned(address))
     if facts is None:
         return None
     if facts.get("size") is None:
-        raise ValueError(f"{address}: its server does not say how large it is")
+        raise ValueError(f"{unsigned(address)}: its server does not say how large it is")
     return int(facts["size"]), " ".join(f"{k}={facts[k]}" for k in VERSIONS if facts.get(k))
-
-
-def retried(action: Callable[[], T], retries: int, place: str) -> T:
-    """Return what an action returns that may fail a few times, with longer pauses between.
-
-    Raises:
-        ShardLost: naming the place, if it fails once more.
-    """
-    for attempt in range(retries + 1):
-        try:
-            return action()
-        except Exception as error:  # back ends raise whatever they stumble on
-            if attempt == retries:
-                tried = f", tried {attempt + 1} times" if attempt else ""
-                raise ShardLost(f"{place} cannot be read: {reason(error)}{tried}") from error
-            time.sleep(PAUSE * LONGER**attempt)
-    raise AssertionError
 
 
 @dataclass
@@ -317,12 +283,16 @@ class ShardFiles:
                 raise
             return content
 
-        return retried(piece, self.retries, shard.address)
+        return retried(piece, self.retries, shard.place)
 
     def local(self, number: int) -> Path:
-        """Return where a shard lies on this machine, fetched if need be."""
+        """Return where a shard lies on this machine, fetched if need be.
+
+        Raises:
+            ShardLost: if it cannot be fetched, after `retries` more tries.
+        """
         shard = self.shards[number]
-        return self._fetched(shard) if shard.remote else Path(shard.address)
+        return retried(lambda: self._path(shard), self.retries, shard.place)
 
     def fetch_ahead(self, numbers: Sequence[int]) -> None:
         """Fetch these shards, in this order, while others are read; those that lie here need none.
@@ -335,10 +305,11 @@ class ShardFiles:
             self._ahead.want(remote)
 
     def _opened(self, number: int) -> int:
+        shard = self.shards[number]
         if number not in self.open_shards:
             while len(self.open_shards) >= OPEN:
                 self._close(next(iter(self.open_shards)))
-            self.open_shards[number] = opened(self.local(number), self.shards[number].size)
+            self.open_shards[number] = opened(self._path(shard), shard)
         self.open_shards.move_to_end(number)
         return self.open_shards[number]
 
@@ -347,10 +318,13 @@ class ShardFiles:
         if descriptor is not None:
             os.close(descriptor)
 
+    def _path(self, shard: Shard) -> Path:
+        return self._fetched(shard) if shard.remote else Path(shard.address)
+
     def _fetched(self, shard: Shard) -> Path:
         if self.folder is None:
-            raise ValueError(f"{shard.address} is to be copied here: give data.cache=FOLDER")
-        key = hashlib.sha256(f"{shard.address}\0{shard.stamp}\0{shard.size}".encode()).hexdigest()
+            raise ValueError(f"{shard.place} is to be copied here: give data.cache=FOLDER")
+        key = hashlib.sha256(f"{shard.place}\0{shard.stamp}\0{shard.size}".encode()).hexdigest()
         path = self.folder / f"{key[:24]}.tar"
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
@@ -363,13 +337,22 @@ class ShardFiles:
         return path
 
 
-def opened(path: Path, size: int) -> int:
-    """Return the descriptor of a file that is open, and that the system is told to read ahead."""
+def opened(path: Path, shard: Shard) -> int:
+    """Return the descriptor of a shard that is open, and that the system is told to read ahead.
+
+    Raises:
+        OSError: if it is another than when the run began; the stamp of a copy is its original's.
+    """
     descriptor = os.open(path, os.O_RDONLY)
-    own = os.fstat(descriptor).st_size
-    if own != size:
+    status = os.fstat(descriptor)
+    fault = ""
+    if status.st_size != shard.size:
+        fault = f"it has {status.st_size} bytes, and had {shard.size} when the run began"
+    elif not shard.remote and time_of(status) != shard.stamp:
+        fault = "it was written to after the run began"
+    if fault:
         os.close(descriptor)
-        raise OSError(f"it has {own} bytes, and had {size} when the run began")
+        raise OSError(fault)
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
     return descriptor

@@ -11,7 +11,9 @@ import logging
 import os
 import re
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
@@ -28,10 +30,12 @@ from distill.data.sources.packed import PackedStrings
 from distill.data.sources.shard_files import Shard, ShardFiles
 from distill.data.sources.splits import DIGEST, Digests, digest_of
 from distill.utils.files import load_arrays, remove_stale, save_arrays
+from distill.utils.memory import bytes_text
 from distill.utils.process import cores
 
 log = logging.getLogger(__name__)
 
+EVERY = 30  # seconds between two lines that say how far reading has come
 FORM = 2  # of the files that keep an index
 HEAD = 4096  # bytes of an image that tell it from others of its name and size
 LONGEST = 1 << 20  # bytes of a member that says a label
@@ -300,7 +304,7 @@ class KeptIndex:
     @property
     def path(self) -> Path:
         """Where it lies: one for each address and key of labels."""
-        place = self.shard.address if self.shard.remote else os.path.realpath(self.shard.address)
+        place = self.shard.place if self.shard.remote else os.path.realpath(self.shard.address)
         text = f"{place}\0{self.reading.label_key}".encode(errors="surrogateescape")
         return self.cache / "shards" / f"{hashlib.sha256(text).hexdigest()[:24]}.npz"
 
@@ -399,8 +403,8 @@ class Indexer(Dataset[Any]):
         """Read a shard, which is fetched if it lies elsewhere."""
         try:
             return read_index(self.files.local(number), self.reading)
-        except (OSError, ValueError) as error:
-            return reason(error)
+        except Exception as error:  # whatever it raises, a process that reads others is not to end
+            return reason(error).removeprefix(f"{self.files.shards[number].place} ")
 
 
 def indexed(files: ShardFiles, reading: Reading, cache: Path | None) -> list[ShardIndex | str]:
@@ -428,9 +432,45 @@ def indexed(files: ShardFiles, reading: Reading, cache: Path | None) -> list[Sha
         Indexer(files, reading, cache), batch_size=None, sampler=lacking, collate_fn=unchanged,
         num_workers=processes if processes > 1 else 0,
     )  # fmt: skip
-    for number, index in zip(lacking, loader, strict=True):
+    sizes = [shards[number].size for number in lacking]
+    for number, index in zip(lacking, watched(loader, sizes), strict=True):
         indices[number] = index
     return indices
+
+
+def watched(indices: Iterable[Any], sizes: Sequence[int]) -> Iterator[Any]:
+    """Yield the index of each shard, of so many bytes; say every half minute how far that is."""
+    begin, done, ended = time.monotonic(), 0, threading.Event()
+
+    def say() -> None:
+        while not ended.wait(EVERY):
+            log.info(progress(sizes, done, time.monotonic() - begin))
+
+    arriving = iter(indices)  # whose processes are to begin before there is a thread
+    thread = threading.Thread(target=say, daemon=True, name="shards read")
+    thread.start()
+    try:
+        for index in arriving:
+            done += 1
+            yield index
+    finally:
+        ended.set()
+        thread.join()
+
+
+def progress(sizes: Sequence[int], done: int, seconds: float) -> str:
+    """Return how far reading has come, and when it will end at this pace, for people.
+
+    >>> progress([10**9] * 4, 1, 60.0)
+    '1 of 4 shards read in 1 min: 1.0 GB of 4.0 GB, 16.7 MB/s, 3 min left'
+    """
+    read, total = sum(sizes[:done]), sum(sizes)
+    text = f"{done:,} of {len(sizes):,} shards read in {seconds / 60:.0f} min"
+    if not read:
+        return text
+    rate = read / seconds
+    left = f"{bytes_text(int(rate))}/s, {(total - read) / rate / 60:.0f} min left"
+    return f"{text}: {bytes_text(read)} of {bytes_text(total)}, {left}"
 
 
 def unchanged(index: Any) -> Any:

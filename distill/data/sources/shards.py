@@ -22,8 +22,9 @@ from distill.data.sources.images import check_channels, decoded
 from distill.data.sources.listing import some
 from distill.data.sources.packed import PackedStrings
 from distill.data.sources.shard_classes import names_beside
-from distill.data.sources.shard_files import Shard, ShardFiles, ShardLost, shards_at
+from distill.data.sources.shard_files import Shard, ShardFiles, shards_at
 from distill.data.sources.shard_index import Reading, ShardIndex, indexed
+from distill.data.sources.shard_remote import SampleBroken, ShardLost, unsigned
 from distill.data.sources.sizes import SAMPLED, Header, opened_header
 from distill.data.sources.splits import (
     DIGEST,
@@ -42,6 +43,7 @@ from distill.utils.memory import bytes_text
 log = logging.getLogger(__name__)
 
 LOOKED_AT = 4  # shards from which the sizes of images are sampled
+SAID = 5  # broken images, of which each has a line; all are counted
 
 
 def shards(
@@ -71,12 +73,13 @@ def shards(
     trains on, once where `cache_gb` holds them all, else once in every epoch.
 
     A shard that cannot be read in the course of a run ends it, in a line that names the shard, as a
-    view of a sample is a function of its index and there is no picture to make it of. With
-    `broken=skip` training goes on: in the place of the lost samples other samples of their batch
-    are shown again, under their own index and label, so that batches keep their size and what is
-    kept of a view stays true. Which those are depends on when the shard was lost, and a run that is
-    resumed with the shard there again is not the one that went on without it. Validation and test
-    end the run in any case: their numbers would be those of other data.
+    view of a sample is a function of its index and there is no picture to make it of; so does an
+    image that cannot be decoded. With `broken=skip` training goes on: in the place of the lost
+    samples other samples of their batch are shown again, under their own index and label, so that
+    batches keep their size and what is kept of a view stays true. Which those are depends on when
+    the shard was lost, and a run that is resumed with the shard there again is not the one that
+    went on without it. Validation and test end the run in any case: their numbers would be those of
+    other data.
 
     Args:
         root: a folder of tars, a path or an address of any protocol of `fsspec`; or addresses, with
@@ -138,8 +141,7 @@ def read_shards(
     results = indexed(files, Reading(label_key, verify), kept)
     indices, left_out = sound(found, results, broken)
     check_kinds(found, indices)
-    beside, where = names_beside(root, found)
-    given = list(classes) if classes is not None else beside
+    given, where = names_beside(root, found, retries) if classes is None else (list(classes), [])
     names = class_names(label_of(root), found, indices, given)
     window_bytes(found, indices, shuffle_window, cache_gb)
     splits: dict[str, Split] = {}
@@ -163,7 +165,7 @@ UNKNOWN = (
 def label_of(root: str | Sequence[str]) -> str:
     """Return what the data are called."""
     first = root if isinstance(root, str) else root[0]
-    return PurePosixPath(first).stem or first
+    return PurePosixPath(unsigned(first)).stem or first
 
 
 def parts_of(found: Sequence[Shard]) -> dict[str, list[int]]:
@@ -216,7 +218,7 @@ def sound(
         ValueError: for the first fault, if they are to be refused.
     """
     faults = [
-        f"{shard.address}: {fault}"
+        f"{shard.place}: {fault}"
         for shard, one in zip(found, results, strict=True)
         for fault in ([one] if isinstance(one, str) else one.faults)
     ]
@@ -277,7 +279,7 @@ def check_room(found: Sequence[Shard], cache: Path | None, cache_gb: float) -> N
     """Refuse shards that lie elsewhere where there is no folder, or no room, for a copy."""
     remote = [shard for shard in found if shard.remote]
     if remote and cache is None:
-        raise ValueError(f"{remote[0].address} is to be copied here: give data.cache=FOLDER")
+        raise ValueError(f"{remote[0].place} is to be copied here: give data.cache=FOLDER")
     largest = max((shard.size for shard in remote), default=0)
     if 2 * largest > cache_gb * 1e9:
         raise ValueError(
@@ -411,7 +413,7 @@ class ShardLoader:
         layout: where the samples lie.
         channels: 3 for colour, 1 for grey.
         window: how many samples of an order are shuffled among each other.
-        skips: whether training goes on without a shard that is lost.
+        skips: whether training goes on without shards that are lost and images that are broken.
     """
 
     def __init__(
@@ -421,12 +423,28 @@ class ShardLoader:
         self.skips = skips
         # In memory that data workers share: what one of them has lost the others do not wait for.
         self.lost = torch.zeros(len(files.shards), dtype=torch.bool).share_memory_()
+        self.broken = torch.zeros(len(layout.labels), dtype=torch.bool).share_memory_()
 
     def __call__(self, position: int) -> Image.Image:
-        """Decode one image, naming shard and image if it is broken."""
+        """Decode one image.
+
+        Raises:
+            SampleBroken: naming shard and image, if that cannot be done.
+            ShardLost: if it cannot be read, after all retries.
+        """
         content = self.open(position)
-        with explained(f"broken image {self.name(position)}"):
-            return decoded(content, self.channels)
+        try:
+            with explained(f"broken image {self.name(position)}"):
+                return decoded(content, self.channels)
+        except ValueError as error:
+            if self.skips and not self.broken[position]:
+                self.broken[position] = True
+                if int(self.broken.sum()) <= SAID:
+                    log.warning(
+                        "%s: in training, another of its batch is shown again in its place "
+                        "(data.broken=skip)", reason(error),
+                    )  # fmt: skip
+            raise SampleBroken(str(error)) from error.__cause__
 
     def open(self, position: int) -> BytesIO:
         """Return the bytes of one image's file.
@@ -454,14 +472,25 @@ class ShardLoader:
     def lost_note(self, index: Tensor) -> str | None:
         """Return what of these positions, int64 `[n]`, training went without; None if nothing."""
         numbers = torch.from_numpy(self.layout.numbers)[index]
-        count = int(self.lost[numbers].sum())
-        shards = [self.files.shards[i] for i in numbers[self.lost[numbers]].unique().tolist()]
-        if not count:
+        lost = self.lost[numbers]
+        broken = self.broken[index] & ~lost
+        shards = [self.files.shards[i].name for i in numbers[lost].unique().tolist()]
+        images = [self.name(position) for position in index[broken].tolist()]
+        without = [
+            f"{int(missed.sum()):,} of its {len(index):,} images {which}"
+            for missed, which in (
+                (lost, f"from when {some(shards)} could not be read"),
+                (broken, f"that cannot be decoded ({some(images)})"),
+            )
+            if missed.any()
+        ]
+        if not without:
             return None
-        return (
-            f"training went without {count:,} of its {len(index):,} images from when "
-            f"{some(one.name for one in shards)} could not be read (data.broken=skip)"
-        )
+        return f"training went without {' and without '.join(without)} (data.broken=skip)"
+
+    def gone(self, index: Tensor) -> Tensor:
+        """Return which of these positions, int64 `[n]`, training goes on without, bool `[n]`."""
+        return self.lost[torch.from_numpy(self.layout.numbers)[index]] | self.broken[index]
 
     @cached_property
     def headers(self) -> list[Header]:

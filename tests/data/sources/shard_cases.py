@@ -3,9 +3,11 @@
 import io
 import tarfile
 import threading
+import time
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 from PIL import Image
 
@@ -48,27 +50,85 @@ def write_shards(root, train=3, each=12):
     return root
 
 
-class Silent(SimpleHTTPRequestHandler):
-    """A server that writes down what it was asked for, and may refuse."""
+class Server(ThreadingHTTPServer):
+    """A server that writes down what it was asked for, and fails as it is told to.
+
+    Where it has a `signature` it answers only those who give it.
+
+    What is planned holds for the next requests of a path by a method: `GET`, `HEAD`, or both.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, folder):
+        super().__init__(("127.0.0.1", 0), partial(Unreliable, directory=str(folder)))
+        self.address = f"http://127.0.0.1:{self.server_address[1]}"
+        self.asked, self.planned, self.signature = [], {}, ""
+
+    def refuse(self, path, times, status=503, methods=("GET",)):
+        """Answer with a status."""
+        self.plan(path, times, methods, lambda handler: handler.send_error(status))
+
+    def cut(self, path, times):
+        """Send a hundred bytes of what was to be more."""
+        self.plan(path, times, ("GET",), Unreliable.send_a_part)
+
+    def plan(self, path, times, methods, answer):
+        """Answer in a way of the test's own."""
+        self.planned |= {(method, path): [times, answer] for method in methods}
+
+    def handle_error(self, request, client_address):
+        """Say nothing of clients that are gone."""
+
+
+class Unreliable(SimpleHTTPRequestHandler):
+    """What answers one request."""
 
     def log_message(self, *words):
-        pass
+        """Say nothing."""
 
-    def do_GET(self):
-        self.server.asked.append(self.path)
-        if self.server.refusals > 0:
-            self.server.refusals -= 1
-            self.send_error(503)
-        else:
-            super().do_GET()
+    def send_head(self):
+        """Answer as planned, or as the base does."""
+        self.server.asked.append(f"{self.command} {self.path}")
+        path, _, query = self.path.partition("?")
+        if self.server.signature and (query != self.server.signature or self.command == "HEAD"):
+            self.send_error(403)  # as stores do, where an address is signed for one method
+            return None
+        plan = self.server.planned.get((self.command, path), [0, None])
+        if plan[0] <= 0:
+            return super().send_head()
+        plan[0] -= 1
+        plan[1](self)
+        return None
+
+    def hang_up(self):
+        """End the connection without an answer."""
+        self.close_connection = True
+
+    def dribble(self, seconds, parts=20):
+        """Send a file in so many parts, which take so long together."""
+        content = Path(self.translate_path(self.path)).read_bytes()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        size = -(-len(content) // parts)
+        for start in range(0, len(content), size):
+            time.sleep(seconds / parts)
+            self.wfile.write(content[start : start + size])
+
+    def send_a_part(self):
+        """Promise a file and send a hundred bytes of it."""
+        self.send_response(200)
+        self.send_header("Content-Length", "10000")
+        self.end_headers()
+        self.wfile.write(bytes(100))
+        self.close_connection = True
 
 
 @contextmanager
 def served(folder):
     """Serve a folder at 127.0.0.1; yield the server, which knows its `address`."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Silent, directory=str(folder)))
-    server.asked, server.refusals = [], 0
-    server.address = f"http://127.0.0.1:{server.server_address[1]}"
+    server = Server(folder)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:

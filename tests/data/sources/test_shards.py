@@ -5,24 +5,37 @@ import json
 import os
 import pickle
 import tarfile
+import threading
 import time
+from functools import partial
 
+import aiohttp
 import fsspec
 import numpy as np
 import pytest
 import torch
+from fsspec.implementations.http import HTTPFileSystem
 from PIL import Image
 
 from distill.data import DataModule
 from distill.data.loading import KeyedSplit
-from distill.data.sources import folder, shard_files, shard_index, shards
+from distill.data.sources import folder, shard_files, shard_index, shard_remote, shards
 from distill.data.sources.judged import Judged, opened
-from distill.data.sources.shard_files import ShardFiles, ShardLost, expanded, part_of, shards_at
+from distill.data.sources.shard_classes import places
+from distill.data.sources.shard_files import Shard, ShardFiles, expanded, part_of, shards_at
 from distill.data.sources.shard_index import KeptIndex, Reading, indexed, read_index
+from distill.data.sources.shard_remote import SampleBroken, ShardLost
 from distill.data.sources.unlabeled import UNKNOWN
 from distill.data.views.views import CLEAN
 from tests.data.conftest import colour, colours, refusal, write_folder
-from tests.data.sources.shard_cases import picture, samples, served, write_shard, write_shards
+from tests.data.sources.shard_cases import (
+    Unreliable,
+    picture,
+    samples,
+    served,
+    write_shard,
+    write_shards,
+)
 
 
 @pytest.fixture
@@ -33,7 +46,7 @@ def root(tmp_path):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Wait a hundredth of the time between retries."""
-    monkeypatch.setattr(shard_files, "PAUSE", 0.001)
+    monkeypatch.setattr(shard_remote, "PAUSE", 0.001)
 
 
 def plain(path):
@@ -396,6 +409,23 @@ def test_an_index_is_built_in_several_processes(root, tmp_path, monkeypatch):
     assert shards(str(root)).train.fingerprint() == together.fingerprint()
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_how_far_reading_has_come_is_said(root, monkeypatch, caplog, processes):
+    original = shard_index.read_index
+    monkeypatch.setattr(shard_index, "EVERY", 0.04)
+    monkeypatch.setattr(shard_index, "cores", lambda: processes)
+    monkeypatch.setattr(
+        shard_index, "read_index", lambda *given: time.sleep(0.08) or original(*given)
+    )
+    caplog.set_level("INFO")
+    shards(str(root))
+    said = [line for line in caplog.messages if "of 5 shards read" in line]
+    assert len(said) >= 2
+    assert said[0].startswith("0 of 5 shards read in 0 min")
+    assert any("MB/s" in line or "kB/s" in line for line in said[1:])
+    assert not [one for one in threading.enumerate() if one.name == "shards read"]
+
+
 def test_a_cache_that_cannot_be_written_to_does_without(root, tmp_path):
     (tmp_path / "cache").write_text("a file")
     assert len(shards(str(root), cache=str(tmp_path / "cache")).train) == 36
@@ -429,14 +459,14 @@ def test_addresses_of_a_server(root, tmp_path):
         cache = str(tmp_path / "cache")
         source = shards(given, cache=cache)
         assert source.train.fingerprint() == shards(str(root)).train.fingerprint()
-        fetched = [path for path in server.asked if path.endswith(".tar")]
-        assert sorted(set(fetched)) == sorted(f"/{name}" for name in os.listdir(root)
+        fetched = [one for one in server.asked if one.startswith("GET") and one.endswith(".tar")]
+        assert sorted(set(fetched)) == sorted(f"GET /{name}" for name in os.listdir(root)
                                               if not name.startswith("test"))  # fmt: skip
         assert colour(source.train.load(35)) == colour(shards(str(root)).train.load(35))
-        before = server.asked.count("/train-0001.tar")
+        before = server.asked.count("GET /train-0001.tar")
         data = modular(shards(given, cache=cache), num_workers=2)
         assert sum(len(batch.index) for batch in drawn(data)) == len(data.train) // 6 * 6
-        assert server.asked.count("/train-0001.tar") == before  # the copies are there
+        assert server.asked.count("GET /train-0001.tar") == before  # the copies are there
         listed = shards(f"{server.address}/", cache=cache)
         assert len(listed.train) == 36
         refusal(lambda: shards(f"{server.address}/train-{{0000..0009}}.tar", cache=cache),
@@ -450,13 +480,210 @@ def test_what_does_not_answer_is_asked_again(root, tmp_path):
         given = f"{server.address}/train-0000.tar"
         found, _ = shards_at(given)
         files = ShardFiles(found, tmp_path, retries=2)
-        server.refusals = 2
+        server.refuse("/train-0000.tar", 2)
         assert files.read(0, 0, 6) == b"s0000."
         (tmp_path / files.local(0).name).unlink()
         files = ShardFiles(found, tmp_path, retries=1)
-        server.refusals = 9
+        server.refuse("/train-0000.tar", 9)
         refusal(lambda: files.read(0, 0, 6), given, "tried 2 times", error=ShardLost)
     assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_server_that_fails_once_while_shards_are_indexed_is_asked_again(
+    root, tmp_path, monkeypatch, processes
+):
+    monkeypatch.setattr(shard_index, "cores", lambda: processes)
+    with served(root) as server:
+        given = f"{server.address}/train-{{0000..0002}}.tar"
+        server.refuse("/train-0001.tar", 1)
+        source = shards(given, cache=str(tmp_path / "cache"))
+        assert source.train.fingerprint() == shards(str(root)).train.fingerprint()
+        server.cut("/train-0001.tar", 1)
+        assert len(shards(given, cache=str(tmp_path / "other")).train) == 36
+
+
+def test_a_shard_that_cannot_be_fetched_is_named_or_passed_over(root, tmp_path):
+    with served(root) as server:
+        given = f"{server.address}/train-{{0000..0002}}.tar"
+        server.refuse("/train-0001.tar", 99)
+        options = {"cache": str(tmp_path / "cache"), "retries": 1}
+        lost = f"{server.address}/train-0001.tar"
+        words = f"{lost}: cannot be read", "503", "tried 2 times", "data.broken=skip"
+        refusal(lambda: shards(given, **options), *words)
+        assert server.asked.count("GET /train-0001.tar") == 2
+        source = shards(given, broken="skip", **options)
+        assert len(source.train) == 24
+        assert any("1 fault in shards, left out" in note for note in source.notes)
+
+
+BOTH = ("HEAD", "GET")
+
+
+def test_a_server_that_does_not_answer_once_has_its_shards_all_the_same(root):
+    with served(root) as server:
+        given = f"{server.address}/train-{{0000..0003}}.tar"
+        server.refuse("/train-0001.tar", 1, 503, BOTH)
+        server.plan("/train-0002.tar", 1, BOTH, Unreliable.hang_up)
+        found, missing = shards_at(given)
+        assert [shard.name for shard in found] == [f"train-{k:04}.tar" for k in range(3)]
+        assert missing == [f"{server.address}/train-0003.tar"]
+        assert server.asked.count("GET /train-0003.tar") == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(503, ("503 Service", "tried 2 times")), (403, ("403 Forb",)), (401, ("401 Unauthorized",))],
+)
+@pytest.mark.parametrize("broken", ["refuse", "skip"])
+def test_a_shard_that_may_be_there_is_never_taken_for_a_missing_one(
+    root, tmp_path, status, words, broken
+):
+    with served(root) as server:
+        given = f"{server.address}/train-{{0000..0002}}.tar"
+        server.refuse("/train-0001.tar", 99, status, BOTH)
+        options = {"cache": str(tmp_path), "retries": 1, "broken": broken}
+        refusal(lambda: shards(given, **options), "train-0001.tar", *words)
+
+
+def test_a_server_that_cannot_be_reached_is_said(root):
+    with served(root) as server:
+        given = f"{server.address}/train-{{0000..0002}}.tar"
+    refusal(lambda: shards_at(given, 1), "train-0000.tar", "onnect", "tried 2", error=ShardLost)
+
+
+def test_a_shard_that_is_gone_for_good_is_missing(root):
+    with served(root) as server:
+        server.refuse("/train-0001.tar", 99, 410, BOTH)
+        found, missing = shards_at(f"{server.address}/train-{{0000..0001}}.tar")
+    assert (len(found), missing) == (1, [f"{server.address}/train-0001.tar"])
+
+
+def test_a_copy_takes_as_long_as_bytes_come_and_a_silent_server_is_named(
+    root, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(aiohttp.client, "DEFAULT_TIMEOUT", aiohttp.ClientTimeout(total=0.2))
+    monkeypatch.setattr(shard_remote, "SILENCE", 0.15)
+    HTTPFileSystem.clear_instance_cache()
+    with served(root) as server:
+        found, _ = shards_at(f"{server.address}/train-0000.tar")
+        files = ShardFiles(found, tmp_path, retries=0)
+        server.plan("/train-0000.tar", 1, ("GET",), partial(Unreliable.dribble, seconds=0.4))
+        assert files.read(0, 0, 6) == b"s0000."
+        files.local(0).unlink()
+        server.plan("/train-0000.tar", 1, ("GET",), partial(Unreliable.dribble, seconds=4, parts=4))
+        refusal(lambda: files.local(0), "train-0000.tar", "imeout", error=ShardLost)
+
+
+def test_what_fsspec_is_configured_to_holds_beside(monkeypatch):
+    monkeypatch.setitem(fsspec.config.conf, "https", {"client_kwargs": {"trust_env": True}})
+    client = shard_remote.file_system("https://localhost/a.tar")[0].client_kwargs
+    assert (client["trust_env"], client["timeout"].total) == (True, None)
+
+
+@pytest.mark.parametrize("name", ["classes.txt", "_info.json"])
+def test_class_names_that_do_not_answer_once_are_read_all_the_same(root, tmp_path, name):
+    names = ["cat", "dog", "eel"]
+    (root / name).write_text("\n".join(names) if name == "classes.txt" else json.dumps(
+        {"classes": names}))  # fmt: skip
+    with served(root) as server:
+        given, options = f"{server.address}/train-0000.tar", {"cache": str(tmp_path), "retries": 1}
+        server.refuse(f"/{name}", 1)
+        assert shards(given, **options).classes == names
+        server.cut(f"/{name}", 1)
+        assert shards(given, **options).classes == names
+        server.refuse(f"/{name}", 2)
+        refusal(lambda: shards(given, **options), f"{server.address}/{name} cannot be read", "503")
+
+
+def test_class_names_that_may_not_be_read_are_noted(root, tmp_path):
+    with served(root) as server:
+        server.refuse("/classes.txt", 9, 403)
+        source = shards(f"{server.address}/train-0000.tar", cache=str(tmp_path))
+        assert server.asked.count("GET /classes.txt") == 1
+    assert source.classes == ["0", "1", "2"]
+    assert any(f"may not be read ({server.address}/classes.txt)" in note for note in source.notes)
+
+
+def test_nothing_is_asked_for_above_a_server():
+    one = Shard("https://host/train-0.tar", "train-0.tar", "train", 1, "")
+    assert places(one.address, [one]) == ["https://host"]
+
+
+def test_signed_addresses_are_read_and_known_without_their_signature(root, tmp_path, monkeypatch):
+    cache, names = str(tmp_path / "cache"), ["train-0000.tar", "train-0001.tar", "val-0000.tar"]
+    with served(root) as server:
+        server.signature = "X-Amz-Signature=a%2Fb%2Bc&X-Amz-Expires=60"
+        given = [f"{server.address}/{name}?{server.signature}" for name in names]
+        source = shards(given, cache=cache)
+        here = shards([str(root / name) for name in names])
+        assert source.train.fingerprint() == here.train.fingerprint()
+        assert len(source.test) == 12
+        assert source.train.load.name(13) == "train-0001.tar/s0013.png"
+        read, server.signature = counted(monkeypatch), "X-Amz-Signature=another"
+        before = list(server.asked)
+        again = shards([f"{server.address}/{name}?{server.signature}" for name in names],
+                       cache=cache)  # fmt: skip
+        assert colours(again.train) == colours(source.train)
+        asked = server.asked[len(before) :]
+        assert not read  # index and copies are those of before
+        assert sum(one.startswith("GET /train") for one in asked) == 2  # for their sizes
+        message = refusal(lambda: shards(given, cache=cache), "train-0000.tar", "403")
+        assert "Signature" not in message
+        refusal(lambda: shards([given[0], f"{given[0]}&x=y"], cache=cache), "names a shard twice")
+
+
+@pytest.fixture
+def nested(tmp_path):
+    """Shards of two folders."""
+    write_shard(tmp_path / "there" / "train" / "0.tar", samples())
+    write_shard(tmp_path / "there" / "train" / "1.tar", samples(6))
+    write_shard(tmp_path / "there" / "val" / "0.tar", samples())
+    return tmp_path / "there"
+
+
+@pytest.mark.parametrize("failing", ["/", "/train/", "/val/"])
+def test_a_folder_of_a_server_that_does_not_answer_once_is_listed_again(nested, failing):
+    with served(nested) as server:
+        server.refuse(failing, 1)
+        assert len(shards_at(f"{server.address}/")[0]) == 3
+        server.plan(failing, 1, ("GET",), Unreliable.hang_up)
+        assert [one.part for one in shards_at(f"{server.address}/")[0]] == ["train"] * 2 + ["val"]
+        server.plan(failing, 9, ("GET",), Unreliable.hang_up)
+        refusal(lambda: shards_at(f"{server.address}/", 1), f"{server.address}{failing}",
+                "give the addresses", "tried 2 times")  # fmt: skip
+
+
+def test_a_pattern_means_shards_of_a_server(nested):
+    with served(nested) as server:
+        server.refuse("/train/", 1)
+        assert len(shards_at(f"{server.address}/train/*.tar")[0]) == 2
+        assert not any("val" in one for one in server.asked)
+        assert [one.name for one in shards_at(f"{server.address}/*/0.tar")[0]] == [
+            "train/0.tar", "val/0.tar"
+        ]  # fmt: skip
+        assert len(shards_at(f"{server.address}/**/*.tar")[0]) == 3
+        server.plan("/train/", 9, ("GET",), Unreliable.hang_up)
+        refusal(lambda: shards_at(f"{server.address}/train/*.tar", 1), "tried 2 times")
+        refusal(lambda: shards_at(f"{server.address}/nowhere/*.tar", 0), "no shards")
+
+
+def test_a_store_that_does_not_answer_once_is_listed_again(root, memory, monkeypatch):
+    files = type(fsspec.filesystem("memory"))
+    for name, place in (("find", memory), ("glob", f"{memory}/*.tar")):
+        original, calls = getattr(files, name), []
+
+        def failing(self, *given, calls=calls, original=original, **options):
+            calls.append(given)
+            if len(calls) == 1:
+                raise OSError("it is busy")
+            return original(self, *given, **options)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(files, name, failing)
+            assert len(shards_at(place)[0]) == 5
+            calls.clear()
+            refusal(lambda place=place: shards_at(place, 0), "it is busy", "give the addresses")
 
 
 def test_copies_make_room_for_each_other(root, memory, tmp_path):
@@ -497,6 +724,19 @@ def test_a_shard_that_is_lost_ends_the_run_and_is_named(root):
     refusal(lambda: drawn(data), "train-0001.tar", "5 bytes")
 
 
+def test_a_shard_that_another_of_its_size_has_replaced_ends_the_run(root):
+    data = modular(shards(str(root), retries=0))
+    path = root / "train-0001.tar"
+    before = path.stat()
+    lose(data, path)
+    write_shard(path, samples(24, 12))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert path.stat().st_size == before.st_size
+    refusal(lambda: drawn(data), path, "written to after the run began")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert len(drawn(data)) == 6
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_shard_that_is_lost_may_be_passed_over(root, caplog, workers):
     data = modular(shards(str(root), retries=0, broken="skip"), num_workers=workers)
@@ -525,10 +765,87 @@ def test_a_shard_that_is_lost_may_be_passed_over(root, caplog, workers):
     refusal(lambda: list(modular(data.source).val_dataloader()), "val-0000.tar")
 
 
+@pytest.mark.parametrize("view", [None, {"mixup": 1.0}])
+def test_a_shard_that_is_lost_is_tried_again_once_and_not_in_every_batch(root, monkeypatch, view):
+    data = modular(shards(str(root), retries=2, broken="skip"), view=view)
+    tried, original = [], shard_files.opened
+    monkeypatch.setattr(
+        shard_files, "opened", lambda path, *given: tried.append(path) or original(path, *given)
+    )
+    lose(data, root / "train-0001.tar")
+    for epoch in range(2):
+        assert [len(batch.index) for batch in drawn(data, epoch)] == [6] * 6
+    assert tried.count(root / "train-0001.tar") == 3
+
+
 def test_a_batch_of_which_all_is_lost_ends_the_run(root):
     data = modular(shards(str(root), retries=0, broken="skip"))
     lose(data, *root.glob("train-*.tar"))
     refusal(lambda: drawn(data), "train-000", "No such file")
+
+
+def with_a_broken_image(root, number, kind):
+    """Shards of JPEG or PNG files, of which train's one of this number is cut short."""
+    ending = "jpg" if kind == "JPEG" else "png"
+    for path in sorted(root.glob("*.tar")):
+        first = 12 * int(path.stem[-4:]) if path.name.startswith("train") else 0
+        files = []
+        for k in range(first, first + 12):
+            content = picture(k % 3, k, kind)
+            if path.name.startswith("train") and k == number:
+                content = content[: len(content) // 2]
+            files += [(f"s{k:04}.cls", str(k % 3)), (f"s{k:04}.{ending}", content)]
+        write_shard(path, files)
+    return f"train-{number // 12:04}.tar/s{number:04}.{ending}"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_broken_image_may_be_passed_over_and_is_counted(root, caplog, workers, kind):
+    whole = drawn(modular(shards(str(root))))
+    name = with_a_broken_image(root, 13, kind)
+    refusal(lambda: drawn(modular(shards(str(root)))), f"broken image {name}", error=SampleBroken)
+    data = modular(shards(str(root), broken="skip"), num_workers=workers)
+    assert data.lost_note is None
+    for epoch in range(2):
+        batches = drawn(data, epoch)
+        assert [len(batch.index) for batch in batches] == [6] * 6
+        assert sorted({int(i) for batch in batches for i in batch.index}) == [
+            k for k in range(36) if k != 13
+        ]
+    for batch, before in zip(drawn(data), whole, strict=True):
+        assert [a for a in batch.index.tolist() if a != 13] == batch.index.tolist()
+        for place, index in enumerate(before.index.tolist()):
+            assert index == 13 or batch.index[place] == index
+        assert batch.target.tolist() == [index % 3 for index in batch.index.tolist()]
+    assert data.lost_note == (
+        f"training went without 1 of its 36 images that cannot be decoded ({name}) "
+        "(data.broken=skip)"
+    )
+    if not workers:
+        assert caplog.text.count("is shown again in its place") == 1
+    lose(data, root / "train-0000.tar")
+    drawn(data)
+    assert "12 of its 36 images from when train-0000.tar could not be read" in data.lost_note
+    assert "and without 1 of its 36 images that cannot be decoded" in data.lost_note
+
+
+def test_a_broken_partner_leaves_a_view_as_it_is(root):
+    with_a_broken_image(root, 13, "PNG")
+    data = modular(shards(str(root), broken="skip"), view={"mixup": 1.0})
+    for epoch in range(3):
+        for batch in drawn(data, epoch):
+            assert 13 not in batch.index
+            assert torch.allclose(batch.target.sum(1), torch.ones(6))
+    assert "without 1 of its 36 images" in data.lost_note
+
+
+def test_a_broken_image_that_is_held_out_ends_the_run(root):
+    files = dict(samples(0, 12, prefix="v"))
+    files["v0003.png"] = files["v0003.png"][:50]
+    write_shard(root / "val-0000.tar", files.items())
+    data = modular(shards(str(root), broken="skip"))
+    refusal(lambda: list(data.val_dataloader()), "broken image val-0000.tar/v0003.png")
 
 
 class Stalled:
