@@ -86,15 +86,18 @@ class Planner:
 
 
 def elsewhere(cfg: DictConfig, work: Path) -> dict[str, Any]:
-    """Return values with which a run leaves nothing where a person would find it.
+    """Return values with which a run leaves no model, answer or page of its own.
 
-    A cache that is there is used: it knows what was trained, and which pictures are whole.
+    A cache that is there is used: it knows what was trained. What is read of data is kept in it
+    whether it is there or not, as the run would have to read, and to fetch, it again.
     """
     values: dict[str, Any] = {"paths.output_dir": str(work / "run"), "resume": None}
     values["sweep.resume"] = None
     for key, folder in (("paths.cache", cfg.paths.cache), ("store.path", cfg.store.path)):
         if not os.path.lexists(folder) and can_be_made(Path(folder)):
             values[key] = str(work / "cache")
+    if "paths.cache" in values and cfg.data.get("cache") is not None:
+        values["data.cache"] = str(cfg.data.cache)
     return values
 
 
