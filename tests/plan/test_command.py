@@ -66,8 +66,14 @@ def test_the_default_run(planned):
     assert job["checkpoints"] == 2
     assert student["checkpoint_bytes"] > 3 * 4 * 20_470
     for word in ("to be trained", "memory", "before the student (teacher, baseline)",
-                 "store=auto keeps", "in all: 3 models", "8 devices", "supposed"):  # fmt: skip
+                 "store=auto keeps", "in all: 3 models", "8 devices in 8 machines",
+                 "supposed"):  # fmt: skip
         assert word in text
+    total = found["total"]
+    assert total["memory"] == fits["teacher"]["memory"]["total"]
+    assert (total["answers"], total["copies"]) == (job["store"]["bytes"], 0)
+    disk = job["store"]["bytes"] + 2 * student["checkpoint_bytes"]
+    assert total["bytes"]["8"] == {"machines": 8, "memory": 8 * total["memory"], "disk": disk}
 
 
 def test_as_many_steps_as_a_run_takes(planned, tmp_path, cache, monkeypatch):
@@ -116,13 +122,14 @@ def test_a_sweep_is_the_sum_of_its_jobs(planned):
 
 
 @pytest.fixture
-def planned_twice(tmp_path, monkeypatch, cache):
+def planned_twice(tmp_path):
     """Plan a command of pictures twice, and yield in between; return what the cache then holds."""
 
     def make(*overrides):
         paths = [f"paths.cache={tmp_path / 'cache'}", f"paths.output_dir={tmp_path / 'run'}"]
         quick = ["baseline=false", "teacher=none", "objective=supervised", "data.image_size=16",
-                 "data.batch_size=4", "data.num_workers=0", "trainer.accelerator=cpu"]  # fmt: skip
+                 "data.batch_size=4", "data.num_workers=0", "trainer.accelerator=cpu",
+                 f"plan.json={tmp_path / 'plan.json'}"]  # fmt: skip
         for _ in range(2):
             command.run({"multirun": False}, [*overrides, *paths, *quick, *MEASURED])
             yield
@@ -154,6 +161,10 @@ def test_index_and_copies_of_shards_are_kept_for_the_run(planned_twice, tmp_path
             sent.append(sum(path.endswith(".tar") for path in server.asked))
     assert ["reading 5 shards once" in one for one in said] == [True, False]
     assert sent[0] == sent[1] > 0
+    total = json.loads((tmp_path / "plan.json").read_text())["total"]
+    sizes = [path.stat().st_size for path in (tmp_path / "shards").iterdir()]
+    assert total["copies"] == sum(sizes)
+    assert total["bytes"]["8"]["disk"] == total["checkpoints"] + 8 * sum(sizes)
 
 
 def test_assistants_and_a_teacher_that_is_kept(planned, tmp_path):
