@@ -170,6 +170,7 @@ def check_models(cfg: DictConfig) -> None:
         if node.get("name") and not node.get("checkpoint"):
             check_name(node.name, f"{role}.name")
     if "teacher" in cfg and cfg.teacher.get("device") is not None:
+        check_shared_device(cfg)
         checked_device(cfg.teacher.device)
     if cfg.data.get("decoder") == "gpu" and not on_gpu(cfg):
         raise ValueError(
@@ -181,6 +182,17 @@ def check_models(cfg: DictConfig) -> None:
     for number, own in enumerate(cfg.get("assistants") or [], start=1):
         if isinstance(own, DictConfig) and own.get("name"):
             check_name(own.name, f"assistant {number}.name")
+
+
+def check_shared_device(cfg: DictConfig) -> None:
+    """Refuse a device of its own for the teacher that the teachers of all ranks would lie on."""
+    device, count = str(cfg.teacher.device), processes(cfg)
+    if count > 1 and device.partition(":")[0] != "cpu":
+        raise ValueError(
+            f"teacher.device={device} would hold the teachers of all {count} processes "
+            f"(trainer.devices={cfg.trainer.devices}): give teacher.device=cpu, or null, which is "
+            "each student's own device"
+        )
 
 
 def check_classes(cfg: DictConfig, data: DataModule) -> None:

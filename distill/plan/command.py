@@ -34,7 +34,9 @@ FUSED = "FusedLauncher"
 
 
 def run(flags: Mapping[str, Any], overrides: Sequence[str]) -> None:
-    """Print what the jobs of a command would take, leaving nothing behind but `plan.json`.
+    """Print what the jobs of a command would take.
+
+    It leaves nothing behind but `plan.json`, and in the cache what it has read of files of data.
 
     Args:
         flags: Hydra's, by their names.
@@ -132,14 +134,20 @@ def grouped(jobs: Sequence[DictConfig], plans: Sequence[Plan]) -> tuple[list[lis
 
 @contextmanager
 def spoken() -> Iterator[None]:
-    """Let notes of data and models go to the error stream, which is apart from the plan."""
+    """Let notes of data and models go to the error stream, which is apart from the plan.
+
+    Of data also what takes a while, such as reading all shards once.
+    """
     own, handler = logging.getLogger("distill"), logging.StreamHandler(sys.stderr)
+    data = logging.getLogger("distill.data")
     handler.setFormatter(logging.Formatter("%(message)s"))
-    level = own.level
+    levels = own.level, data.level
     own.addHandler(handler)
     own.setLevel(logging.WARNING)
+    data.setLevel(logging.INFO)
     try:
         yield
     finally:
         own.removeHandler(handler)
-        own.setLevel(level)
+        own.setLevel(levels[0])
+        data.setLevel(levels[1])

@@ -16,6 +16,7 @@ from distill import run
 from distill.config import build, read
 from distill.config.keys import with_values
 from distill.data import DataModule
+from distill.data.sources.shards import ShardLoader
 from distill.plan.fits import Fit, fits_of, stand_ins
 from distill.plan.measure import Decoding, Trial, decoding_of, same_trial, tried
 from distill.plan.total import Plan
@@ -70,6 +71,8 @@ class Planner:
             store=store,
             store_bytes=store_bytes(cfg, data),
             facts={**facts_of(cfg, data), "checkpoints": checkpoints_kept(cfg)},
+            data=build.shared_key(cfg, "data"),
+            copies=copied_bytes(data),
         )
 
     def _trial(self, fit: Fit, teacher: Teacher | None) -> Trial:
@@ -86,15 +89,18 @@ class Planner:
 
 
 def elsewhere(cfg: DictConfig, work: Path) -> dict[str, Any]:
-    """Return values with which a run leaves nothing where a person would find it.
+    """Return values with which a run leaves no model, answer or page of its own.
 
-    A cache that is there is used: it knows what was trained, and which pictures are whole.
+    A cache that is there is used: it knows what was trained. What is read of data is kept in it
+    whether it is there or not, as the run would have to read, and to fetch, it again.
     """
     values: dict[str, Any] = {"paths.output_dir": str(work / "run"), "resume": None}
     values["sweep.resume"] = None
     for key, folder in (("paths.cache", cfg.paths.cache), ("store.path", cfg.store.path)):
         if not os.path.lexists(folder) and can_be_made(Path(folder)):
             values[key] = str(work / "cache")
+    if "paths.cache" in values and cfg.data.get("cache") is not None:
+        values["data.cache"] = str(cfg.data.cache)
     return values
 
 
@@ -156,6 +162,20 @@ def store_bytes(cfg: DictConfig, data: DataModule) -> int:
     kept = (data.num_classes, views_per_sample(cfg, data), cfg.store.dtype, topk_of(cfg, data))
     held_out = (data.num_classes, 1, cfg.store.dtype, topk_of(cfg, data))
     return expected_bytes(rows(data, "train"), *kept) + expected_bytes(rows(data, "val"), *held_out)
+
+
+def copied_bytes(data: DataModule) -> int:
+    """Return the bytes that copies of shards which lie elsewhere take on a machine."""
+    loaders = (getattr(split, "load", None) for split in (data.train, data.val, data.test))
+    files = [loader.files for loader in loaders if isinstance(loader, ShardLoader)]
+    sizes = {shard.address: shard.size for one in files for shard in one.shards if shard.remote}
+    return min([sum(sizes.values()), *(int(one.limit) for one in files)])
+
+
+def devices_here(cfg: DictConfig) -> int:
+    """Return how many devices a machine has: as many GPUs as this one, or a run's processes."""
+    processes = read.processes(cfg) // int(cfg.trainer.num_nodes)
+    return max(processes, torch.cuda.device_count() if read.on_gpu(cfg) else 1)
 
 
 def answers_key(cfg: DictConfig) -> str:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from distill.config import read
-from distill.plan.job import device_name
+from distill.plan.job import device_name, devices_here
 from distill.plan.measure import FEW, Decoding
 from distill.plan.total import Plan, Total, total_of
 from distill.report.table import show
@@ -48,7 +48,7 @@ def print_plan(plan: Plan, devices: Sequence[int]) -> None:
         f"decoding: {decoding_text(plan)}",
     ):
         print(line)
-    print_hours(total(plan), devices)
+    print_total(total(plan), devices, devices_here(plan.cfg))
 
 
 def total(plan: Plan) -> Total:
@@ -104,7 +104,7 @@ def teacher_text(plan: Plan) -> str:
 def checkpoint_text(plan: Plan) -> str:
     """Return how many checkpoints there will be, and what they take."""
     each, count = plan.trials[plan.student.role].checkpoint, plan.facts["checkpoints"]
-    return f"{count} of {bytes_text(each)}, {bytes_text(count * each)} on the disk"
+    return f"{count} of {bytes_text(each)}, {bytes_text(plan.checkpoint_bytes)} on the disk"
 
 
 def decoding_text(plan: Plan) -> str:
@@ -116,7 +116,7 @@ def decoding_text(plan: Plan) -> str:
     if plan.student.taught_by is None:
         steps = {"in steps": trial.live}
     said = [limit_text(decoding, seconds, name) for name, seconds in steps.items() if seconds]
-    workers = f"{decoding.workers} worker{'' if decoding.workers == 1 else 's'}"
+    workers = counted(decoding.workers, "worker")
     return f"{decoding.images_per_second:,.0f} images/s with {workers}; {'; '.join(said)}"
 
 
@@ -133,14 +133,44 @@ def limit_text(decoding: Decoding, step: float, name: str) -> str:
     return f"{limit} where the student takes {rate_text(1 / step)} images/s ({name}), {balance}"
 
 
-def print_hours(one: Total, devices: Sequence[int]) -> None:
-    """Print how long all of it takes."""
+def print_total(one: Total, devices: Sequence[int], here: int) -> None:
+    """Print how long all of it takes, and what memory and disks must hold.
+
+    Args:
+        one: all of it.
+        devices: numbers of devices.
+        here: how many of them a machine has.
+    """
     jobs = f"{one.jobs} jobs, " if one.jobs > 1 else ""
-    models = f"{one.fits} model{'' if one.fits == 1 else 's'}"
-    print(f"in all: {jobs}{models}, {one.steps:,} steps, {one.images:,} images")
+    print(f"in all: {jobs}{counted(one.fits, 'model')}, {one.steps:,} steps, {one.images:,} images")
+    print(f"  {machine_text(one, here)}")
     for count in devices:
-        plural = "" if count == 1 else "s"
-        print(f"  {count} device{plural}: {time_text(one.seconds / count)}")
+        machines = machines_of(count, here)
+        print(
+            f"  {counted(count, 'device')} in {counted(machines, 'machine')}: "
+            f"{time_text(one.seconds / count)}, {bytes_text(count * one.memory)} of memory, "
+            f"{bytes_text(one.disk(machines))} on disks"
+        )
+
+
+def machine_text(one: Total, here: int) -> str:
+    """Return what each machine must hold, and what is there once for all of them."""
+    parts = {"answers": one.answers, "checkpoints": one.checkpoints}
+    shared = [f"{bytes_text(size)} of {name}" for name, size in parts.items() if size]
+    copies = f", {bytes_text(one.copies)} of copied shards" if one.copies else ""
+    times = "" if here == 1 else f"{here} × {bytes_text(one.memory)} = "
+    own = f"each machine: {times}{bytes_text(here * one.memory)} of memory{copies}"
+    return f"{own}; all share {' and '.join(shared)}" if shared else own
+
+
+def machines_of(devices: int, here: int) -> int:
+    """Return on how many machines so many devices are, where each has a few."""
+    return -(-devices // here)
+
+
+def counted(count: int, name: str) -> str:
+    """Return a number of things for people."""
+    return f"{count:,} {name}{'' if count == 1 else 's'}"
 
 
 def print_sweep(plans: Sequence[Plan], one: Total, fused: bool, devices: Sequence[int]) -> None:
@@ -156,7 +186,7 @@ def print_sweep(plans: Sequence[Plan], one: Total, fused: bool, devices: Sequenc
         "jobs that differ on the student's side only take turns: a batch is decoded, and its "
         "teacher asked, once" if fused else "each job by itself, one after the other"
     )  # fmt: skip
-    print_hours(one, devices)
+    print_total(one, devices, devices_here(plans[0].cfg))
 
 
 def assumptions(plans: Sequence[Plan]) -> list[str]:
@@ -168,6 +198,8 @@ def assumptions(plans: Sequence[Plan]) -> list[str]:
         "validation, the evaluation at the end, the page and the start are left out",
         "devices share the work evenly, each with cores and workers as there are here, and the "
         "batch size is each device's own",
+        f"a machine has {counted(devices_here(cfg), 'device')}, and all machines share the folders "
+        "of the run and of its answers; data and processes take memory beside that of models",
         GPU_ASSUMED if gpu else CPU_ASSUMED.format(few=FEW),
     ]
     smaller = [t.batch for p in plans for f in p.fits
@@ -203,9 +235,19 @@ def as_json(plans: Sequence[Plan], one: Total, devices: Sequence[int]) -> dict[s
             }
             for plan in plans
         ],
-        "total": {**asdict(one), "hours": {str(n): one.hours(n) for n in devices}},
+        "total": {
+            **asdict(one),
+            "hours": {str(n): one.hours(n) for n in devices},
+            "bytes": {str(n): bytes_json(one, n, devices_here(plans[0].cfg)) for n in devices},
+        },
         "assumed": assumptions(plans),
     }  # fmt: skip
+
+
+def bytes_json(one: Total, devices: int, here: int) -> dict[str, int]:
+    """Return what so many devices, and the machines that they are in, must hold."""
+    machines = machines_of(devices, here)
+    return {"machines": machines, "memory": devices * one.memory, "disk": one.disk(machines)}
 
 
 def fit_json(plan: Plan, fit: Any) -> dict[str, Any]:

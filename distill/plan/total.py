@@ -28,6 +28,8 @@ class Plan:
         store: what a store of its teacher's answers would hold, or why there is none, for people.
         store_bytes: that a complete one takes; 0 without a teacher whose answers could be kept.
         facts: further numbers and words, by name.
+        data: the same for jobs that read the same files of data.
+        copies: bytes that copies of shards take on each machine; 0 where none lie elsewhere.
     """
 
     name: str
@@ -39,11 +41,18 @@ class Plan:
     store: str
     store_bytes: int
     facts: Mapping[str, Any] = field(default_factory=dict)
+    data: str = ""
+    copies: int = 0
 
     @property
     def student(self) -> Fit:
         """The fit that the run is for."""
         return self.fits[-1]
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """What the checkpoints take that are there when the run ends."""
+        return int(self.facts["checkpoints"]) * self.trials[self.student.role].checkpoint
 
     def alone(self, fit: Fit, asked: int | None = None) -> float:
         """Return the seconds of one fit by itself.
@@ -68,6 +77,10 @@ class Total:
         steps: optimiser updates of all.
         images: that are shown, to each model.
         seconds: on one device.
+        memory: bytes on each device, while what takes most of it is trained.
+        answers: bytes of kept answers, once for all machines.
+        checkpoints: bytes of what is there when all have ended, once for all machines.
+        copies: bytes of copied shards, on each machine.
     """
 
     jobs: int
@@ -75,10 +88,18 @@ class Total:
     steps: int
     images: int
     seconds: float
+    memory: int
+    answers: int
+    checkpoints: int
+    copies: int
 
     def hours(self, devices: int) -> float:
         """Return the hours on so many devices, if they share the work evenly."""
         return self.seconds / devices / SECONDS
+
+    def disk(self, machines: int) -> int:
+        """Return the bytes on the disks of so many machines, of which all share the run's."""
+        return self.answers + self.checkpoints + machines * self.copies
 
 
 def total_of(groups: Sequence[Sequence[Plan]]) -> Total:
@@ -107,13 +128,33 @@ def total_of(groups: Sequence[Sequence[Plan]]) -> Total:
             asked, seen[first.answers] = max(views - before, 0), max(views, before)
         seconds += together([(plan, plan.student) for plan in group], asked)
     every = [*fits.values(), *students]
+    plans = [plan for group in groups for plan in group]
+    answers = {plan.answers: plan.store_bytes for plan in plans if plan.answers is not None}
     return Total(
         jobs=len(students),
         fits=len(every),
         steps=sum(fit.steps for fit in every),
         images=sum(fit.images for fit in every),
         seconds=seconds,
+        memory=max(map(memory_of, groups)),
+        answers=sum(answers.values()),
+        checkpoints=sum(plan.checkpoint_bytes for plan in plans),
+        copies=sum({plan.data: plan.copies for plan in plans}.values()),
     )
+
+
+def memory_of(group: Sequence[Plan]) -> int:
+    """Return the most bytes that jobs which are trained in turns take on a device.
+
+    `max teacher + Σ (weights + gradients + optimiser) + max activations` of their students, or all
+    of what one of them trains before, if that is more.
+    """
+    before = [plan.trials[fit.role].memory.total
+              for plan in group for fit in plan.fits[:-1] if not fit.kept]  # fmt: skip
+    students = [plan.trials[plan.student.role].memory for plan in group]
+    own = sum(one.weights + one.gradients + one.optimizer for one in students)
+    shared = max(one.teacher for one in students) + max(one.activations for one in students)
+    return max([own + shared, *before])
 
 
 def together(parts: Sequence[tuple[Plan, Fit]], asked: int) -> float:

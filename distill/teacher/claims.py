@@ -1,9 +1,11 @@
 """Which process fills which file of a store: claims that also hold on a network file system.
 
 A claim is a file that is made exclusively, which every file system grants to one process alone, on
-whatever machine. Its number says how often the work was claimed before: who finds the last claim
-of a process that has ended makes the next, which again one process alone can. So nothing is ever
-removed that somebody else might just have made.
+whatever machine. It is written under another name and then linked, so that it says whose it is from
+its first moment on: a process may be killed at any time. Its number says how often the work was
+claimed before: who finds the last claim of a process that has ended makes the next, which again one
+process alone can. So nothing is ever removed that somebody else might just have made, but for
+drafts, without which their process finds that it was too late.
 
 A claim keeps two processes from doing the same work. It protects nothing: should both do it, after
 one that was thought dead wakes up, they write the same answers to the same places.
@@ -16,6 +18,7 @@ import logging
 import os
 import socket
 import time
+import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -68,13 +71,8 @@ class Claims:
         if before is not None and self._lives(self._path(name, before)):
             return False
         number = 0 if before is None else before + 1
-        path = self._path(name, number)
-        try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-        except FileExistsError:
+        if not made(self._path(name, number)):
             return False
-        with os.fdopen(descriptor, "w") as file:
-            json.dump({**asdict(this_process()), "time": time.strftime("%F %T %z")}, file)
         self.held, self._number, self._last_beat = name, number, time.monotonic()
         if before is not None:
             log.info("teacher store: %s is taken over from a process that ended", name)
@@ -96,6 +94,8 @@ class Claims:
         """Let go of what is held, with what processes before have left of their claims on it."""
         if self.held is None:
             return
+        for draft in self.folder.glob(f".{self.held}.[0-9]*"):
+            draft.unlink(missing_ok=True)
         for number in range(self._number + 1):  # the own one last: others look for the largest
             self._path(self.held, number).unlink(missing_ok=True)
         self.held = None
@@ -123,6 +123,42 @@ class Claims:
         now = clock.stat().st_mtime
         clock.unlink(missing_ok=True)
         return now
+
+
+def made(path: Path) -> bool:
+    """Make a claim of this process, and return whether nobody else had made it before."""
+    content = json.dumps({**asdict(this_process()), "time": time.strftime("%F %T %z")})
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        draft.write_text(content)
+        os.link(draft, path)
+    except FileExistsError:  # or it was granted, and a network has asked once more
+        return are_one_file(draft, path)
+    except FileNotFoundError:  # who had claimed it let go meanwhile, and cleared up
+        return False
+    except OSError:  # there are no links on this file system
+        return made_exclusively(path, content)
+    finally:
+        draft.unlink(missing_ok=True)
+    return True
+
+
+def made_exclusively(path: Path, content: str) -> bool:
+    """Make a file and then write it, and return whether it was not there before."""
+    try:
+        with path.open("x") as file:
+            file.write(content)
+    except FileExistsError:
+        return False
+    return True
+
+
+def are_one_file(one: Path, other: Path) -> bool:
+    """Whether two names are those of one file."""
+    try:
+        return one.samefile(other)
+    except FileNotFoundError:
+        return False
 
 
 def read_owner(path: Path) -> Owner | None:

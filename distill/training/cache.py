@@ -21,7 +21,7 @@ from distill.data import DataModule
 from distill.data.sources.splits import Split
 from distill.data.views.views import RECIPE
 from distill.models.build import channels_last
-from distill.models.bundle import load_student
+from distill.models.bundle import load_student, read_facts
 from distill.models.checkpoint import read_checkpoint
 from distill.objective.objective import Objective
 from distill.teacher.cached import CachedTeacher
@@ -43,6 +43,7 @@ ELSEWHERE = (
     *("topk", "optimized_metric", "shot_groups", "decision", "imports"),
 )
 COSMETIC = ("accelerator", "log_every_n_steps", "compile", "graph", "_target_")  # of the trainer
+LOST = "lost"  # the fact of a bundle that says without which images its model was trained
 AUTO, MANY_CLASSES, AUTO_TOPK = "auto", 2000, 32  # of store.topk
 FOR_CALLBACKS = ("limit_val_batches", "check_val_every_n_epoch", "val_check_interval")
 Train = Callable[[DictConfig, DataModule, str, Path, Teacher | None], None]
@@ -57,6 +58,9 @@ def trained_once(
 ) -> nn.Module:
     """Return a trained model, from the cache if the same was trained before.
 
+    One that was trained without some of the images, as shards of them were lost on the way, is not
+    for others: it lies in the folder of its run, which finds it there when it goes on.
+
     Args:
         cfg: the configuration of the run that trains it.
         data: the run's data; seed and batch size are taken from `cfg`.
@@ -67,22 +71,35 @@ def trained_once(
     data = as_fitted(cfg, data)
     kept = kept_in(cfg, data, role, teacher)
     kept.parent.mkdir(parents=True, exist_ok=True)
-    if kept.is_dir():
-        log.info("%s: %s, trained before, from %s", role, cfg.student.name, kept)
-        show_history(cfg, kept)
-        return load_kept(kept)
+    if (there := trained_before(cfg, kept)) is not None:
+        log.info("%s: %s, trained before, from %s", role, cfg.student.name, there)
+        if lost := read_facts(there).get(LOST):
+            log.warning("%s: %s", role, lost)
+        show_history(cfg, there)
+        return load_kept(there)
     if read.processes(cfg) > 1:  # every rank takes part in training: a lock would wait for itself
         train_and_keep(cfg, data, role, kept, teacher)
-        if not kept.is_dir():
+        if (there := trained_before(cfg, kept)) is None:
             raise ValueError(f"{role}: {kept} is not on this machine: let all share paths.cache")
-        return load_kept(kept)
+        return load_kept(there)
     # Runs in turns would wait for the lock, and this one for them; a parallel trial waits for it.
     with data.sharing.hold_turn(), waited_for(FileLock(f"{kept}.lock"), role):
         remove_stale(kept.parent, kept.name)
         if not kept.is_dir():
             train_and_keep(cfg, data, role, kept, teacher)
-    show_history(cfg, kept)
-    return load_kept(kept)
+    there = trained_before(cfg, kept) or kept
+    show_history(cfg, there)
+    return load_kept(there)
+
+
+def trained_before(cfg: DictConfig, kept: Path) -> Path | None:
+    """Return where a model is kept, in the run's own folder before the cache; None if nowhere."""
+    return next((path for path in (own_place(cfg, kept), kept) if path.is_dir()), None)
+
+
+def own_place(cfg: DictConfig, kept: Path) -> Path:
+    """Return the folder of a model that is for its run alone, in the place of the cache's."""
+    return Path(cfg.paths.output_dir) / kept.name
 
 
 def as_fitted(cfg: DictConfig, data: DataModule) -> DataModule:

@@ -35,7 +35,14 @@ from distill.models.checkpoint import epochs_done, read_lightning, student_weigh
 from distill.models.weights import DataShape
 from distill.teacher.teacher import Teacher
 from distill.training import auxiliary, resume
-from distill.training.cache import identity_of, keep_history, open_cached, trained_once
+from distill.training.cache import (
+    LOST,
+    identity_of,
+    keep_history,
+    open_cached,
+    own_place,
+    trained_once,
+)
 from distill.training.callbacks.checkpoints import LatestCheckpoint
 from distill.training.callbacks.loggers import begin
 from distill.training.callbacks.speed import speed_of
@@ -284,7 +291,8 @@ def train_and_keep(
     """Train a model, on labels or under a teacher, and put it into the cache.
 
     While it trains its checkpoints lie beside its place there: whoever needs the same model after
-    an interruption goes on from them.
+    an interruption goes on from them. Where a process went without images that it lost, the model
+    is put into the run's own folder instead, see `trained_once`.
     """
     work = kept.with_name(f"{kept.name}.training")
     own = with_checkpoints(cfg, work, keep_best=role == "teacher")
@@ -294,6 +302,8 @@ def train_and_keep(
         own = with_values(own, {"ckpt_path": str(path), "resume": "auto"})
         log.info("%s: going on from %s, %d epochs done", role, path, epochs_done(content, path))
     student, trainer = fit(own, data, teacher, role=role)
+    lost = data.lost_note
+    whole = trainer.strategy.reduce_boolean_decision(lost is None)
     if trainer.is_global_zero:
         if BEST in own.callbacks and (best := best_epoch(trainer, student)):
             by = own.callbacks[BEST].monitor
@@ -301,6 +311,10 @@ def train_and_keep(
             student = best[1]
         student, _ = pruned(own, data, student, trainer)
         facts = {"role": role, "config": read.plain(cfg), "data": data.fingerprint}
+        if not whole:
+            kept = own_place(cfg, kept)
+            facts[LOST] = lost or "another process than the first trained without some images"
+            log.warning("%s: %s; it is for this run alone, others train theirs", role, facts[LOST])
         save_bundle(student, data, kept, facts)
         keep_history(own, kept)
         shutil.rmtree(work, ignore_errors=True)

@@ -156,6 +156,7 @@ MISTAKES = {
     "teacher.batch_size=0": "teacher.batch_size",
     "teacher.device=0": "teacher.device",
     "teacher.device=cuda:99": "teacher.device=cuda:99",
+    "trainer=ddp trainer.devices=2 teacher.device=cuda:1": "all 2 processes",
     "teacher.fit.optimizer.opt=nope": "teacher.fit.optimizer",
     "annealing=cosine annealing.end=0": "annealing.end=0",
     "annealing=cosine annealing.warmup=nan": "annealing.warmup",

@@ -1,6 +1,7 @@
 """`distill plan`: what it counts, what it refuses, and that nothing is left of it."""
 
 import json
+import os
 import sys
 
 import numpy as np
@@ -12,13 +13,16 @@ from PIL import Image
 from distill import cli, run
 from distill.config.overrides import CONF
 from distill.data import DataModule
-from distill.data.sources import folder
+from distill.data.sources import contents, folder
 from distill.plan import command
 from distill.plan.measure import Answered, Decoding, decoding_of
 from distill.teacher.records import Layout
 from tests.commands import attempt
+from tests.data.conftest import write_folder
+from tests.data.sources.shard_cases import served, write_shards
 
 MEASURED = ("plan.seconds=0.01",)
+DATA = {"contents", "shards"}  # folders of a cache with what was read of data
 
 
 @pytest.fixture
@@ -62,8 +66,14 @@ def test_the_default_run(planned):
     assert job["checkpoints"] == 2
     assert student["checkpoint_bytes"] > 3 * 4 * 20_470
     for word in ("to be trained", "memory", "before the student (teacher, baseline)",
-                 "store=auto keeps", "in all: 3 models", "8 devices", "supposed"):  # fmt: skip
+                 "store=auto keeps", "in all: 3 models", "8 devices in 8 machines",
+                 "supposed"):  # fmt: skip
         assert word in text
+    total = found["total"]
+    assert total["memory"] == fits["teacher"]["memory"]["total"]
+    assert (total["answers"], total["copies"]) == (job["store"]["bytes"], 0)
+    disk = job["store"]["bytes"] + 2 * student["checkpoint_bytes"]
+    assert total["bytes"]["8"] == {"machines": 8, "memory": 8 * total["memory"], "disk": disk}
 
 
 def test_as_many_steps_as_a_run_takes(planned, tmp_path, cache, monkeypatch):
@@ -109,6 +119,52 @@ def test_a_sweep_is_the_sum_of_its_jobs(planned):
     students = sum(job["student"] for job in seconds)
     total = seconds[0]["teacher"] + baselines + students
     assert alone["total"]["seconds"] == pytest.approx(total)
+
+
+@pytest.fixture
+def planned_twice(tmp_path):
+    """Plan a command of pictures twice, and yield in between; return what the cache then holds."""
+
+    def make(*overrides):
+        paths = [f"paths.cache={tmp_path / 'cache'}", f"paths.output_dir={tmp_path / 'run'}"]
+        quick = ["baseline=false", "teacher=none", "objective=supervised", "data.image_size=16",
+                 "data.batch_size=4", "data.num_workers=0", "trainer.accelerator=cpu",
+                 f"plan.json={tmp_path / 'plan.json'}"]  # fmt: skip
+        for _ in range(2):
+            command.run({"multirun": False}, [*overrides, *paths, *quick, *MEASURED])
+            yield
+        there = (tmp_path / "cache").rglob("*")
+        assert {path.relative_to(tmp_path / "cache").parts[0] for path in there} <= DATA
+        assert not (tmp_path / "run").exists()
+
+    return make
+
+
+def test_what_pictures_hold_is_kept_for_the_run(planned_twice, tmp_path, monkeypatch):
+    for path in write_folder(tmp_path / "photos").rglob("*.png"):
+        os.utime(path, (1, 1))  # of one that was just written nothing is kept
+    read = []
+    examine = contents.examine
+    monkeypatch.setattr(contents, "examine", lambda piece: read.append(piece) or examine(piece))
+    numbers = [len(read) for _ in planned_twice("data=folder", f"data.root={tmp_path / 'photos'}")]
+    assert numbers == [18, 18]
+
+
+def test_index_and_copies_of_shards_are_kept_for_the_run(planned_twice, tmp_path, capsys):
+    write_shards(tmp_path / "shards")
+    with served(tmp_path / "shards") as server:
+        names = ",".join(path.name for path in (tmp_path / "shards").iterdir())
+        root = f'data.root="{server.address}/{{{names}}}"'
+        said, sent = [], []
+        for _ in planned_twice("data=shards", root):
+            said.append(capsys.readouterr().err)
+            sent.append(sum(path.endswith(".tar") for path in server.asked))
+    assert ["reading 5 shards once" in one for one in said] == [True, False]
+    assert sent[0] == sent[1] > 0
+    total = json.loads((tmp_path / "plan.json").read_text())["total"]
+    sizes = [path.stat().st_size for path in (tmp_path / "shards").iterdir()]
+    assert total["copies"] == sum(sizes)
+    assert total["bytes"]["8"]["disk"] == total["checkpoints"] + 8 * sum(sizes)
 
 
 def test_assistants_and_a_teacher_that_is_kept(planned, tmp_path):
@@ -200,7 +256,7 @@ def test_pictures_are_decoded_for_as_long_as_told(tmp_path):
     found = decoding_of(data, 0.01, torch.device("cpu"))
     assert isinstance(found, Decoding)
     assert found.images_per_second > 0
-    assert found.workers == 0
+    assert (found.workers, found.beside) == (0, False)
 
 
 def test_a_store_that_has_every_answer():

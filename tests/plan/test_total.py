@@ -4,13 +4,15 @@ import math
 from types import SimpleNamespace
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from distill.plan.fits import Fit
+from distill.plan.job import devices_here
 from distill.plan.measure import Decoding, Trial
 from distill.plan.memory import Memory
-from distill.plan.table import limit_text, time_text
-from distill.plan.total import Plan, together, total_of
+from distill.plan.table import bytes_json, limit_text, machines_of, print_total, time_text
+from distill.plan.total import Plan, Total, together, total_of
 
 NOTHING = Memory(0, 0, 0, 0, 0)
 
@@ -24,10 +26,15 @@ def fit(role, epochs=4, images=1000, views=None, key=None, kept=False):
     return Fit(role, cfg, batch, key or role, "teacher" if role == "student" else None, kept)
 
 
-def plan(*fits, live=0.003, fed=0.001, decoding=None, answers=None):
-    trials = {one.role: Trial(100, live, fed if one.role == "student" else None, NOTHING, 0)
+def plan(*fits, live=0.003, fed=0.001, decoding=None, answers=None, memory=None, **sizes):
+    """A plan of these fits: role → memory, and the bytes of the student's checkpoint and others."""
+    each = sizes.pop("checkpoint", 0)
+    trials = {one.role: Trial(100, live, fed if one.role == "student" else None,
+                              (memory or {}).get(one.role, NOTHING), each)
               for one in fits}  # fmt: skip
-    return Plan("", None, fits, trials, decoding, answers, "", 0)
+    facts = {"checkpoints": sizes.pop("checkpoints", 0)}
+    return Plan("", None, fits, trials, decoding, answers, "", sizes.pop("store_bytes", 0), facts,
+                **sizes)  # fmt: skip
 
 
 def test_one_run_asks_its_teacher_in_each_epoch():
@@ -66,6 +73,72 @@ def test_a_teacher_and_a_baseline_are_trained_once_for_all():
 def test_what_is_kept_costs_nothing():
     one = total_of([[plan(fit("teacher", kept=True), fit("student"))]])
     assert (one.fits, one.seconds) == (1, pytest.approx(12))
+
+
+TEACHER, STUDENT = Memory(0, 500, 500, 1000, 3000), Memory(500, 10, 20, 40, 300)
+
+
+def test_memory_is_that_of_what_takes_most_of_it():
+    memory = {"teacher": TEACHER, "student": STUDENT}
+    trained = plan(fit("teacher"), fit("student"), memory=memory)
+    assert total_of([[trained]]).memory == 500 + 500 + 1000 + 3000
+    kept = plan(fit("teacher", kept=True), fit("student"), memory=memory)
+    assert total_of([[kept]]).memory == 500 + 10 + 20 + 40 + 300
+    assert total_of([[kept], [kept]]).memory == 870  # one after the other
+    # in turns: one teacher, the activations of one of them, and what each keeps between its steps
+    assert total_of([[kept, kept, kept]]).memory == 500 + 3 * 70 + 300
+
+
+def test_disks_hold_what_is_shared_once_and_copies_on_each_machine():
+    jobs = [plan(fit("student"), answers=key, store_bytes=size, checkpoint=10, checkpoints=2,
+                 data=data, copies=copies)
+            for key, size, data, copies in [
+                ("a", 100, "x", 1000), ("a", 100, "x", 1000), ("b", 7, "y", 50),
+                (None, 999, "x", 1000),
+            ]]  # fmt: skip
+    one = total_of([[job] for job in jobs])
+    assert (one.answers, one.checkpoints, one.copies) == (100 + 7, 4 * 20, 1000 + 50)
+    assert [one.disk(machines) for machines in (1, 3)] == [107 + 80 + 1050, 107 + 80 + 3 * 1050]
+
+
+@pytest.mark.parametrize(
+    ("count", "here", "machines"), [(1, 1, 1), (8, 1, 8), (1, 8, 1), (8, 8, 1), (9, 8, 2)]
+)
+def test_devices_fill_machines(count, here, machines):
+    one = Total(1, 1, 1, 1, 80.0, memory=10**6, answers=0, checkpoints=0, copies=10**9)
+    assert machines_of(count, here) == machines
+    assert bytes_json(one, count, here) == {
+        "machines": machines, "memory": count * 10**6, "disk": machines * 10**9,
+    }  # fmt: skip
+
+
+def test_bytes_of_machines_are_printed(capsys):
+    one = Total(1, 1, 1, 1, 80.0, memory=10**9, answers=10**6, checkpoints=0, copies=3 * 10**9)
+    print_total(one, [1, 16], here=8)
+    _, each, *lines = capsys.readouterr().out.splitlines()
+    assert each == (
+        "  each machine: 8 × 1.0 GB = 8.0 GB of memory, 3.0 GB of copied shards; all share 1.0 MB "
+        "of answers"
+    )
+    assert lines == [
+        "  1 device in 1 machine: 80 s, 1.0 GB of memory, 3.0 GB on disks",
+        "  16 devices in 2 machines: 5.0 s, 16.0 GB of memory, 6.0 GB on disks",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("trainer", "gpus", "expected"),
+    [
+        ({"devices": 1, "num_nodes": 1, "accelerator": "cpu"}, 8, 1),
+        ({"devices": 2, "num_nodes": 3, "accelerator": "cpu"}, 0, 2),
+        ({"devices": 1, "num_nodes": 1, "accelerator": "auto"}, 8, 8),
+        ({"devices": "auto", "num_nodes": 4, "accelerator": "gpu"}, 4, 4),
+    ],
+)
+def test_a_machine_has_as_many_devices_as_this_one(trainer, gpus, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert devices_here(OmegaConf.create({"trainer": trainer})) == expected
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Work that processes divide among themselves: never two at it, and nothing that is left undone."""
 
+import errno
 import json
 import os
 import signal
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from distill.teacher import claims
-from distill.teacher.claims import Claims, is_running, start_of, this_process
+from distill.teacher.claims import Claims, is_running, read_owner, start_of, this_process
 from distill.teacher.room import FILE_BYTES, files_of_view
 from distill.teacher.store import TeacherStore, store_folder
 from distill.teacher.store_folder import IN_FILES, identity
@@ -112,6 +113,51 @@ def test_the_claim_of_a_killed_process_is_free_at_once_and_only_for_one(tmp_path
         pipe.send("now")
     taken = [name for pipe in racing for name in pipe.recv()]
     assert sorted(taken) == sorted(f"work-{k}" for k in range(30))
+
+
+def test_work_is_free_at_once_wherever_its_process_was_killed(tmp_path, process):
+    child, lines = process(store_filler.claim_until_line, tmp_path / "whole", 0)
+    count = lines.recv()
+    child.join()
+    killed = [process(store_filler.claim_until_line, tmp_path / str(line), line)[0]
+              for line in range(1, count + 1)]  # fmt: skip
+    for line, child in enumerate(killed, start=1):
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
+        one = Claims(tmp_path / str(line))
+        assert one.take("work"), line
+        one.release()
+        assert not claims_left(tmp_path / str(line))  # not even what was begun
+
+
+def test_claims_hold_where_files_cannot_be_linked(tmp_path, monkeypatch):
+    def link(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    one, other = Claims(tmp_path), Claims(tmp_path)
+    assert one.take("work")
+    assert read_owner(tmp_path / "claims" / "work.0000") == this_process()
+    assert not other.take("work")
+    one.release()
+    assert other.take("work")
+
+
+def test_a_claim_that_a_network_granted_and_then_denied_holds(tmp_path, monkeypatch):
+    link = os.link
+
+    def twice(draft, path):
+        for _ in range(2):
+            link(draft, path)
+
+    monkeypatch.setattr(os, "link", twice)
+    one = Claims(tmp_path)
+    assert one.take("work")
+    assert [path.name for path in claims_left(tmp_path)] == ["work.0000"]
+    monkeypatch.setattr(claims, "is_running", lambda *_: False)
+    elsewhere(tmp_path, number=1)
+    monkeypatch.setattr(os, "link", link)
+    assert not Claims(tmp_path).take("work")
 
 
 # Stores in several files.

@@ -1,5 +1,6 @@
 """What decodes pictures is part of what names kept answers and kept models."""
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,10 @@ from distill.data.sources.decoders import Decoder, by_pillow, pillow
 from distill.report.summary import run_metadata
 from distill.teacher.teacher import Teacher
 from distill.training import cache
+from distill.training.fit import prepare_baseline
 from tests.data.conftest import write_folder
+from tests.data.sources.shard_cases import write_shards
+from tests.data.sources.test_shards import lose
 
 
 @pytest.fixture
@@ -58,6 +62,45 @@ def test_another_decoder_trains_another_model(cfg):
 def test_the_summary_names_the_decoder(cfg):
     data = build.build_data(cfg)
     assert run_metadata(cfg, data)["decoder"] == str(pillow())
+
+
+def test_a_model_that_was_trained_without_a_lost_shard_is_for_its_run_alone(tmp_path, caplog):
+    root = write_shards(tmp_path / "shards")
+
+    def composed(run):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose("train", overrides=[
+                "data=shards", f"data.root={root}", "data.broken=skip", "data.retries=0",
+                "data.num_workers=0", "data.batch_size=18", "data.image_size=16", "teacher=none",
+                "objective=supervised", "trainer.max_epochs=1", "trainer.accelerator=cpu",
+                "logger=none", "callbacks=none", "report=false",
+                f"paths.output_dir={tmp_path / run}",
+                f"paths.cache={tmp_path / 'cache'}",
+            ])  # fmt: skip
+
+    def baseline(run, *paths):
+        cfg = composed(run)
+        data = build.build_data(cfg)
+        lose(data, *paths)
+        caplog.clear()
+        prepare_baseline(cfg, data)
+        return caplog.text, sorted(path.parent for path in tmp_path.rglob("distill.json"))
+
+    shard = root / "train-0001.tar"
+    content, about = shard.read_bytes(), shard.stat()
+    said, (own,) = baseline("first", shard)
+    assert own.is_relative_to(tmp_path / "first")
+    assert "baseline: training went without 12 of its 36 images" in said
+    shard.write_bytes(content)
+    os.utime(shard, ns=(about.st_atime_ns, about.st_mtime_ns))
+    said, there = baseline("first")  # as when it is resumed
+    assert there == [own]
+    assert "baseline: training went without 12 of its 36 images" in said
+    said, there = baseline("second")
+    assert "went without" not in said
+    (other,) = set(there) - {own}
+    assert other.parent == tmp_path / "cache"
+    assert len({(path / "model.safetensors").read_bytes() for path in there}) == 2
 
 
 def test_pictures_in_memory_have_none(cfg):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +22,7 @@ from distill.data.sources.sizes import (
     grey_note,
     sampled_headers,
     size_note,
+    size_text,
 )
 from distill.data.sources.splits import PARTS, Resident, Source, Split, Streamed
 from distill.utils.memory import available_bytes, bytes_text
@@ -58,7 +60,12 @@ def in_memory(
     shown = source.train if len(source.train) or source.test is None else source.test
     headers = sampled_headers(shown)
     size = kept_size(image_size, model_size, headers)
-    taken = checked_bytes(source, count, size)
+    taken = checked_bytes(
+        count,
+        (source.channels, *size),
+        available_bytes(),
+        "lower data.image_size, or let data.resident=false decode them as they are needed",
+    )
     if count >= MANY:
         log.info("%s: decoding %s images into memory", source.name, f"{count:,}")
     kept: dict[str, Any] = {
@@ -79,14 +86,23 @@ def kept_size(image_size: Any, model_size: ModelSize | None, headers: Sequence[H
     return sizes.pop() if free and len(sizes) == 1 else chosen_size(image_size, model_size, headers)
 
 
-def checked_bytes(source: Source, count: int, size: Size) -> int:
-    """Return how much memory so many pictures take, refusing more than half of what is free."""
-    taken, free = count * source.channels * size[0] * size[1], available_bytes()
+def checked_bytes(count: int, shape: tuple[int, int, int], free: int, remedy: str) -> int:
+    """Return how much memory so many pictures take, refusing more than half of what is free.
+
+    Args:
+        count: of pictures.
+        shape: of one of them, `[C, H, W]`.
+        free: bytes; 0 where that is not known.
+        remedy: what a person can do where they are too many.
+
+    Raises:
+        ValueError: if they are.
+    """
+    taken = count * math.prod(shape)
     if free and taken > free / 2:
         raise ValueError(
-            f"data.resident=true: {count:,} pictures of {size[0]} × {size[1]} would take "
-            f"{bytes_text(taken)}, more than half of the {bytes_text(free)} of free memory: lower "
-            "data.image_size, or let data.resident=false decode them as they are needed"
+            f"{count:,} pictures of {size_text(shape[1:])} would take {bytes_text(taken)}, more "
+            f"than half of the {bytes_text(free)} of free memory: {remedy}"
         )
     return taken
 

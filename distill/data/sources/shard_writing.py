@@ -11,11 +11,13 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from distill.data.sources.folder import existing_folder, files_of, layout_of
-from distill.data.sources.listing import Seen, real_paths, relative
+from distill.data.sources.contents import Listed
+from distill.data.sources.folder import existing_folder, layout_of, listed_split
+from distill.data.sources.listing import Seen, endings, real_paths, relative, some
 from distill.data.sources.shard_classes import NAMES
 from distill.utils.files import only_run_in, remove_stale, resolved_path, write_whole, writing
 from distill.utils.memory import bytes_text
@@ -26,21 +28,28 @@ BLOCK = tarfile.BLOCKSIZE
 END = 2 * BLOCK  # bytes after the last file of a tar, before it is filled up
 
 
+class Picture(NamedTuple):
+    """An image file that is to be packed: its class number, its bytes, and when it was changed."""
+
+    path: Path
+    label: int
+    size: int
+    changed: int  # in nanoseconds
+
+
 @dataclass(frozen=True)
 class Planned:
-    """A shard that is to be written: its name, its images and their labels, and their first number.
+    """A shard that is to be written: its name, its images, and the number of the first of them.
 
     Args:
         name: of its file.
         first: the number of its first image in the split.
         images: the files.
-        labels: class numbers, one for each.
     """
 
     name: str
     first: int
-    images: Sequence[Path]
-    labels: Sequence[int]
+    images: Sequence[Picture]
 
 
 def write_shards(
@@ -58,7 +67,8 @@ def write_shards(
     for each image; `classes.txt` names the classes. The images of train come in an order that the
     seed decides, so that neighbours are of different classes; held-out ones in the folder's.
 
-    Shards that are finished are kept, so that what was interrupted goes on.
+    Shards that are finished are kept, so that what was interrupted goes on. Files that are empty
+    are named, and packed as they lie.
 
     Args:
         folder: the image folder.
@@ -69,9 +79,12 @@ def write_shards(
         workers: processes that write; None is one for each processor.
 
     Raises:
-        ValueError: if `out` holds shards of another folder or other options.
+        ValueError: if `out` holds shards of another folder, of files that have changed since, or of
+            other options; for a split or a class without images; for a size of no bytes.
         FileNotFoundError: if there is no such folder.
     """
+    if size <= 0:
+        raise ValueError(f"a shard's size must be more than 0 bytes, got {size:g}")
     base, target = existing_folder(folder), resolved_path(out)
     if target.resolve().is_relative_to(base.resolve()):
         raise ValueError(f"{target} lies in {base}, and would be read as a part of it")
@@ -80,15 +93,17 @@ def write_shards(
     classes = [path.name for path in layout.classes["train"]]
     seen.walked |= real_paths([*layout.places.values(), *chain(*layout.classes.values())])
     planned: list[Planned] = []
-    for part, folders in layout.classes.items():
-        files, labels = files_of(folders, classes, seen)
-        order = list(range(len(files)))
+    for part, place in layout.places.items():
+        images = pictures_of(base, listed_split(layout, part, classes, 3, seen))
+        if not images:
+            raise ValueError(f"{place} has no images ({', '.join(endings())})")
         if part == "train":
-            order = np.random.default_rng(seed).permutation(len(files)).tolist()
-        chosen = [base / files[k] for k in order], labels[order].tolist()
-        cut = list(plan(part, *chosen, size, count))
+            order = np.random.default_rng(seed).permutation(len(images)).tolist()
+            images = [images[place] for place in order]
+        cut = list(plan(part, images, size, count))
         planned += cut
-        yield f"{part}: {len(files):,} images in {len(cut):,} shards"
+        yield f"{part}: {len(images):,} images in {len(cut):,} shards"
+        yield from empty_note(base, images)
     yield from [*layout.notes, *seen.notes()]
     with only_run_in(target):
         check_plan(base, target, classes, planned)
@@ -96,14 +111,33 @@ def write_shards(
         yield from written(target, planned, workers or cores())
 
 
-def plan(
-    part: str, images: Sequence[Path], labels: Sequence[int], size: float, count: int | None
-) -> Iterator[Planned]:
+def pictures_of(base: Path, split: Listed) -> list[Picture]:
+    """Return the image files of a split of a folder."""
+    pictures = []
+    for name, label in zip(split.pieces.files, split.labels.tolist(), strict=True):
+        about = (base / name).stat()
+        pictures.append(Picture(base / name, label, about.st_size, about.st_mtime_ns))
+    return pictures
+
+
+def empty_note(base: Path, images: Sequence[Picture]) -> Iterator[str]:
+    """Yield what is to be said of files that hold nothing, where there are any."""
+    empty = [relative(image.path, base) for image in images if not image.size]
+    if empty:
+        one = len(empty) == 1
+        what = "file is empty and packed as it lies" if one else "files are empty and packed so"
+        yield (
+            f"{len(empty):,} {what} ({some(sorted(empty))}): data=shards "
+            "refuses such images, or leaves them out with data.verify=new data.broken=skip"
+        )
+
+
+def plan(part: str, images: Sequence[Picture], size: float, count: int | None) -> Iterator[Planned]:
     """Yield the shards that images of a split are cut into."""
     begins = [0]
     taken = float(END)
     for place, image in enumerate(images):
-        more = 0 if count else 3 * BLOCK + -(-image.stat().st_size // BLOCK) * BLOCK
+        more = 0 if count else 3 * BLOCK + -(-image.size // BLOCK) * BLOCK
         filled_up = -(-(taken + more) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
         full = place - begins[-1] >= count if count else filled_up > size
         if full and place > begins[-1]:
@@ -113,7 +147,7 @@ def plan(
     width = max(4, len(str(len(begins) - 1)))
     for number, (begin, end) in enumerate(zip(begins, [*begins[1:], len(images)], strict=True)):
         name = f"{part}-{number:0{width}}.tar"
-        yield Planned(name, begin, images[begin:end], labels[begin:end])
+        yield Planned(name, begin, images[begin:end])
 
 
 def check_plan(
@@ -126,15 +160,17 @@ def check_plan(
     """
     digest = hashlib.sha256(repr(list(classes)).encode())
     for one in planned:
-        for image, label in zip(one.images, one.labels, strict=True):
-            line = f"{one.name} {relative(image, base)} {image.stat().st_size} {label}\n"
+        for image in one.images:
+            name = f"{one.name} {relative(image.path, base)}"
+            line = f"{name} {image.size} {image.changed} {image.label}\n"
             digest.update(line.encode(errors="surrogateescape"))
     wanted = {"plan": digest.hexdigest(), "shards": [one.name for one in planned]}
     path = target / PLAN
     if path.is_file():
         if json.loads(path.read_text(encoding="utf-8")) != wanted:
             raise ValueError(
-                f"{target} holds shards of another folder, or of other options: give another folder"
+                f"{target} holds shards of another folder, of files that have changed since, or of "
+                "other options: give another folder, or remove it"
             )
     elif any(target.glob("*.tar")):
         raise ValueError(f"{target} holds tars already: give another folder")
@@ -161,11 +197,9 @@ def write(path: Path, planned: Planned) -> int:
         writing(path) as file,
         tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
     ):
-        for number, (image, label) in enumerate(
-            zip(planned.images, planned.labels, strict=True), planned.first
-        ):
-            add(tar, f"{number:08}.cls", str(label).encode())
-            add(tar, f"{number:08}{image.suffix.lower()}", image.read_bytes())
+        for number, image in enumerate(planned.images, planned.first):
+            add(tar, f"{number:08}.cls", str(image.label).encode())
+            add(tar, f"{number:08}{image.path.suffix.lower()}", image.path.read_bytes())
     return path.stat().st_size
 
 

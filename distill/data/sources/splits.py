@@ -28,6 +28,11 @@ def digest_of(content: Any) -> bytes:
     return hashlib.blake2b(content, digest_size=DIGEST.itemsize).digest()
 
 
+def pixel_digests(images: Tensor) -> Digests:
+    """Return a hash of each image's pixels, of uint8 `[N, C, H, W]`."""
+    return np.array([digest_of(image.data) for image in images.contiguous().numpy()], DIGEST)
+
+
 class Resident:
     """A split that fits in memory.
 
@@ -66,8 +71,7 @@ class Resident:
         """Return a hash of the file of each sample, or of its pixels where there was none."""
         if self.digests is not None:
             return self.digests
-        images = np.ascontiguousarray(self.images.numpy())
-        return np.array([digest_of(image.data) for image in images], DIGEST)
+        return pixel_digests(self.images)
 
     def fingerprint(self) -> str:
         """Return a hash of the pixels and labels, made once: the runs of a sweep share a split."""

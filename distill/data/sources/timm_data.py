@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from operator import length_hint
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,17 @@ from torch.utils.data import IterableDataset
 from distill.data.sources.contents import Listed, read_splits
 from distill.data.sources.errors import explained
 from distill.data.sources.images import check_channels, cropped
+from distill.data.sources.in_memory import AT_ONCE, checked_bytes
 from distill.data.sources.listing import Seen, folders_in, some
 from distill.data.sources.pieces import Pieces
 from distill.data.sources.sizes import SAMPLED, Header, ModelSize, Size, chosen_size, header_of
 from distill.data.sources.splits import (
     PARTS,
-    Resident,
     Source,
     Split,
     Streamed,
     check_same_classes,
+    pixel_digests,
     with_test_split,
 )
 from distill.data.sources.timm_reader import (
@@ -43,6 +45,12 @@ from distill.data.sources.timm_reader import (
     without_hidden,
 )
 from distill.utils.files import resolved_path
+from distill.utils.memory import available_bytes
+
+TOO_LARGE = (
+    "lower data.image_size, or let data=shards read them where they lie (webdataset's tars as they "
+    "are, an image folder once scripts/shards has packed it)"
+)
 
 
 def timm_dataset(
@@ -61,7 +69,8 @@ def timm_dataset(
     """Return anything `timm.data.create_dataset` opens: a folder, a tar, `wds/…`, `hfds/…`.
 
     Data sets that can only be iterated are read once and kept in memory at `image_size`, because a
-    view must be reachable by its index.
+    view must be reachable by its index. Of those, `data=shards` reads webdataset's tars where they
+    lie.
 
     Args:
         name: timm's data set name, such as `hfds/ORG/NAME`; empty for a folder or tar at `root`.
@@ -79,8 +88,8 @@ def timm_dataset(
         cache: where to keep what the files hold; None reads them anew each time.
 
     Raises:
-        ValueError: if timm cannot open it, its labels are not class numbers or names, or images are
-            broken.
+        ValueError: if timm cannot open it, its labels are not class numbers or names, images are
+            broken, or what must be held would take more than half of the free memory.
         FileNotFoundError: if there is nothing at `root`.
     """
     check_channels(channels)
@@ -204,28 +213,45 @@ def first_headers(dataset: Any) -> list[Header]:
 def held(
     dataset: Any, channels: int, size: Size, names: list[str], headers: Sequence[Header]
 ) -> tuple[Streamed, list[str]]:
-    """Read a timm data set that can only be iterated into memory."""
+    """Read a timm data set that can only be iterated into memory.
+
+    Raises:
+        ValueError: as soon as it would take more than half of what was free.
+    """
+    free, shape = available_bytes(), (channels, *size)
+    checked_bytes(length_hint(dataset), shape, free, TOO_LARGE)  # 0 where it does not say
+    blocks: list[Tensor] = []
+    targets: list[Any] = []
     with nothing_skipped():
-        pairs = [(cropped(image, channels, size), label) for image, label in dataset]
-    labels, names = numbered([label for _, label in pairs], names)
-    images = torch.stack([image for image, _ in pairs])
-    hashes = Resident(images, labels).contents()
+        pairs = ((cropped(image, channels, size), label) for image, label in dataset)
+        while block := list(islice(pairs, AT_ONCE)):
+            blocks.append(torch.stack([image for image, _ in block]))
+            targets += [label for _, label in block]
+            checked_bytes(len(targets), shape, free, TOO_LARGE)
+    labels, names = numbered(targets, names)
+    hashes = np.concatenate([pixel_digests(block) for block in blocks])
     positions = [str(position) for position in range(len(hashes))]
-    return Streamed(HeldLoader(images, headers), labels, positions, digests=hashes), names
+    return Streamed(HeldLoader(blocks, headers), labels, positions, digests=hashes), names
 
 
 @dataclass(frozen=True, eq=False)
 class HeldLoader:
-    """Position → image held in memory, uint8 `[N, C, H, W]`; `headers` are of some originals."""
+    """Position → image held in memory.
 
-    images: Tensor
+    Args:
+        blocks: uint8 `[n, C, H, W]` of `AT_ONCE` images each, the last of what is left: as one
+            tensor they would be there twice while it is made.
+        headers: of some originals.
+    """
+
+    blocks: Sequence[Tensor]
     headers: Sequence[Header] = ()
 
     def __call__(self, position: int) -> Image.Image:
         """Return one image."""
         from torchvision.transforms.v2.functional import to_pil_image
 
-        return to_pil_image(self.images[position])
+        return to_pil_image(self.blocks[position // AT_ONCE][position % AT_ONCE])
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Shards of an image folder: what is written, again, in several processes, and who can read it."""
 
+import os
 import subprocess
 import sys
 import tarfile
@@ -89,6 +90,61 @@ def test_what_is_refused(photos, tmp_path):
     other.mkdir()
     (other / "x.tar").touch()
     refusal(lambda: written(photos, other), other, "tars already")
+
+
+def test_shards_of_files_that_have_changed_since_are_not_taken_for_theirs(photos, tmp_path):
+    out = tmp_path / "out"
+    _, before = written(photos, out, count=4)
+    image = photos / "train" / "cat" / "0.png"
+    about, content = image.stat(), image.read_bytes()
+    image.write_bytes(content[:-1] + b"\0")  # as long as it was
+    os.utime(image, ns=(about.st_atime_ns, about.st_mtime_ns + 1))
+    refusal(lambda: written(photos, out, count=4), out, "have changed since")
+    _, after = written(photos, tmp_path / "again", count=4)
+    assert after != before
+
+
+@pytest.mark.parametrize(
+    ("emptied", "said"), [("train/cat", "train/cat has no images"), ("val", "val has no images")]
+)
+def test_a_class_or_a_split_without_images_is_refused(photos, tmp_path, emptied, said):
+    for image in (photos / emptied).rglob("*.png"):
+        image.unlink()
+    refusal(lambda: written(photos, tmp_path / "out"), said)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_held_out_class_that_train_lacks_is_refused(photos, tmp_path):
+    write_image(photos / "val" / "eel" / "0.png", (1, 2, 3))
+    refusal(lambda: written(photos, tmp_path / "out"), "eel")
+
+
+def test_empty_files_are_named(photos, tmp_path):
+    assert not any("files are empty" in line for line in written(photos, tmp_path / "whole")[0])
+    (photos / "train" / "cat" / "0.png").write_bytes(b"")
+    (photos / "train" / "dog" / "0.png").write_bytes(b"")
+    lines, _ = written(photos, tmp_path / "out")
+    (line,) = [line for line in lines if "files are empty" in line]
+    assert line.startswith("2 files are empty and packed so (train/cat/0.png, train/dog/0.png)")
+
+
+def test_a_size_of_no_bytes_is_refused(photos, tmp_path):
+    refusal(lambda: written(photos, tmp_path / "out", size=0), "more than 0 bytes")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [("1.2.3MB", "1.2.3MB is no size"), ("0", "more than 0 bytes"), ("few", "few")],
+)
+def test_the_command_names_a_size_that_is_none(photos, tmp_path, size, said):
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "shards", photos, tmp_path / "out", "--size", size],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert said in done.stderr.splitlines()[-1]
+    assert "given_bytes" not in done.stderr
 
 
 def test_class_folders_alone_are_train(tmp_path):

@@ -13,7 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
+from distill.data.sources import timm_data
 from distill.data.sources.folder import folder
+from distill.data.sources.images import cropped
 from distill.data.sources.timm_data import timm_dataset
 from tests.data.conftest import (
     COLOURS,
@@ -263,6 +265,28 @@ def test_webdatasets_are_held_in_memory(shards, described):
     assert grey.train.fingerprint() != source.train.fingerprint()
     named = timm_dataset("wds/local", str(shards), splits, classes=["a", "b", "c"])
     assert named.classes == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("described", [True, False])
+def test_what_is_held_is_refused_beyond_half_of_the_free_memory(shards, monkeypatch, described):
+    monkeypatch.setattr(timm_data, "AT_ONCE", 4)  # images of a block: the second ends early
+    write_shards(shards, "train", info={} if described else None)
+    splits = {"train": "train" if described else "train-{0..1}.tar"}
+    taken = 6 * 3 * 8 * 8
+    for free in (2 * taken, 0):  # as where it is not known
+        monkeypatch.setattr(timm_data, "available_bytes", lambda free=free: free)
+        source = timm_dataset("wds/x", str(shards), splits, image_size=8)
+        assert colours(source.train) == [[k, 0, 0] for k in range(6)]
+        assert len(set(source.train.contents())) == 6
+    read = []
+    monkeypatch.setattr(timm_data, "cropped", lambda *given: read.append(given) or cropped(*given))
+    monkeypatch.setattr(timm_data, "available_bytes", lambda: 2 * taken - 1)
+    refusal(
+        lambda: timm_dataset("wds/x", str(shards), splits, image_size=8),
+        "wds/x, split 'train", "6 pictures of 8 × 8 would take 1.2 kB",
+        "more than half of the 2.3 kB", "data=shards",
+    )  # fmt: skip
+    assert len(read) == (0 if described else 6)
 
 
 def test_a_webdataset_with_a_broken_sample_is_refused_not_shortened(shards):
