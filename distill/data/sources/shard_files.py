@@ -111,10 +111,10 @@ def shards_at(root: str | Sequence[str], retries: int = 3) -> tuple[list[Shard],
         tars, folder = tars_at(place, retries)
         addresses += tars
         folders += [folder] * len(tars)
-    known_as = [unsigned(address) for address in addresses]
-    if twice := [place for place, count in Counter(known_as).items() if count > 1]:
+    unsigned_addresses = [unsigned(address) for address in addresses]
+    if twice := [place for place, count in Counter(unsigned_addresses).items() if count > 1]:
         raise ValueError(f"data.root names a shard twice: {some(twice)}")
-    names = names_of(known_as)
+    names = names_of(unsigned_addresses)
     with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
         stamps = list(threads.map(lambda address: stamp_of(address, retries), addresses))
     shards = [
@@ -122,21 +122,25 @@ def shards_at(root: str | Sequence[str], retries: int = 3) -> tuple[list[Shard],
         for address, name, folder, stamp in zip(addresses, names, folders, stamps, strict=True)
         if stamp is not None
     ]
-    return shards, [place for place, stamp in zip(known_as, stamps, strict=True) if stamp is None]
+    return shards, [
+        place for place, stamp in zip(unsigned_addresses, stamps, strict=True) if stamp is None
+    ]
 
 
 def tars_at(place: str, retries: int) -> tuple[list[str], str]:
     """Return the tars that a path or address means, and the folder that was searched for them."""
-    known_as = unsigned(place)
-    if known_as.endswith(COMPRESSED):
-        raise ValueError(f"{known_as} is compressed, and its samples cannot be reached: unpack it")
+    without_query = unsigned(place)
+    if without_query.endswith(COMPRESSED):
+        raise ValueError(
+            f"{without_query} is compressed, and its samples cannot be reached: unpack it"
+        )
     if REMOTE not in place:
         place = str(resolved_path(place))
-    if known_as.endswith(".tar") and "*" not in known_as:
+    if without_query.endswith(".tar") and "*" not in without_query:
         return [local_path(place)], ""
     files, _ = file_system(place)
     local = is_local(files)
-    if "*" in known_as:
+    if "*" in without_query:
         pattern = local_path(place)
         tars = files.glob(pattern) if local else listed(pattern, retries)
         folder = ""

@@ -19,7 +19,7 @@ PAUSE, LONGER = 0.1, 4  # seconds before the first retry, and how many times lon
 
 
 class ShardLost(ValueError):
-    """A shard that was there at the start cannot be read."""
+    """A shard, or what says which there are, cannot be read."""
 
 
 class SampleBroken(ValueError):
@@ -63,9 +63,9 @@ def connection(address: str) -> dict[str, Any]:
         for key, value in conf.get(protocol, {}).get("client_kwargs", {}).items()
     }
     patience = ClientTimeout(total=None, sock_connect=CONNECT, sock_read=SILENCE)
-    told: dict[str, Any] = {"client_kwargs": {"timeout": patience, **configured}}
+    options: dict[str, Any] = {"client_kwargs": {"timeout": patience, **configured}}
     signed = unsigned(address) != address  # and is not to be written in another way
-    return told | {"encoded": True} if signed else told
+    return options | {"encoded": True} if signed else options
 
 
 def retried(action: Callable[[], T], retries: int, place: str) -> T:
@@ -109,8 +109,8 @@ def listed(place: str, retries: int) -> list[str]:
     files, path = file_system(place)
     if is_http(place):
         return list(dict.fromkeys(pages(files, place, retries)))
-    found = files.glob if "*" in place else files.find
-    names = answered(partial(found, path), retries, place)
+    search = files.glob if "*" in place else files.find
+    names = answered(partial(search, path), retries, place)
     return [str(files.unstrip_protocol(name)) for name in names]
 
 
