@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from distill.data.batch import Batch
 from distill.data.condition.image_corruptions import ImageCorruption
+from distill.data.sources.errors import SampleBroken, ShardLost
 from distill.data.sources.listing import some
-from distill.data.sources.shard_remote import SampleBroken, ShardLost
 from distill.data.sources.splits import Resident, Split, Streamed
 from distill.data.views.draws import second_seed
 from distill.data.views.order import InShards, endless_order, epoch_order

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from PIL import Image, features
 
+from distill.data.sources.errors import ShardLost
 from distill.data.sources.images import MODES, decoded, orientation, upright
-from distill.data.sources.shard_remote import ShardLost
 from distill.data.sources.sizes import TURNED
 from distill.utils.arrow import lent_pixels
 from distill.utils.errors import first_line

@@ -10,6 +10,14 @@ from PIL import UnidentifiedImageError
 from distill.utils.errors import first_line
 
 
+class ShardLost(ValueError):
+    """A shard, or what says which there are, cannot be read."""
+
+
+class SampleBroken(ValueError):
+    """An image of a shard cannot be decoded."""
+
+
 @contextmanager
 def explained(label: str) -> Iterator[None]:
     """Turn any error into one line that begins with what it is about."""

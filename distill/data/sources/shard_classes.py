@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from distill.data.sources.errors import ShardLost
 from distill.data.sources.listing import some
 from distill.data.sources.shard_files import Shard, local_path
 from distill.data.sources.shard_remote import (
     REMOTE,
-    ShardLost,
     denies,
     file_system,
     if_there,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeVar
 
-from distill.data.sources.errors import reason
+from distill.data.sources.errors import ShardLost, reason
 
 T = TypeVar("T")
 REMOTE = "://"
@@ -16,14 +16,6 @@ REMOTE = "://"
 MISSING, DENIED = (404, 410), (401, 403)
 CONNECT, SILENCE = 30, 60  # seconds until a server is there, and until it sends more
 PAUSE, LONGER = 0.1, 4  # seconds before the first retry, and how many times longer each next one
-
-
-class ShardLost(ValueError):
-    """A shard, or what says which there are, cannot be read."""
-
-
-class SampleBroken(ValueError):
-    """An image of a shard cannot be decoded."""
 
 
 def file_system(address: str) -> tuple[Any, str]:

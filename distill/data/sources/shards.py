@@ -17,14 +17,14 @@ from PIL import Image
 from torch import Tensor
 
 from distill.data.sources.contents import check_broken, check_verify
-from distill.data.sources.errors import explained, reason
+from distill.data.sources.errors import SampleBroken, ShardLost, explained, reason
 from distill.data.sources.images import check_channels, decoded
 from distill.data.sources.listing import some
 from distill.data.sources.packed import PackedStrings
 from distill.data.sources.shard_classes import names_beside
 from distill.data.sources.shard_files import Shard, ShardFiles, shards_at
 from distill.data.sources.shard_index import Reading, ShardIndex, indexed
-from distill.data.sources.shard_remote import SampleBroken, ShardLost, unsigned
+from distill.data.sources.shard_remote import unsigned
 from distill.data.sources.sizes import SAMPLED, Header, opened_header
 from distill.data.sources.splits import (
     DIGEST,

@@ -20,11 +20,11 @@ from PIL import Image
 from distill.data import DataModule
 from distill.data.loading import KeyedSplit
 from distill.data.sources import folder, shard_files, shard_index, shard_remote, shards
+from distill.data.sources.errors import SampleBroken, ShardLost
 from distill.data.sources.judged import Judged, opened
 from distill.data.sources.shard_classes import places
 from distill.data.sources.shard_files import Shard, ShardFiles, expanded, part_of, shards_at
 from distill.data.sources.shard_index import KeptIndex, Reading, indexed, progress, read_index
-from distill.data.sources.shard_remote import SampleBroken, ShardLost
 from distill.data.sources.unlabeled import UNKNOWN
 from distill.data.views.views import CLEAN
 from tests.data.conftest import colour, colours, refusal, write_folder
