@@ -7,6 +7,7 @@ import random
 import signal
 import sys
 import time
+from contextlib import contextmanager
 
 import torch
 
@@ -39,24 +40,30 @@ def fill(folder, seed, ready):
                 store.write(view, rows[~there], truth(view, rows[~there]))
 
 
-def write_until_line(folder, last, ready):
-    """Write once; be killed at the n-th line of the store's code, or say how many they are."""
-    lines, traced = 0, {module.__file__ for module in (records, room, store, store_folder)}
+@contextmanager
+def killed_at(line, *modules):
+    """Kill this process at the n-th line of code of modules; count them all where n is 0."""
+    counted, traced = [], {module.__file__ for module in modules}
 
     def trace(frame, event, argument):
-        nonlocal lines
         if frame.f_code.co_filename not in traced:
             return None
-        lines += event == "line"
-        if lines == last > 0:
+        if event == "line":
+            counted.append(frame.f_lineno)
+        if len(counted) == line > 0:
             os.kill(os.getpid(), signal.SIGKILL)
         return trace
 
     sys.settrace(trace)
-    with opened(folder) as writer:
-        writer.write(0, torch.arange(8), truth(0, torch.arange(8)))
+    yield counted
     sys.settrace(None)
-    ready.send(lines)
+
+
+def write_until_line(folder, last, ready):
+    """Write once; be killed at the n-th line of the store's code, or say how many they are."""
+    with killed_at(last, records, room, store, store_folder) as lines, opened(folder) as writer:
+        writer.write(0, torch.arange(8), truth(0, torch.arange(8)))
+    ready.send(len(lines))
 
 
 def hold(folder, count, ready):
@@ -68,21 +75,9 @@ def hold(folder, count, ready):
 
 def claim_until_line(folder, last, ready):
     """Claim a piece of work; be killed at the n-th line of the claims' code, or say how many."""
-    lines = 0
-
-    def trace(frame, event, argument):
-        nonlocal lines
-        if frame.f_code.co_filename != claims.__file__:
-            return None
-        lines += event == "line"
-        if lines == last > 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return trace
-
-    sys.settrace(trace)
-    Claims(folder).take("work")
-    sys.settrace(None)
-    ready.send(lines)
+    with killed_at(last, claims) as lines:
+        Claims(folder).take("work")
+    ready.send(len(lines))
 
 
 def race(folder, count, ready):
