@@ -9,7 +9,7 @@ from typing import Any
 
 from distill.data.sources.errors import ShardLost
 from distill.data.sources.listing import some
-from distill.data.sources.shard_files import Shard, local_path
+from distill.data.sources.shard_files import BRACES, Shard, local_path
 from distill.data.sources.shard_remote import (
     REMOTE,
     denies,
@@ -57,7 +57,10 @@ def places(root: str | Sequence[str], shards: Sequence[Shard]) -> list[str]:
     folders = [shard.place.rpartition("/")[0] for shard in shards]
     folders = list(dict.fromkeys(folders))
     above = [folder.rpartition("/")[0] for folder in folders]
-    given = [root] if isinstance(root, str) and not unsigned(root).endswith(".tar") else []
+    is_folder = isinstance(root, str) and not (
+        unsigned(root).endswith(".tar") or BRACES.search(root) or "*" in root
+    )
+    given = [str(root)] if is_folder else []
     given = [one if REMOTE in one else str(resolved_path(one)) for one in map(local_path, given)]
     every = [*(one.rstrip("/") for one in given), *folders, *above]
     return [one for one in dict.fromkeys(every) if not one.endswith(":/")]  # above all of a server
