@@ -85,6 +85,8 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.thorough)
         if thorough or name.startswith(SLOW):
             item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no GPU here"))
 
 
 class Tiny(nn.Module):

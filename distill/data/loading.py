@@ -342,9 +342,9 @@ class KeyedSplit(Dataset[Any]):
         Where all are gone they are returned as they are: whoever reads them says why.
         """
         gone = self._gone(positions)
-        rest = positions[~gone]
-        if not len(rest):
+        if not gone.any() or gone.all():
             return positions
+        rest = positions[~gone]
         replaced = positions.clone()
         replaced[gone] = rest[torch.arange(int(gone.sum())) % len(rest)]
         return replaced

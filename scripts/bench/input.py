@@ -47,6 +47,7 @@ from PIL import Image
 from distill.data import DataModule, sources
 from distill.data.sources.packed import PackedStrings
 from distill.data.sources.splits import DIGEST, Source, Streamed
+from distill.data.views.views import StreamedView
 
 BATCH = 32
 SHOWN = 224
@@ -153,7 +154,8 @@ def uncut(source: Source) -> Source:
 
 def epochs_of(data: DataModule) -> Callable[[], Iterable[int]]:
     loader = data.train_dataloader()
-    device = "cuda" if data.view.decoder.on_device else "cpu"  # type: ignore[union-attr]
+    assert isinstance(data.view, StreamedView)
+    device = "cuda" if data.view.decoder.on_device else "cpu"
     return lambda: (len(data.on_after_batch_transfer(batch.to(device), 0).view) for batch in loader)
 
 

@@ -389,10 +389,6 @@ def test_runs_that_take_turns_are_shown_what_is_theirs(runs, in_turn):
         assert same(weights, others)
 
 
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-
-
-@gpu
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("case", CASES)

@@ -156,9 +156,15 @@ def chosen_decoder(name: str) -> Decoder:
 
 def try_out(decoder: Decoder) -> None:
     """Decode a small picture, which shows a library that is not there or broken."""
+    content = small_jpeg()
+    decoder.decode(content, Image.open(io.BytesIO(content)), Box(0, 0, 8, 8, 2))
+
+
+def small_jpeg() -> bytes:
+    """Return a JPEG file on which a decoder can be tried."""
     file = io.BytesIO()
     Image.new("RGB", (16, 16)).save(file, "JPEG")
-    decoder.decode(file.getvalue(), Image.open(file), Box(0, 0, 8, 8, 2))
+    return file.getvalue()
 
 
 def corners(box: Box) -> tuple[int, int, int, int]:

@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from distill.data.sources.decoders import Decoder, encoded, plain_jpeg
-from distill.data.sources.images import MODES
+from distill.data.sources.decoders import Decoder, encoded, plain_jpeg, small_jpeg
+from distill.data.sources.images import decoded
 from distill.data.views.crop import Drawn, ResizedCrop
 from distill.utils.errors import first_line
 
@@ -128,11 +127,13 @@ class Undecoded:
 def groups(files: Sequence[File]) -> Iterator[list[File]]:
     """Yield, in order, files that are decoded together: no more than a device should hold."""
     group: list[File] = []
+    pixels = 0
     for file in files:
-        if group and sum(one.pixels for one in (*group, file)) > AT_ONCE:
+        if group and pixels + file.pixels > AT_ONCE:
             yield group
-            group = []
+            group, pixels = [], 0
         group.append(file)
+        pixels += file.pixels
     if group:
         yield group
 
@@ -190,10 +191,8 @@ def try_nvjpeg(device: torch.device) -> None:
     Raises:
         ValueError: if that fails.
     """
-    file = io.BytesIO()
-    Image.new("RGB", (16, 16)).save(file, "JPEG")
     try:
-        by_nvjpeg(device, [torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)], 3)
+        by_nvjpeg(device, [torch.frombuffer(bytearray(small_jpeg()), dtype=torch.uint8)], 3)
     except RuntimeError as error:
         raise ValueError(
             f"data.decoder=gpu cannot decode JPEG files on {device} ({first_line(error)}): give "
@@ -211,8 +210,8 @@ def by_nvjpeg(device: torch.device, contents: Sequence[Tensor], channels: int) -
 
     mode = ImageReadMode.RGB if channels == 3 else ImageReadMode.GRAY
     torch.cuda.current_stream(device).synchronize()
-    decoded: list[Tensor] = decode_jpeg(list(contents), mode, device=device)
-    return decoded
+    pictures: list[Tensor] = decode_jpeg(list(contents), mode, device=device)
+    return pictures
 
 
 def whole_picture(content: Tensor, index: int, channels: int) -> Tensor:
@@ -221,12 +220,13 @@ def whole_picture(content: Tensor, index: int, channels: int) -> Tensor:
     Raises:
         ValueError: for a broken one.
     """
+    from torchvision.transforms.v2.functional import pil_to_tensor
+
     try:
-        with Image.open(io.BytesIO(content.numpy().tobytes())) as picture:
-            pixels = np.array(picture.convert(MODES[channels]))
+        pixels: Tensor = pil_to_tensor(decoded(io.BytesIO(content.numpy().tobytes()), channels))
     except Exception as error:  # whatever Pillow stumbles on
         raise ValueError(
             f"broken image, index {index} of the data ({first_line(error)}): data.verify=all names "
             "its file"
         ) from error
-    return torch.from_numpy(pixels).view(*pixels.shape[:2], channels).permute(2, 0, 1)
+    return pixels

@@ -212,22 +212,23 @@ def as_markdown(lines: Sequence[Line]) -> str:
 
 def claimed_against_reproduced(lines: Sequence[Line]) -> figures.Figure | None:
     """Draw what was published against what these runs came to, where both are known."""
-    both = [(one, one.claim.top1) for one in lines if one.claim is not None]
+    both = [(one, one.claim) for one in lines if one.claim is not None]
     if not both:
         return None
-    figures_of = [figure for one, claim in both for figure in (one.last.mean, claim)]
+    figures_of = [figure for one, claim in both for figure in (one.last.mean, claim.top1)]
     ends = [min(figures_of), max(figures_of)]
     with figures.drawing("claimed", 5.2, 4.6) as (canvas, kept):
         axes = canvas.subplots()
         axes.plot(ends, ends, color=figures.COLOURS["ink"], linewidth=1, linestyle=":")
         for role, is_best in product(figures.ROLES, (False, True)):
             own = [
-                (one, claim) for one, claim in both
-                if role_of(one) == role and one.claim.is_best_on_test == is_best  # type: ignore[union-attr]
-            ]  # fmt: skip
+                (one, claim)
+                for one, claim in both
+                if role_of(one) == role and claim.is_best_on_test == is_best
+            ]
             if own:
                 axes.errorbar(
-                    [claim for _, claim in own],
+                    [claim.top1 for _, claim in own],
                     [one.last.mean for one, _ in own],
                     yerr=[one.last.deviation for one, _ in own],
                     fmt=figures.MARKERS[role],
@@ -238,7 +239,7 @@ def claimed_against_reproduced(lines: Sequence[Line]) -> figures.Figure | None:
         axes.set(xlabel="published top-1 %", ylabel="reproduced top-1 %, last epoch")
         axes.legend()
     said = "; ".join(
-        f"{one.pair} {one.method}: {claim:.2f} published, {one.last.mean:.2f} here"
+        f"{one.pair} {one.method}: {claim.top1:.2f} published, {one.last.mean:.2f} here"
         for one, claim in both
     )
     caption = "On the dotted line a method came to what was published of it."

@@ -263,11 +263,7 @@ def test_a_gpu_that_decodes_nothing_is_refused(nvjpeg, monkeypatch):
     refusal(lambda: decoded_on(GPU, [jpeg(32)], [0], 3), "on cuda", "not compiled", "decoder=auto")
 
 
-on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
-
-
 @pytest.mark.gpu
-@on_gpu
 @pytest.mark.parametrize("size", [16, 48, 220])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_nvjpeg_agrees_with_pillow(photographs, size, interpolation):
@@ -281,7 +277,6 @@ def test_nvjpeg_agrees_with_pillow(photographs, size, interpolation):
 
 
 @pytest.mark.gpu
-@on_gpu
 def test_memory_that_queued_work_reads_is_not_written_to(photographs):
     """As in pytorch/vision's pull request 9606: what is freed while it is still to be read."""
     data, rows = module(photographs), torch.arange(14)
