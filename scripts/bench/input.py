@@ -48,6 +48,7 @@ from distill.data import DataModule, sources
 from distill.data.sources.packed import PackedStrings
 from distill.data.sources.splits import DIGEST, Source, Streamed
 from distill.data.views.views import StreamedView
+from distill.utils.memory import keep_freed_memory
 
 BATCH = 32
 SHOWN = 224
@@ -68,6 +69,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
+    keep_freed_memory()  # as the command does; it serves timm's loader too
     rows: list[Row] = []
     tables: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="distill-bench-") as made:
@@ -269,6 +271,7 @@ def elsewhere(*arguments: str) -> dict[str, float]:
 
 def started(kind: str, *arguments: str) -> dict[str, float]:
     """Return seconds until the first batches of two workers, and what memory they take."""
+    keep_freed_memory()
     before, began = pss(), time.perf_counter()
     if kind == "index":
         source = index_of(int(arguments[0]))

@@ -137,9 +137,11 @@ class ResizedCrop:
         Of four channels the last means nothing.
         """
         given = pixels if pixels.flags.writeable else pixels.copy()  # or torch would warn of it
-        crop = torch.from_numpy(given).permute(2, 0, 1)[None]
-        view = F.interpolate(crop, self.size, mode=drawn.interpolation, antialias=True)[0, :3]
-        return turned(view, drawn)
+        # Of what comes channels last torch is told so by all strides, that of the batch too; it
+        # takes twice as long otherwise.
+        crop = torch.from_numpy(given)[None].permute(0, 3, 1, 2)
+        view = F.interpolate(crop, self.size, mode=drawn.interpolation, antialias=True)
+        return turned(view[0, :3].contiguous(), drawn)
 
     def on_device(self, picture: Tensor, drawn: Drawn) -> Tensor:
         """Return the view of a whole picture, uint8 `[C, H, W]`, on the device where this lies.

@@ -289,7 +289,7 @@ def test_less_is_decoded_where_the_crop_allows_it(monkeypatch):
 
     monkeypatch.setattr(decoders, "part_of", part_of)
     load = Files(written(photographs()[0].resize((2000, 1500))))
-    view_of({"scale": [0.9, 1.0]}, 224).batch(load, 0, 0, torch.tensor([0]))
+    view_of({"scale": [0.9, 1.0]}, 224, decoder="pil").batch(load, 0, 0, torch.tensor([0]))
     assert sizes[-1] == (500, 375)
 
 
