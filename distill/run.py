@@ -32,6 +32,7 @@ from distill.training.fit import (
     best_epoch,
     fit,
     load_baseline,
+    lost_note,
     prepare_baseline,
     save_bundle,
     training_speed,
@@ -136,6 +137,7 @@ def trained(cfg: DictConfig, sharing: Sharing) -> float | list[float] | None:
     baseline = prepare_baseline(cfg, data) if cfg.baseline else None
     warnings = warned(cfg, data, looks)
     student, trainer = fit(cfg, data, teacher, untrained)
+    lost = lost_note(data, trainer)
     if not trainer.is_global_zero:
         return None
 
@@ -155,7 +157,7 @@ def trained(cfg: DictConfig, sharing: Sharing) -> float | list[float] | None:
         "epochs": {"last": trainer.current_epoch, "best": best and best[0]},
         "sparsity": sparsity,
         "unlabeled": report.unlabeled_of(cfg, data, trainer),
-        "warnings": [*warnings, *filter(None, [data.lost_note])],
+        "warnings": [*warnings, *filter(None, [lost])],
         "seconds": round(seconds, 2),
         "images_per_second": training_speed(trainer),
         **report.run_metadata(cfg, data),

@@ -51,7 +51,7 @@ THOROUGH = {
     "studies": "trains the ten claims and a table",
     "test_soak.py": "random configurations",
     # What a smaller test beside it, or another of its cases, tests too.
-    "training/test_shards_resumed.py": "runs that are killed, of one and two ranks",
+    "training/test_shards_resumed.py::test_it_sees": "runs that are killed, of one and two ranks",
     "training/test_ddp.py::test_each_rank_asks": "two ranks",
     "training/test_ddp.py::test_two_processes_give_the_numbers_and_the_student_of_one[2]":
         "two ranks, a second time",

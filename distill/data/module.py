@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from hashlib import sha256
 from inspect import signature
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -47,6 +48,8 @@ from distill.data.views.draws import second_seed
 from distill.data.views.resident import ResidentViews, TwoResidentViews
 from distill.data.views.views import CLEAN, ResidentView, StreamedView
 from distill.utils.sharing import Recent, Sharing, Streams
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -252,6 +255,18 @@ class DataModule(pl.LightningDataModule):
         """What of the training images was lost on the way, for people; None if nothing was."""
         noted = getattr(getattr(self.train, "load", None), "lost_note", None)
         return None if noted is None else noted(self.train.index)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what training went without, which a run that goes on does not try again."""
+        missed = getattr(getattr(self.train, "load", None), "missed", None)
+        return {} if missed is None else missed()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on without what was lost before, and say so."""
+        load: Any = cast(Streamed, self.train).load
+        load.miss(state_dict)
+        if self.lost_note:
+            log.warning("before it was interrupted, %s: it goes on without them", self.lost_note)
 
     @property
     def soft_targets(self) -> bool:

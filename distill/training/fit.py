@@ -302,8 +302,7 @@ def train_and_keep(
         own = with_values(own, {"ckpt_path": str(path), "resume": "auto"})
         log.info("%s: going on from %s, %d epochs done", role, path, epochs_done(content, path))
     student, trainer = fit(own, data, teacher, role=role)
-    lost = data.lost_note
-    whole = trainer.strategy.reduce_boolean_decision(lost is None)
+    lost = lost_note(data, trainer)
     if trainer.is_global_zero:
         if BEST in own.callbacks and (best := best_epoch(trainer, student)):
             by = own.callbacks[BEST].monitor
@@ -311,15 +310,23 @@ def train_and_keep(
             student = best[1]
         student, _ = pruned(own, data, student, trainer)
         facts = {"role": role, "config": read.plain(cfg), "data": data.fingerprint}
-        if not whole:
+        if lost:
             kept = own_place(cfg, kept)
-            facts[LOST] = lost or "another process than the first trained without some images"
+            facts[LOST] = lost
             log.warning("%s: %s; it is for this run alone, others train theirs", role, facts[LOST])
         save_bundle(student, data, kept, facts)
         keep_history(own, kept)
         shutil.rmtree(work, ignore_errors=True)
         log.info("%s: kept in %s", role, kept)
     trainer.strategy.barrier()
+
+
+def lost_note(data: DataModule, trainer: pl.Trainer) -> str | None:
+    """Return what any process of a run trained without, for people; None if nothing."""
+    lost = data.lost_note
+    if trainer.strategy.reduce_boolean_decision(lost is None):
+        return None
+    return lost or "another process than the first trained without some images"
 
 
 def with_checkpoints(cfg: DictConfig, work: Path, keep_best: bool) -> DictConfig:

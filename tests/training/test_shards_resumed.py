@@ -10,6 +10,7 @@ import torch.multiprocessing as mp
 import distill  # noqa: F401  (first: it makes the libraries below importable in a new process)
 from tests.conftest import free_port
 from tests.data.sources.shard_cases import write_shards
+from tests.data.sources.test_shards import lose
 
 STEPS, EPOCHS = 5, 3  # of an epoch; 60 samples in 5 shards, 12 in a global batch
 
@@ -91,3 +92,43 @@ def test_it_sees_the_same_views_and_ends_in_the_same_bytes(tiny, tmp_path, ranks
         assert all(torch.equal(value, student[key]) for key, value in resumed.items())
     first_epoch = [index for seen, _ in whole for indices, _ in seen[:STEPS] for index in indices]
     assert sorted(first_epoch) == list(range(60))
+
+
+def test_what_was_lost_before_an_interruption_is_in_the_numbers_of_the_run_that_goes_on(
+    tiny, tmp_path
+):
+    import pytorch_lightning as pl
+
+    from distill import Distiller, Objective
+    from distill.data import DataModule
+    from distill.data.sources import shards
+
+    root = write_shards(tmp_path / "shards", train=5)
+    path = root / "train-0003.tar"
+    content, about = path.read_bytes(), path.stat()
+
+    def trained(epochs, *lost, resume=None):
+        source = shards(str(root), channels=1, retries=0, broken="skip")
+        data = DataModule(source, {"scale": [0.5, 1.0]}, image_size=8, batch_size=12)
+        lose(data, *lost)
+        torch.manual_seed(0)
+        student = tiny()
+        student.body[3] = torch.nn.Identity()  # dropout draws from torch's own generator
+        module = Distiller(student, None, Objective({"ce": "cross_entropy"}))
+        trainer = pl.Trainer(
+            accelerator="cpu", max_epochs=epochs, use_distributed_sampler=False, logger=False,
+            enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+            limit_val_batches=0,
+        )  # fmt: skip
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+        trainer.save_checkpoint(tmp_path / f"{epochs}.ckpt")
+        return data, student.state_dict()
+
+    before, _ = trained(1, path)
+    path.write_bytes(content)
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+    after, resumed = trained(2, resume=tmp_path / "1.ckpt")
+    assert "without 12 of its 60 images" in before.lost_note
+    assert after.lost_note == before.lost_note
+    _, uninterrupted = trained(2, path)
+    assert all(torch.equal(value, resumed[name]) for name, value in uninterrupted.items())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
@@ -487,6 +487,17 @@ class ShardLoader:
         if not without:
             return None
         return f"training went without {' and without '.join(without)} (data.broken=skip)"
+
+    def missed(self) -> dict[str, list[int]]:
+        """Return what training went without, by name; what was all there has no name."""
+        both = {"shards": self.lost, "images": self.broken}
+        return {name: flags.nonzero()[:, 0].tolist() for name, flags in both.items() if flags.any()}
+
+    def miss(self, missed: Mapping[str, Sequence[int]]) -> None:
+        """Go on without what another process went without, see `missed`, where that may be."""
+        if self.skips:
+            self.lost[list(missed.get("shards", ()))] = True
+            self.broken[list(missed.get("images", ()))] = True
 
     def gone(self, index: Tensor) -> Tensor:
         """Return which of these positions, int64 `[n]`, training goes on without, bool `[n]`."""

@@ -836,6 +836,28 @@ def test_a_broken_image_may_be_passed_over_and_is_counted(root, caplog, workers,
     assert "and without 1 of its 36 images that cannot be decoded" in data.lost_note
 
 
+def test_what_was_gone_without_is_gone_without_by_a_run_that_goes_on(root, caplog):
+    with_a_broken_image(root, 13, "PNG")
+    whole = modular(shards(str(root), broken="skip"))
+    assert whole.state_dict() == {}
+    before = modular(shards(str(root), retries=0, broken="skip"))
+    path = root / "train-0002.tar"
+    content, about = path.read_bytes(), path.stat()
+    lose(before, path)
+    expected = [batch.index.tolist() for epoch in range(2) for batch in drawn(before, epoch)][6:]
+    path.write_bytes(content)  # it is there again
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+    state = before.state_dict()
+    after = modular(shards(str(root), broken="skip"))
+    after.load_state_dict(state)
+    assert [batch.index.tolist() for batch in drawn(after, 1)] == expected
+    assert after.lost_note == before.lost_note
+    assert f"before it was interrupted, {before.lost_note}: it goes on without them" in caplog.text
+    strict = modular(shards(str(root)))
+    strict.load_state_dict(state)
+    refusal(lambda: drawn(strict), "s0013.png", error=SampleBroken)
+
+
 def test_a_broken_partner_leaves_a_view_as_it_is(root):
     with_a_broken_image(root, 13, "PNG")
     data = modular(shards(str(root), broken="skip"), view={"mixup": 1.0})
