@@ -148,8 +148,10 @@ def chosen_decoder(name: str) -> Decoder:
         if name == "auto":
             return pillow()
         why = first_line(error)
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "simplejpeg"
+        remedy = "pip install 'distill-kd[data]', or give" if missing else "give"
         raise ValueError(
-            f"data.decoder={name} cannot decode JPEG files here ({why}): give auto or pil"
+            f"data.decoder={name} cannot decode JPEG files here ({why}): {remedy} auto or pil"
         ) from error
     return decoder
 

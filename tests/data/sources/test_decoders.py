@@ -86,7 +86,9 @@ def test_other_names_are_refused():
 def test_a_library_that_is_not_there_is_refused(name, monkeypatch):
     module = "simplejpeg" if name == "simplejpeg" else "torchvision.io"
     monkeypatch.setitem(sys.modules, module, None)
-    refusal(lambda: chosen_decoder(name), f"data.decoder={name} cannot decode", "give auto or pil")
+    words = f"data.decoder={name} cannot decode", "give auto or pil"
+    line = refusal(lambda: chosen_decoder(name), *words)
+    assert ("pip install 'distill-kd[data]'" in line) == (name == "simplejpeg")
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
