@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import cached_property
 from hashlib import sha256
 from inspect import signature
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import pytorch_lightning as pl
@@ -253,20 +253,26 @@ class DataModule(pl.LightningDataModule):
     @property
     def lost_note(self) -> str | None:
         """What of the training images was lost on the way, for people; None if nothing was."""
-        noted = getattr(getattr(self.train, "load", None), "lost_note", None)
+        noted = getattr(self._load, "lost_note", None)
         return None if noted is None else noted(self.train.index)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what training went without, which a run that goes on does not try again."""
-        missed = getattr(getattr(self.train, "load", None), "missed", None)
-        return {} if missed is None else missed()
+        missed: dict[str, Any] = getattr(self._load, "missed", dict)()
+        return {"data": self.fingerprint, **missed} if missed else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on without what was lost before, and say so."""
-        load: Any = cast(Streamed, self.train).load
-        load.miss(state_dict)
+        """Go on without what was lost before, and say so; of other data nothing was."""
+        if state_dict.get("data") != self.fingerprint:
+            return
+        self._load.miss(state_dict)
         if self.lost_note:
             log.warning("before it was interrupted, %s: it goes on without them", self.lost_note)
+
+    @property
+    def _load(self) -> Any:
+        """What reads the training images; None of those in memory."""
+        return getattr(self.train, "load", None)
 
     @property
     def soft_targets(self) -> bool:

@@ -15,8 +15,7 @@ from distill.teacher.teacher import Teacher
 from distill.training import cache
 from distill.training.fit import prepare_baseline
 from tests.data.conftest import write_folder
-from tests.data.sources.shard_cases import write_shards
-from tests.data.sources.test_shards import lose
+from tests.data.sources.shard_cases import lose, write_shards
 
 
 @pytest.fixture

@@ -9,8 +9,7 @@ import torch.multiprocessing as mp
 
 import distill  # noqa: F401  (first: it makes the libraries below importable in a new process)
 from tests.conftest import free_port
-from tests.data.sources.shard_cases import write_shards
-from tests.data.sources.test_shards import lose
+from tests.data.sources.shard_cases import lose, write_shards
 
 STEPS, EPOCHS = 5, 3  # of an epoch; 60 samples in 5 shards, 12 in a global batch
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, features
 
-from distill.data.sources.errors import ShardLost
+from distill.data.sources.errors import ShardLost, explained
 from distill.data.sources.images import MODES, decoded, orientation, upright
 from distill.data.sources.sizes import TURNED
 from distill.utils.arrow import lent_pixels
@@ -104,7 +104,8 @@ def pillow() -> Decoder:
 
 def simplejpeg() -> Decoder:
     """Return simplejpeg's decoder."""
-    import_module("simplejpeg")  # says best that it is not there
+    with explained("simplejpeg"):
+        import_module("simplejpeg")
     return Decoder("simplejpeg", version("simplejpeg"), by_simplejpeg)
 
 
@@ -148,10 +149,8 @@ def chosen_decoder(name: str) -> Decoder:
         if name == "auto":
             return pillow()
         why = first_line(error)
-        missing = isinstance(error, ModuleNotFoundError) and error.name == "simplejpeg"
-        remedy = "pip install 'distill-kd[data]', or give" if missing else "give"
         raise ValueError(
-            f"data.decoder={name} cannot decode JPEG files here ({why}): {remedy} auto or pil"
+            f"data.decoder={name} cannot decode JPEG files here ({why}): give auto or pil"
         ) from error
     return decoder
 

@@ -137,8 +137,8 @@ class ResizedCrop:
         Of four channels the last means nothing.
         """
         given = pixels if pixels.flags.writeable else pixels.copy()  # or torch would warn of it
-        # Of what comes channels last torch is told so by all strides, that of the batch too; it
-        # takes twice as long otherwise.
+        # The batch's stride, too, says that channels are last: else torch resizes them as planes,
+        # which takes 1.6 times as long.
         crop = torch.from_numpy(given)[None].permute(0, 3, 1, 2)
         view = F.interpolate(crop, self.size, mode=drawn.interpolation, antialias=True)
         return turned(view[0, :3].contiguous(), drawn)

@@ -137,3 +137,12 @@ def served(folder):
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def lose(data, *paths):
+    """Remove shards that this process may have open."""
+    files = data.train.load.files
+    for number in list(files.open_shards):
+        files._close(number)
+    for path in paths:
+        path.unlink()
